@@ -1,0 +1,131 @@
+"""The truth: a gated RMS norm and FP8 group quantisation in plain PyTorch, every rounding written out.
+
+Everything else in the library is held against these functions: the layers call them, the CPU op is them, the kernel
+must agree with them bit for bit up to summation order. They play the part that `RMSNormGated.forward_static` plays in
+vLLM PR #40710. Shapes: `x` and `gate` are [tokens, ...]; the dimensions behind the first are flattened to one row of
+`hidden` elements, so [tokens, heads, head_dim] and [tokens, hidden] mean the same.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fusionlib.spec import GatedNorm, GroupQuant
+
+_ACTIVATIONS = {"silu": torch.nn.functional.silu, "sigmoid": torch.sigmoid}
+
+
+def rms_norm_gated(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor,
+    norm: GatedNorm,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Gated RMS norm of each run of `norm.norm_size` elements; see `GatedNorm` for the formula.
+
+    Args:
+        x: [tokens, ...], bf16, fp16 or fp32; its dtype is the one that the rounding points round to.
+        gate: [tokens, ...] with as many elements per token, any floating dtype.
+        weight: [norm_size], or [hidden] where every element of the row has its own (the Mamba2 family).
+        bias: like weight, added behind it.
+
+    Returns:
+        [tokens, hidden], of x's dtype if `output` is a rounding point, else float32.
+    """
+
+    def rounded(value: torch.Tensor, point: str) -> torch.Tensor:
+        return value.to(x.dtype).float() if point in norm.rounding else value
+
+    def runs(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.flatten(1).unflatten(1, (-1, norm.norm_size)).float()  # [tokens, runs, norm_size]
+
+    def scaled(value: torch.Tensor) -> torch.Tensor:
+        value = value * (weight.float() + norm.weight_offset).view(-1, norm.norm_size)
+        return value if bias is None else value + bias.float().view(-1, norm.norm_size)
+
+    value = runs(x)
+    activated = rounded(_ACTIVATIONS[norm.activation](runs(gate)), "activation")
+    if not norm.norm_before_gate:
+        value = rounded(value * activated, "gate")
+    variance = value.pow(2).mean(-1, keepdim=True)
+    value = rounded(value * torch.rsqrt(variance + norm.eps), "norm")
+    value = scaled(value)
+    if norm.norm_before_gate:
+        value = rounded(value, "weight") * activated
+    return value.to(norm.output_dtype(x.dtype)).flatten(1)
+
+
+def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise each run of `quant.group_size` elements to FP8; see `GroupQuant` for the formula.
+
+    Args:
+        y: [tokens, hidden], bf16, fp16 or fp32.
+
+    Returns:
+        codes [tokens, hidden] of `quant.dtype`, and scales in `quant.scale_layout`: float32 [tokens, groups], or packed
+        int32 [tokens, ceil(groups / 4)].
+    """
+    groups = y.unflatten(1, (-1, quant.group_size)).float()  # [tokens, groups, group_size]
+    amax = groups.abs().amax(-1, keepdim=True)
+    if quant.floor is not None and quant.floor_on == "amax":
+        amax = amax.clamp(min=quant.floor)
+    scale = amax / quant.limit
+    if quant.round_scale:
+        scale = scale.to(y.dtype).float()
+    if quant.floor is not None and quant.floor_on == "scale":
+        scale = scale.clamp(min=quant.floor)
+    if quant.scale_format == "ue8m0":
+        scale = power_of_two_at_least(scale)
+    quotient = groups / scale if quant.division == "divide" else groups * (1.0 / scale)
+    codes = quotient.clamp(-quant.limit, quant.limit).to(quant.dtype)
+    return codes.flatten(1), lay_out_scales(scale.squeeze(-1), quant)
+
+
+def dequantise(codes: torch.Tensor, scale: torch.Tensor, quant: GroupQuant) -> torch.Tensor:
+    """The float32 [tokens, hidden] that `codes` and `scale` (in any layout) stand for: code * scale."""
+    scale = unpack_scales(scale, codes.shape[1] // quant.group_size, quant)
+    return (codes.float().unflatten(1, (-1, quant.group_size)) * scale.unsqueeze(-1)).flatten(1)
+
+
+def power_of_two_at_least(scale: torch.Tensor) -> torch.Tensor:
+    """The smallest power of two 2^(e-127) >= scale with 1 <= e <= 254, by its exponent bits.
+
+    `exp2(ceil(log2(scale)))` is off by a factor of two where log2 rounds onto or past an integer; the bits are exact.
+    NaN stays NaN and infinity gives 2^127.
+    """
+    bits = scale.view(torch.int32)
+    exponent = ((bits >> 23) & 0xFF) + ((bits & 0x7FFFFF) != 0).int()
+    power = (exponent.clamp(1, 254) << 23).view(torch.float32)
+    return torch.where(scale.isnan(), scale, power)
+
+
+def scale_storage(tokens: int, groups: int, quant: GroupQuant) -> tuple[tuple, tuple, torch.dtype]:
+    """Shape, strides and dtype of the scale tensor that `quant.scale_layout` asks for; sizes may be symbolic."""
+    if quant.scale_layout == "row_major":
+        return (tokens, groups), (groups, 1), torch.float32
+    if quant.scale_layout == "column_major":
+        return (tokens, groups), (1, tokens), torch.float32
+    # TMA wants 16-byte aligned columns: four int32 (DeepGEMM's get_tma_aligned_size).
+    return (tokens, (groups + 3) // 4), (1, (tokens + 3) // 4 * 4), torch.int32
+
+
+def lay_out_scales(scale: torch.Tensor, quant: GroupQuant) -> torch.Tensor:
+    """Store float32 scales [tokens, groups] the way `quant.scale_layout` asks for."""
+    if quant.scale_layout == "row_major":
+        return scale.contiguous()
+    size, stride, dtype = scale_storage(scale.shape[0], scale.shape[1], quant)
+    if quant.scale_layout == "packed_int32":
+        scale = torch.nn.functional.pad(scale, (0, -scale.shape[1] % 4))
+        exponent = (scale.view(torch.int32) >> 23) & 0xFF
+        scale = (exponent.to(torch.uint8)).view(torch.int32)
+    return torch.empty_strided(size, stride, dtype=dtype, device=scale.device).copy_(scale)
+
+
+def unpack_scales(scale: torch.Tensor, groups: int, quant: GroupQuant) -> torch.Tensor:
+    """Float32 scales [tokens, groups] from any layout; a packed exponent of 255 stands for NaN."""
+    if quant.scale_layout != "packed_int32":
+        return scale
+    exponent = scale.contiguous().view(torch.uint8)[:, :groups].int()
+    power = (exponent << 23).view(torch.float32)
+    return torch.where(exponent == 255, torch.nan, power)

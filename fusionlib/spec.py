@@ -1,0 +1,246 @@
+"""The vocabulary: what is computed, as two frozen dataclasses.
+
+`GatedNorm` says how a gated RMS norm is computed and where its value is rounded; `GroupQuant` says how a row is cut into
+groups and turned into FP8 codes and scales. The reference, the op, the kernel and the matcher all speak in these two
+words; nothing below this module knows about graphs, devices or launches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+
+Activation = Literal["silu", "sigmoid"]
+RoundingPoint = Literal["activation", "gate", "norm", "weight", "output"]
+FloorOn = Literal["amax", "scale"]
+Division = Literal["divide", "reciprocal"]
+ScaleFormat = Literal["float32", "ue8m0"]
+ScaleLayout = Literal["row_major", "column_major", "packed_int32"]
+
+ROUNDING_POINTS: tuple[str, ...] = get_args(RoundingPoint)
+
+#: The largest magnitude a code may take, per FP8 dtype; the first is the default. 224 for e4m3fnuz is vLLM's choice on
+#: MI300 (`get_fp8_min_max` in vLLM's quant_utils), the others are the formats' own maxima (OCP OFP8 1.0; the fnuz
+#: variants of Noune et al., arXiv:2206.02915).
+FP8_MAXIMA: dict[torch.dtype, tuple[float, ...]] = {
+    torch.float8_e4m3fn: (448.0,),
+    torch.float8_e4m3fnuz: (240.0, 224.0),
+    torch.float8_e5m2: (57344.0,),
+}
+
+
+class SpecError(ValueError):
+    """A spec that cannot be: the message names the field, its value, the limit and the way out."""
+
+
+def _one_of(field: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        listed = ", ".join(repr(a) for a in allowed)
+        raise SpecError(f"{field}={value!r} is unknown; choose one of {listed}")
+
+
+def _positive_int(field: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SpecError(f"{field}={value!r} must be a positive integer (a number of elements)")
+
+
+@dataclass(frozen=True)
+class GatedNorm:
+    """A gated RMS norm over runs of `norm_size` elements of the last dimension.
+
+    All arithmetic is float32. With `act` the activation and `w` the weight, and every `round` below happening only if its
+    point is in `rounding`::
+
+        norm_before_gate:  n = round_norm(x * rsqrt(mean(x*x) + eps))
+                           y = round_weight(n * (weight_offset + w) [+ bias])
+                           y = round_output(y * round_activation(act(gate)))
+        gate first:        g = round_gate(x * round_activation(act(gate)))
+                           n = round_norm(g * rsqrt(mean(g*g) + eps))
+                           y = round_output(n * (weight_offset + w) [+ bias])
+
+    Args:
+        norm_size: elements one mean is taken over (head_dim for Gated DeltaNet, the group for Mamba2).
+        eps: added to the mean of squares; finite and >= 0.
+        activation: `silu` (gate * sigmoid(gate)) or `sigmoid`.
+        norm_before_gate: True for Gated DeltaNet, False for the Mamba2 family.
+        weight_offset: 0, or 1 for models that store the weight as its distance from one.
+        rounding: the points at which the value is rounded to x's dtype. Points that do not occur in the chosen order
+            are refused: `gate` belongs to gate-first, `weight` to norm-first. Without `output` the result is float32.
+    """
+
+    norm_size: int
+    eps: float = 1e-6
+    activation: Activation = "silu"
+    norm_before_gate: bool = True
+    weight_offset: int = 0
+    rounding: frozenset[RoundingPoint] = frozenset({"output"})
+
+    def __post_init__(self) -> None:
+        _positive_int("norm_size", self.norm_size)
+        if not (isinstance(self.eps, (int, float)) and math.isfinite(self.eps) and self.eps >= 0):
+            raise SpecError(f"eps={self.eps!r} must be a finite number >= 0; models use 1e-5 or 1e-6")
+        _one_of("activation", self.activation, get_args(Activation))
+        _one_of("weight_offset", self.weight_offset, (0, 1))
+        object.__setattr__(self, "rounding", frozenset(self.rounding))
+        for point in sorted(self.rounding):
+            _one_of("rounding", point, ROUNDING_POINTS)
+        absent, use = ("gate", "output") if self.norm_before_gate else ("weight", "output")
+        if absent in self.rounding:
+            order = "norm_before_gate" if self.norm_before_gate else "gate-first"
+            raise SpecError(f"rounding point {absent!r} does not occur in {order} order; its last product is {use!r}")
+
+    def output_dtype(self, activation_dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the normed value: `activation_dtype` if the output is rounded to it, float32 otherwise."""
+        return activation_dtype if "output" in self.rounding else torch.float32
+
+    @property
+    def rounding_text(self) -> str:
+        """The rounding points in the order in which they happen, comma separated: the form an op's schema can carry."""
+        return ",".join(point for point in ROUNDING_POINTS if point in self.rounding)
+
+    @classmethod
+    def vllm(cls, norm_size: int = 128, eps: float = 1e-6, activation: Activation = "silu") -> GatedNorm:
+        """vLLM's `RMSNormGated.forward_native`: float32 throughout, one rounding at the end (vLLM PR #40710)."""
+        return cls(norm_size, eps, activation, rounding=frozenset({"output"}))
+
+    @classmethod
+    def qwen3_next(cls, norm_size: int = 128, eps: float = 1e-6) -> GatedNorm:
+        """transformers' `Qwen3NextRMSNormGated` with a weight of x's dtype: rounds after the norm and after the weight.
+
+        A float32 weight promotes that product to float32; drop `weight` from the rounding points then.
+        Source: transformers 5.23, models/qwen3_next/modeling_qwen3_next.py; Qwen3.5 and Olmo-Hybrid share it.
+        """
+        return cls(norm_size, eps, rounding=frozenset({"norm", "weight", "output"}))
+
+    @classmethod
+    def kimi_linear(cls, norm_size: int = 128, eps: float = 1e-5) -> GatedNorm:
+        """transformers' `KimiLinearRMSNormGated`: sigmoid gate, float32 throughout, one rounding at the end.
+
+        Source: transformers 5.23, models/kimi_linear/modeling_kimi_linear.py; Bailing-Hybrid and GLM-5-Next share it.
+        """
+        return cls(norm_size, eps, "sigmoid", rounding=frozenset({"output"}))
+
+    @classmethod
+    def mamba2(cls, norm_size: int, eps: float = 1e-5) -> GatedNorm:
+        """transformers' `MambaRMSNormGated` with a weight of x's dtype: gates first, rounds the norm, then the product.
+
+        A float32 weight leaves the result in float32; drop `output` from the rounding points then.
+        Source: transformers 5.23, models/mamba2/modeling_mamba2.py; Bamba, Zamba2, Nemotron-H and GraniteMoeHybrid
+        share it.
+        """
+        return cls(norm_size, eps, norm_before_gate=False, rounding=frozenset({"norm", "output"}))
+
+
+@dataclass(frozen=True)
+class GroupQuant:
+    """FP8 quantisation with one scale per `group_size` consecutive elements of a row. All arithmetic is float32::
+
+        amax  = max(|y|)                   [amax = max(amax, floor)    if floor_on == "amax"]
+        scale = amax / fp8_max             [rounded to y's dtype       if round_scale]
+                                           [scale = max(scale, floor)  if floor_on == "scale"]
+                                           [scale = next power of two  if scale_format == "ue8m0"]
+        code  = cast(clamp(y / scale, -fp8_max, fp8_max))     `reciprocal`: y * (1 / scale)
+
+    What is not a number stays one. A NaN in a group makes its scale and all its codes NaN; an infinity makes the scale
+    infinite, its own code NaN and the codes of finite elements zero (under `ue8m0` the scale is 2^127 at most and an
+    infinity saturates). With no floor, a group of zeros has scale 0 and NaN codes (as in torchao), except that the least
+    ue8m0 scale is 2^-126. The sign of a NaN code is unspecified.
+
+    Args:
+        group_size: elements per scale; the whole row for per-token quantisation.
+        dtype: float8_e4m3fn, float8_e4m3fnuz (MI300) or float8_e5m2.
+        floor: smallest value of amax or scale, None for no floor; finite and > 0.
+        floor_on: whether `floor` binds `amax` or `scale`.
+        division: `divide` (correctly rounded) or `reciprocal` (one rounding of 1/scale, one of the product).
+        scale_format: `float32`, or `ue8m0`: rounded up to a power of two 2^(e-127) with 1 <= e <= 254.
+        scale_layout: for [tokens, groups] scales. `row_major`: strides (groups, 1). `column_major`: strides (1, tokens),
+            what `torch.nn.functional.scaled_mm` takes for 1x128 scales. `packed_int32`: four ue8m0 exponents to an
+            int32, lowest byte first, [tokens, ceil(groups / 4)] with strides (1, tokens rounded up to 4), unused bytes
+            zero: what DeepGEMM takes on Blackwell.
+        round_scale: the scale is rounded to y's dtype before it is used (torchao's primitives on bf16 input).
+        fp8_max: largest magnitude of a code; None for the dtype's own. e4m3fnuz also allows vLLM's 224.
+    """
+
+    group_size: int = 128
+    dtype: torch.dtype = torch.float8_e4m3fn
+    floor: float | None = 1e-10
+    floor_on: FloorOn = "amax"
+    division: Division = "divide"
+    scale_format: ScaleFormat = "float32"
+    scale_layout: ScaleLayout = "row_major"
+    round_scale: bool = False
+    fp8_max: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive_int("group_size", self.group_size)
+        _one_of("dtype", self.dtype, tuple(FP8_MAXIMA))
+        if self.floor is not None and not (math.isfinite(self.floor) and self.floor > 0):
+            raise SpecError(f"floor={self.floor!r} must be finite and > 0; use None for no floor")
+        _one_of("floor_on", self.floor_on, get_args(FloorOn))
+        _one_of("division", self.division, get_args(Division))
+        _one_of("scale_format", self.scale_format, get_args(ScaleFormat))
+        _one_of("scale_layout", self.scale_layout, get_args(ScaleLayout))
+        if self.fp8_max is not None:
+            _one_of("fp8_max", self.fp8_max, FP8_MAXIMA[self.dtype])
+        if self.scale_layout == "packed_int32" and self.scale_format != "ue8m0":
+            raise SpecError(
+                f"scale_layout='packed_int32' packs exponents, so scale_format={self.scale_format!r} cannot be stored; "
+                "use scale_format='ue8m0' or scale_layout='column_major'"
+            )
+
+    @property
+    def limit(self) -> float:
+        """The largest magnitude of a code: `fp8_max`, or the dtype's own maximum."""
+        return FP8_MAXIMA[self.dtype][0] if self.fp8_max is None else self.fp8_max
+
+    def with_layout(self, scale_layout: ScaleLayout) -> GroupQuant:
+        """The same quantisation with its scales stored in another layout."""
+        return replace(self, scale_layout=scale_layout)
+
+    @classmethod
+    def vllm(cls, group_size: int = 128, **changes: object) -> GroupQuant:
+        """vLLM's and SGLang's `per_token_group_quant_fp8`: amax >= 1e-10, division.
+
+        Source: vLLM model_executor/layers/quantization/utils/fp8_utils.py, itself after SGLang PR #2575.
+        """
+        return cls(group_size, **changes)
+
+    @classmethod
+    def vllm_native(cls, group_size: int = 128, dtype: torch.dtype = torch.float8_e4m3fn) -> GroupQuant:
+        """vLLM's `QuantFP8._quantize_group_native`: scale >= 1 / (512 fp8_max), division; 224 is the fnuz maximum.
+
+        Source: vLLM model_executor/layers/quantization/input_quant_fp8.py.
+        """
+        fp8_max = FP8_MAXIMA[dtype][-1]
+        return cls(group_size, dtype, floor=1.0 / (fp8_max * 512.0), floor_on="scale", fp8_max=fp8_max)
+
+    @classmethod
+    def aiter(cls, group_size: int = 128, dtype: torch.dtype = torch.float8_e4m3fn) -> GroupQuant:
+        """AITER's Triton `_fp8_quant_op`: amax >= 1e-10, multiplication by the reciprocal of the scale.
+
+        Source: AITER aiter/ops/triton, the quantisation inside `fused_rms_fp8_group_quant`.
+        """
+        return cls(group_size, dtype, division="reciprocal")
+
+    @classmethod
+    def deepgemm(cls, group_size: int = 128, blackwell: bool = False) -> GroupQuant:
+        """DeepGEMM's `per_token_cast_to_fp8`: amax >= 1e-4, reciprocal; Blackwell takes packed ue8m0 scales.
+
+        Source: DeepGEMM deep_gemm/utils/math.py and csrc/jit_kernels/impls/smxx_layout.hpp.
+        """
+        if blackwell:
+            return cls(
+                group_size, floor=1e-4, division="reciprocal", scale_format="ue8m0", scale_layout="packed_int32"
+            )
+        return cls(group_size, floor=1e-4, division="reciprocal", scale_layout="column_major")
+
+    @classmethod
+    def torchao(cls, group_size: int = 128) -> GroupQuant:
+        """torchao's `_choose_scale_float8` and `_quantize_affine_float8`: no floor, scale rounded to the input's dtype.
+
+        Source: torchao 0.18, quantization/quant_primitives.py.
+        """
+        return cls(group_size, floor=None, round_scale=True)
