@@ -1,0 +1,161 @@
+"""From specs and tensors to a kernel launch: compile-time constants, strides, grid.
+
+Callers (the op and the offline compiler) have checked that specs and tensors are supported; nothing is decided here but
+how the work is cut.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+
+from fusionlib import kernel
+from fusionlib.layout import RowLayout, row_layout
+from fusionlib.spec import GatedNorm, GroupQuant
+
+_FLOOR_ON = {"amax": 1, "scale": 2}
+
+
+def _threads_per_warp() -> int:
+    # Every ROCm GPU this library names (gfx942, gfx950) runs wavefronts of 64.
+    return 64 if torch.version.hip else 32
+
+
+def quant_constants(quant: GroupQuant) -> dict[str, Any]:
+    """The compile-time constants that say how a group becomes codes and a scale."""
+    return {
+        "FP8_MAX": quant.limit,
+        "FLOOR_ON": 0 if quant.floor is None else _FLOOR_ON[quant.floor_on],
+        "RECIPROCAL": quant.division == "reciprocal",
+        "UE8M0": quant.scale_format == "ue8m0",
+        "PACKED": quant.scale_layout == "packed_int32",
+        "ROUND_SCALE": quant.round_scale,
+    }
+
+
+def fused_constants(
+    norm: GatedNorm,
+    quant: GroupQuant,
+    hidden: int,
+    x: RowLayout,
+    gate: RowLayout,
+    *,
+    weight_elements: int,
+    has_bias: bool,
+    store_normed: bool,
+    rows: int,
+    interpret: bool = False,
+) -> dict[str, Any]:
+    """Every compile-time constant of the fused kernel, by name."""
+    segment = min(norm.norm_size, quant.group_size)
+    unit = max(norm.norm_size, quant.group_size)
+    return quant_constants(quant) | {
+        "UNITS": hidden // unit,
+        "SEGMENTS": unit // segment,
+        "SEGMENT": segment,
+        "NORM_SPANS": norm.norm_size == unit,
+        "QUANT_SPANS": quant.group_size == unit,
+        "X_OUTER": x.outer,
+        "X_INNER": x.inner,
+        "GATE_OUTER": gate.outer,
+        "GATE_INNER": gate.inner,
+        "WEIGHT_PER_TOKEN": weight_elements != norm.norm_size,
+        "HAS_BIAS": has_bias,
+        "STORE_NORMED": store_normed,
+        "SILU": norm.activation == "silu",
+        "NORM_BEFORE_GATE": norm.norm_before_gate,
+        "WEIGHT_OFFSET": float(norm.weight_offset),
+        "ROUND_ACTIVATION": "activation" in norm.rounding,
+        "ROUND_GATE": "gate" in norm.rounding,
+        "ROUND_NORM": "norm" in norm.rounding,
+        "ROUND_WEIGHT": "weight" in norm.rounding,
+        "ROUND_OUTPUT": "output" in norm.rounding,
+        "EXACT": interpret or quant.floor is None,
+        "ROWS": rows,
+        "BLOCK_SEGMENTS": triton.next_power_of_2(unit // segment),
+        "BLOCK_SEGMENT": triton.next_power_of_2(segment),
+    }
+
+
+def launch_fused(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm: GatedNorm,
+    quant: GroupQuant,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    normed: torch.Tensor | None,
+    config: kernel.LaunchConfig | None = None,
+) -> None:
+    """Run the fused kernel into `codes`, `scale` and, unless None, `normed`. `config` overrides the heuristic."""
+    tokens, hidden = codes.shape
+    unit = max(norm.norm_size, quant.group_size)
+    units = tokens * (hidden // unit)
+    if units == 0:
+        return
+    config = config or kernel.choose_launch(units, unit, _threads_per_warp())
+    x_layout, gate_layout = row_layout(x), row_layout(gate)
+    constants = fused_constants(
+        norm,
+        quant,
+        hidden,
+        x_layout,
+        gate_layout,
+        weight_elements=weight.numel(),
+        has_bias=bias is not None,
+        store_normed=normed is not None,
+        rows=config.rows,
+        interpret=knobs.runtime.interpret,
+    )
+    kernel.rms_norm_gated_group_quant_kernel[(triton.cdiv(units, config.rows),)](
+        x,
+        gate,
+        weight,
+        x if bias is None else bias,
+        codes,
+        scale,
+        codes if normed is None else normed,
+        norm.eps,
+        quant.floor or 0.0,
+        units,
+        x_layout.token_stride,
+        x_layout.outer_stride,
+        x_layout.inner_stride,
+        gate_layout.token_stride,
+        gate_layout.outer_stride,
+        gate_layout.inner_stride,
+        *scale.stride(),
+        **constants,
+        num_warps=config.num_warps,
+        enable_fp_fusion=False,  # a contracted multiply-add would skip a rounding that eager makes
+    )
+
+
+def launch_group_quant(y: torch.Tensor, quant: GroupQuant, codes: torch.Tensor, scale: torch.Tensor) -> None:
+    """Run the quantisation kernel of the two-kernel path into `codes` and `scale`."""
+    tokens, hidden = codes.shape
+    groups = hidden // quant.group_size
+    if tokens * groups == 0:
+        return
+    config = kernel.choose_launch(tokens * groups, quant.group_size, _threads_per_warp())
+    kernel.group_quant_kernel[(triton.cdiv(tokens * groups, config.rows),)](
+        y,
+        codes,
+        scale,
+        quant.floor or 0.0,
+        tokens * groups,
+        y.stride(0),
+        *scale.stride(),
+        GROUPS=groups,
+        GROUP=quant.group_size,
+        **quant_constants(quant),
+        ROWS=config.rows,
+        BLOCK_GROUP=triton.next_power_of_2(quant.group_size),
+        num_warps=config.num_warps,
+        enable_fp_fusion=False,
+    )

@@ -1,0 +1,1 @@
+"""Evidence: what was compiled, moved and measured."""
