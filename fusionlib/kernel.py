@@ -76,11 +76,7 @@ def _activated(gate, SILU: tl.constexpr, EXACT: tl.constexpr):
 def _span_sum(value, SPANS: tl.constexpr):
     """Sum of [R, S, E] over each segment, or over the whole unit if SPANS; broadcastable against [R, S, E]."""
     total = tl.sum(value, axis=2)  # [R, S]
-    if SPANS:
-        result = tl.sum(total, axis=1)[:, None, None]
-    else:
-        result = total[:, :, None]
-    return result
+    return tl.sum(total, axis=1)[:, None, None] if SPANS else total[:, :, None]
 
 
 @triton.jit
@@ -158,7 +154,8 @@ def _quotient(y, scale, RECIPROCAL: tl.constexpr, UE8M0: tl.constexpr, FLOOR_ON:
         quotient = tl.div_rn(y, scale)
     else:
         # Markstein: with r = RN(1/s), one residual step makes y*r the correctly rounded quotient, at two instructions
-        # an element instead of a division. The floor keeps s and r normal; an infinite scale must not meet its residual.
+        # an element instead of a division. The floor keeps s and r normal; an infinite scale must not meet its
+        # residual.
         finite = tl.where(scale == float("inf"), 0.0, scale)
         estimate = y * reciprocal
         residual = tl.fma(-estimate, finite, y)
@@ -243,6 +240,7 @@ def rms_norm_gated_group_quant_kernel(
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
 ):
+    """Norm, gate and quantise ROWS units a program; the module's docstring has the words."""
     UNIT: tl.constexpr = SEGMENTS * SEGMENT
     NORM_SIZE: tl.constexpr = UNIT if NORM_SPANS else SEGMENT
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty

@@ -12,9 +12,12 @@ import torch
 class RowLayout:
     """A token's row of `hidden` elements as runs of contiguous elements in two levels of strides.
 
-    Element h of token t lies at ``t * token_stride + (h // outer) * outer_stride + (h % outer) // inner * inner_stride
-    + h % inner``. All in elements. A contiguous row has inner == outer == hidden; [tokens, heads, head_dim] with strided
-    heads has inner == head_dim; Qwen3-Next's in_proj, [tokens, groups, heads_per_group, head_dim], may need both levels.
+    All in elements. Element h of token t lies at::
+
+        t * token_stride + (h // outer) * outer_stride + (h % outer) // inner * inner_stride + h % inner
+
+    A contiguous row has inner == outer == hidden; [tokens, heads, head_dim] with strided heads has inner == head_dim;
+    the gate of Qwen3-Next's in_proj, [tokens, groups, heads_per_group, head_dim], may need both levels.
     """
 
     token_stride: int

@@ -69,7 +69,7 @@ def _specs(*scalars) -> tuple[GatedNorm, GroupQuant]:
 _quant_spec = functools.lru_cache(maxsize=256)(GroupQuant)
 
 
-# --- What may come -----------------------------------------------------------------------------------------------------
+# --- What may come ---
 
 
 def _differ(a: int, b: int) -> bool:
@@ -190,8 +190,8 @@ def _kernel_problem(x: torch.Tensor, gate: torch.Tensor, norm: GatedNorm, quant:
     for name, tensor in (("x", x), ("gate", gate)):
         if row_layout(tensor) is None:
             return (
-                f"{name} with shape {list(tensor.shape)} and strides {list(tensor.stride())} takes more than two levels "
-                f"of strides in a token; use {name}.contiguous()"
+                f"{name} with shape {list(tensor.shape)} and strides {list(tensor.stride())} takes more than two "
+                f"levels of strides in a token; use {name}.contiguous()"
             )
     return None
 
@@ -240,7 +240,7 @@ def _warn_once(reason: str) -> None:
         warnings.warn(f"fusionlib runs the unfused reference: {reason}", RuntimeWarning, stacklevel=3)
 
 
-# --- The implementations -----------------------------------------------------------------------------------------------
+# --- The implementations ---
 
 
 def _empty_outputs(tokens: int, hidden: int, quant: GroupQuant, device: torch.device) -> tuple:
@@ -345,7 +345,7 @@ def _register() -> None:
 _register()
 
 
-# --- The public functions ----------------------------------------------------------------------------------------------
+# --- The public functions ---
 
 
 def rms_norm_gated_group_quant(
@@ -377,9 +377,7 @@ def rms_norm_gated_group_quant(
         ValueError: where tensors and specs do not fit; the message names the value, the limit and the way out.
     """
     name = "rms_norm_gated_group_quant_with_norm" if return_normed else "rms_norm_gated_group_quant"
-    return getattr(torch.ops.fusionlib, name)(
-        x, gate, weight, bias, *norm_arguments(norm), *quant_arguments(quant)
-    )
+    return getattr(torch.ops.fusionlib, name)(x, gate, weight, bias, *norm_arguments(norm), *quant_arguments(quant))
 
 
 def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch.Tensor]:

@@ -126,6 +126,7 @@ def unpack_scales(scale: torch.Tensor, groups: int, quant: GroupQuant) -> torch.
     """Float32 scales [tokens, groups] from any layout; a packed exponent of 255 stands for NaN."""
     if quant.scale_layout != "packed_int32":
         return scale
-    exponent = scale.contiguous().view(torch.uint8)[:, :groups].int()
+    shifts = torch.tensor([0, 8, 16, 24], dtype=torch.int32, device=scale.device)
+    exponent = ((scale.unsqueeze(-1) >> shifts) & 0xFF).flatten(1)[:, :groups]
     power = (exponent << 23).view(torch.float32)
     return torch.where(exponent == 255, torch.nan, power)

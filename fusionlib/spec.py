@@ -1,8 +1,8 @@
 """The vocabulary: what is computed, as two frozen dataclasses.
 
-`GatedNorm` says how a gated RMS norm is computed and where its value is rounded; `GroupQuant` says how a row is cut into
-groups and turned into FP8 codes and scales. The reference, the op, the kernel and the matcher all speak in these two
-words; nothing below this module knows about graphs, devices or launches.
+`GatedNorm` says how a gated RMS norm is computed and where its value is rounded; `GroupQuant` says how a row is cut
+into groups and turned into FP8 codes and scales. The reference, the op, the kernel and the matcher all speak in these
+two words; nothing below this module knows about graphs, devices or launches.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def _positive_int(field: str, value: object) -> None:
 class GatedNorm:
     """A gated RMS norm over runs of `norm_size` elements of the last dimension.
 
-    All arithmetic is float32. With `act` the activation and `w` the weight, and every `round` below happening only if its
-    point is in `rounding`::
+    All arithmetic is float32. With `act` the activation and `w` the weight, and every `round` below happening only if
+    its point is in `rounding`::
 
         norm_before_gate:  n = round_norm(x * rsqrt(mean(x*x) + eps))
                            y = round_weight(n * (weight_offset + w) [+ bias])
@@ -146,8 +146,8 @@ class GroupQuant:
 
     What is not a number stays one. A NaN in a group makes its scale and all its codes NaN; an infinity makes the scale
     infinite, its own code NaN and the codes of finite elements zero (under `ue8m0` the scale is 2^127 at most and an
-    infinity saturates). With no floor, a group of zeros has scale 0 and NaN codes (as in torchao), except that the least
-    ue8m0 scale is 2^-126. The sign of a NaN code is unspecified.
+    infinity saturates). With no floor, a group of zeros has scale 0 and NaN codes (as in torchao), except that the
+    least ue8m0 scale is 2^-126. The sign of a NaN code is unspecified.
 
     Args:
         group_size: elements per scale; the whole row for per-token quantisation.
@@ -156,10 +156,10 @@ class GroupQuant:
         floor_on: whether `floor` binds `amax` or `scale`.
         division: `divide` (correctly rounded) or `reciprocal` (one rounding of 1/scale, one of the product).
         scale_format: `float32`, or `ue8m0`: rounded up to a power of two 2^(e-127) with 1 <= e <= 254.
-        scale_layout: for [tokens, groups] scales. `row_major`: strides (groups, 1). `column_major`: strides (1, tokens),
-            what `torch.nn.functional.scaled_mm` takes for 1x128 scales. `packed_int32`: four ue8m0 exponents to an
-            int32, lowest byte first, [tokens, ceil(groups / 4)] with strides (1, tokens rounded up to 4), unused bytes
-            zero: what DeepGEMM takes on Blackwell.
+        scale_layout: for [tokens, groups] scales. `row_major`: strides (groups, 1). `column_major`: strides
+            (1, tokens), what `torch.nn.functional.scaled_mm` takes for 1x128 scales. `packed_int32`: four ue8m0
+            exponents to an int32, lowest byte first, [tokens, ceil(groups / 4)] with strides (1, tokens rounded up to
+            4), unused bytes zero: what DeepGEMM takes on Blackwell.
         round_scale: the scale is rounded to y's dtype before it is used (torchao's primitives on bf16 input).
         fp8_max: largest magnitude of a code; None for the dtype's own. e4m3fnuz also allows vLLM's 224.
     """
@@ -232,9 +232,7 @@ class GroupQuant:
         Source: DeepGEMM deep_gemm/utils/math.py and csrc/jit_kernels/impls/smxx_layout.hpp.
         """
         if blackwell:
-            return cls(
-                group_size, floor=1e-4, division="reciprocal", scale_format="ue8m0", scale_layout="packed_int32"
-            )
+            return cls(group_size, floor=1e-4, division="reciprocal", scale_format="ue8m0", scale_layout="packed_int32")
         return cls(group_size, floor=1e-4, division="reciprocal", scale_layout="column_major")
 
     @classmethod
