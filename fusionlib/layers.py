@@ -45,7 +45,8 @@ class BlockFP8Linear(nn.Module):
     (compute capability 9.0), and elsewhere the float32 product of the dequantised operands, which is what the hardware
     approximates.
 
-    Buffers: `codes` [out, in] FP8, `scale` [out / 128, in / 128] float32.
+    Buffers: `codes` [out, in] FP8; `scale` [out / 128, in / 128 rounded up to a multiple of 4] float32, the surplus
+    columns zero, as cuBLAS lays out 128x128 block scales.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class BlockFP8Linear(nn.Module):
         if list(scale.shape) != expected:
             raise ValueError(f"scale has shape {list(scale.shape)}; a weight {list(codes.shape)} takes {expected}")
         self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", torch.nn.functional.pad(scale, (0, -scale.shape[1] % 4)))
 
     @classmethod
     def from_linear(
@@ -104,7 +105,8 @@ class BlockFP8Linear(nn.Module):
 
     def dequantised_weight(self) -> torch.Tensor:
         """The weight [out, in] in float32."""
-        return self.codes.float() * self.scale.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+        scale = self.scale[:, : self.codes.shape[1] // BLOCK]
+        return self.codes.float() * scale.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
 
     def _has_block_scaled_mm(self, codes: torch.Tensor, dtype: torch.dtype) -> bool:
         quant = self.quant

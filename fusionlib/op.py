@@ -243,21 +243,28 @@ def _warn_once(reason: str) -> None:
 # --- The implementations ---
 
 
-def _empty_outputs(tokens: int, hidden: int, quant: GroupQuant, device: torch.device) -> tuple:
-    codes = torch.empty((tokens, hidden), dtype=quant.dtype, device=device)
+def _empty_quantised(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unwritten codes and scales for the rows of `y` [tokens, ...], in their exact shapes and strides."""
+    tokens, hidden = y.shape[0], prod(y.shape[1:])
     size, stride, dtype = reference.scale_storage(tokens, hidden // quant.group_size, quant)
-    return codes, torch.empty_strided(size, stride, dtype=dtype, device=device)
+    codes = y.new_empty((tokens, hidden), dtype=quant.dtype)
+    return codes, torch.empty_strided(size, stride, dtype=dtype, device=y.device)
+
+
+def _empty_outputs(x: torch.Tensor, norm: GatedNorm, quant: GroupQuant) -> tuple[torch.Tensor, ...]:
+    normed = x.new_empty((x.shape[0], prod(x.shape[1:])), dtype=norm.output_dtype(x.dtype))
+    return *_empty_quantised(x, quant), normed
 
 
 def _fused_fake(x, gate, weight, bias, *scalars) -> tuple:
     norm, quant = _specs(*scalars)
     _raise(contract_problem(x, gate, weight, norm, quant, bias))
-    tokens, hidden = x.shape[0], prod(x.shape[1:])
-    normed = x.new_empty((tokens, hidden), dtype=norm.output_dtype(x.dtype))
-    return *_empty_outputs(tokens, hidden, quant, x.device), normed
+    return _empty_outputs(x, norm, quant)
 
 
 def _fused_reference(x, gate, weight, bias, norm: GatedNorm, quant: GroupQuant) -> tuple:
+    if x.shape[0] == 0:  # reductions of nothing have strides of their own
+        return _empty_outputs(x, norm, quant)
     normed = reference.rms_norm_gated(x, gate, weight, norm, bias)
     return *reference.group_quant(normed, quant), normed
 
@@ -277,9 +284,8 @@ def _fused_cuda(x, gate, weight, bias, *scalars, want_normed: bool) -> tuple:
         return _fused_reference(x, gate, weight, bias, norm, quant)
     from fusionlib.launch import launch_fused
 
-    tokens, hidden = x.shape[0], prod(x.shape[1:])
-    codes, scale = _empty_outputs(tokens, hidden, quant, x.device)
-    normed = x.new_empty((tokens, hidden), dtype=norm.output_dtype(x.dtype)) if want_normed else None
+    codes, scale = _empty_quantised(x, quant)
+    normed = torch.empty_like(codes, dtype=norm.output_dtype(x.dtype)) if want_normed else None
     with torch.cuda.device(x.device):
         launch_fused(x, gate, weight, bias, norm, quant, codes, scale, normed)
     return codes, scale, normed
@@ -288,13 +294,17 @@ def _fused_cuda(x, gate, weight, bias, *scalars, want_normed: bool) -> tuple:
 def _quant_fake(y, *scalars) -> tuple:
     quant = _quant_spec(*scalars)
     _raise(quant_problem(y, quant))
-    return _empty_outputs(y.shape[0], y.shape[1], quant, y.device)
+    return _empty_quantised(y, quant)
+
+
+def _quant_reference(y: torch.Tensor, quant: GroupQuant) -> tuple:
+    return reference.group_quant(y, quant) if y.shape[0] else _empty_quantised(y, quant)
 
 
 def _quant_cpu(y, *scalars) -> tuple:
     quant = _quant_spec(*scalars)
     _raise(quant_problem(y, quant))
-    return reference.group_quant(y, quant)
+    return _quant_reference(y, quant)
 
 
 def _quant_cuda(y, *scalars) -> tuple:
@@ -303,10 +313,10 @@ def _quant_cuda(y, *scalars) -> tuple:
     reason = _quant_gap(y, quant)
     if reason is not None:
         _warn_once(reason)
-        return reference.group_quant(y, quant)
+        return _quant_reference(y, quant)
     from fusionlib.launch import launch_group_quant
 
-    codes, scale = _empty_outputs(y.shape[0], y.shape[1], quant, y.device)
+    codes, scale = _empty_quantised(y, quant)
     with torch.cuda.device(y.device):
         launch_group_quant(y, quant, codes, scale)
     return codes, scale

@@ -1,0 +1,124 @@
+"""Run the kernel in Triton's interpreter over many shapes and layouts; a script, for a process of its own.
+
+A jitted function is either interpreted or compiled for a whole process, so `test_interpreter.py` starts this one. The
+interpreter's casts are not the hardware's (it truncates float32 to bf16, and a part of its FP8 codes differ), so it is
+no oracle for bits. What it can prove without a GPU is everything else: addresses, masks, reductions, scales, layouts,
+padding. Values therefore stay in float32, and the expected codes are made from the reference's quotient by the
+interpreter's own cast.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import sys
+
+import torch
+import triton
+import triton.language as tl
+
+from fusionlib import GatedNorm, GroupQuant, reference
+from fusionlib.launch import launch_fused, launch_group_quant
+from tests.support import code_steps, grouped_gate, poisoned_outputs
+
+
+@triton.jit
+def cast_kernel(value_ptr, codes_ptr, ELEMENTS: tl.constexpr):
+    offset = tl.arange(0, ELEMENTS)
+    tl.store(codes_ptr + offset, tl.load(value_ptr + offset).to(codes_ptr.dtype.element_ty))
+
+
+def interpreters_codes(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    elements = triton.next_power_of_2(value.numel())
+    padded = torch.zeros(elements)
+    padded[: value.numel()] = value.flatten()
+    codes = torch.zeros(elements, dtype=torch.uint8).view(dtype)
+    cast_kernel[(1,)](padded, codes, ELEMENTS=elements)
+    return codes[: value.numel()].view(value.shape)
+
+
+def rows(*shape: int) -> torch.Tensor:
+    return torch.randn(shape)
+
+
+def plain(norm_size: int, **changes) -> GatedNorm:
+    return GatedNorm(norm_size, rounding=(), **changes)
+
+
+PACKED = {"scale_format": "ue8m0", "scale_layout": "packed_int32"}
+STRIDED_GROUPS = rows(6000).as_strided((3, 4, 2, 128), (2000, 480, 160, 1))
+
+CASES = {
+    "norm = group": (rows(5, 4, 128), rows(5, 4, 128), plain(128), GroupQuant()),
+    "rows as one dimension": (rows(3, 512), rows(3, 4, 128), plain(128), GroupQuant()),
+    "in_proj's gate": (rows(5, 4, 128), grouped_gate(5, 2, 2, 128, torch.float32), plain(128), GroupQuant()),
+    "strided heads in groups": (rows(3, 8, 128), STRIDED_GROUPS, plain(128), GroupQuant()),
+    "strided x": (rows(5, 4, 160)[..., :128], rows(5, 512), plain(128), GroupQuant()),
+    "broadcast gate": (rows(5, 4, 128), rows(5, 1, 128).expand(5, 4, 128), plain(128), GroupQuant()),
+    "gate first": (rows(5, 512), rows(5, 512), plain(512, norm_before_gate=False), GroupQuant()),
+    "gate first, strided": (
+        rows(5, 1024),
+        rows(5, 4, 512)[..., :256],
+        plain(512, norm_before_gate=False),
+        GroupQuant(),
+    ),
+    "norm > group, 3 segments": (rows(7, 768), rows(7, 768), plain(384), GroupQuant()),
+    "norm < group": (rows(7, 4, 64), rows(7, 4, 64), plain(64, weight_offset=1), GroupQuant()),
+    "per token": (rows(5, 6, 64), rows(5, 6, 64), plain(64, activation="sigmoid"), GroupQuant(384)),
+    "per token, strided": (rows(5, 6, 64), rows(5, 6, 80)[..., :64], plain(64), GroupQuant(384)),
+    "no power of two": (rows(7, 4, 96), rows(7, 4, 96), plain(96), GroupQuant(96)),
+    "runs across segments": (rows(3, 4, 96), rows(3, 8, 60)[..., :48], plain(96), GroupQuant(96)),
+    "one token": (rows(1, 32, 128), rows(1, 32, 128), plain(128), GroupQuant()),
+    "reciprocal": (rows(5, 512), rows(5, 512), plain(128), GroupQuant.aiter()),
+    "no floor": (rows(5, 512), rows(5, 512), plain(128), GroupQuant(floor=None)),
+    "floor on scale": (rows(5, 512) * 1e-9, rows(5, 512), plain(128, eps=1e-2), GroupQuant.vllm_native()),
+    "column major": (rows(6, 512), rows(6, 512), plain(128), GroupQuant.deepgemm()),
+    "packed, 6 groups": (rows(6, 768), rows(6, 768), plain(128), GroupQuant(**PACKED)),
+    "packed, norm > group": (rows(6, 768), rows(6, 768), plain(384), GroupQuant(**PACKED)),
+    "packed, per token": (rows(6, 512), rows(6, 512), plain(128), GroupQuant(512, **PACKED)),
+    "e5m2": (rows(6, 512), rows(6, 512), plain(128), GroupQuant(dtype=torch.float8_e5m2)),
+    "zeros, no eps": (torch.zeros(3, 384), rows(3, 384), plain(64, eps=0.0), GroupQuant(384)),
+}
+
+
+def check(name: str, weight_per_element: bool, biased: bool) -> None:
+    """One case: normed and scale within float32 rounding, codes to the bit of the interpreter's cast."""
+    x, gate, norm, quant = CASES[name]
+    tokens, hidden = x.shape[0], x[0].numel()
+    weight = torch.rand(hidden if weight_per_element else norm.norm_size) + 0.5
+    bias = torch.randn_like(weight) if biased else None
+    codes, scale = poisoned_outputs(tokens, hidden, quant, "cpu")
+    normed = torch.full((tokens, hidden), torch.nan if "zeros" not in name else 7.0)
+    launch_fused(x, gate, weight, bias, norm, quant, codes, scale, normed)
+    expected = reference.rms_norm_gated(x, gate, weight, norm, bias)
+    torch.testing.assert_close(normed, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+    # From here on the kernel's own normed value, so that only the quantisation is in question.
+    groups = hidden // quant.group_size
+    _, expected_scale = reference.group_quant(normed, quant)
+    assert scale.stride() == expected_scale.stride()
+    torch.testing.assert_close(scale, expected_scale, rtol=0, atol=0, equal_nan=True)
+    each = reference.unpack_scales(scale, groups, quant).repeat_interleave(quant.group_size, 1)
+    quotient = normed / each if quant.division == "divide" else normed * (1.0 / each)
+    quotient = quotient.clamp(-quant.limit, quant.limit)
+    if not quotient.isnan().any():
+        assert code_steps(codes, interpreters_codes(quotient, quant.dtype)).max() == 0
+
+    again, scale_again = poisoned_outputs(tokens, hidden, quant, "cpu")
+    launch_group_quant(normed, quant, again, scale_again)  # the unfused half is the same arithmetic
+    assert torch.equal(codes.view(torch.uint8), again.view(torch.uint8))
+    torch.testing.assert_close(scale, scale_again, rtol=0, atol=0, equal_nan=True)
+
+
+if __name__ == "__main__":
+    failures = []
+    torch.manual_seed(0)
+    for case in CASES:
+        for weight_per_element, biased in ((False, False), (True, False), (True, True)):
+            try:
+                check(case, weight_per_element, biased)
+                print(f"ok {case}, {weight_per_element=}, {biased=}")
+            except Exception as error:
+                failures.append(case)
+                print(f"FAILED {case}, {weight_per_element=}, {biased=}: {error!r}")
+    sys.exit(len(failures))

@@ -1,0 +1,94 @@
+"""What several tests share: inputs, poisoned outputs, and how codes and scales are compared."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+
+from fusionlib import reference
+from fusionlib.spec import FP8_MAXIMA, ROUNDING_POINTS, GatedNorm, GroupQuant
+
+POISON_CODE = 0x7E  # a finite e4m3fn code (448): an unwritten byte is neither NaN nor zero, and shows as a wrong value
+
+FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal shapes, strides and values; NaN equals NaN whatever its bits."""
+    if a.shape != b.shape or a.stride() != b.stride() or a.dtype != b.dtype:
+        return False
+    return bool(((a.float() == b.float()) | (a.float().isnan() & b.float().isnan())).all())
+
+
+def code_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """How many representable FP8 values lie between the codes `a` and `b`; NaN against NaN is 0."""
+
+    def ordered(codes: torch.Tensor) -> torch.Tensor:
+        bits = codes.view(torch.uint8).int()
+        return torch.where(bits >= 128, 128 - bits, bits)  # sign and magnitude -> order on the number line
+
+    both_nan = a.float().isnan() & b.float().isnan()
+    return torch.where(both_nan, 0, (ordered(a) - ordered(b)).abs())
+
+
+def poisoned_outputs(tokens: int, hidden: int, quant: GroupQuant, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of 0x7E and scales of NaN (packed: -1) in the right shapes and strides."""
+    codes = torch.full((tokens, hidden), POISON_CODE, dtype=torch.uint8, device=device).view(quant.dtype)
+    size, stride, dtype = reference.scale_storage(tokens, hidden // quant.group_size, quant)
+    poison = -1 if dtype is torch.int32 else torch.nan
+    return codes, torch.empty_strided(size, stride, dtype=dtype, device=device).fill_(poison)
+
+
+def norms(norm_size: int) -> st.SearchStrategy[GatedNorm]:
+    """Any valid GatedNorm of `norm_size`."""
+
+    @st.composite
+    def build(draw) -> GatedNorm:
+        before = draw(st.booleans())
+        points = [p for p in ROUNDING_POINTS if p != ("gate" if before else "weight")]
+        return GatedNorm(
+            norm_size,
+            draw(st.sampled_from([0.0, 1e-6, 1e-5, 1e-2])),
+            draw(st.sampled_from(["silu", "sigmoid"])),
+            before,
+            draw(st.sampled_from([0, 1])),
+            draw(st.frozensets(st.sampled_from(points))),
+        )
+
+    return build()
+
+
+def quants(group_size: int, dtypes: tuple[torch.dtype, ...] = tuple(FP8_MAXIMA)) -> st.SearchStrategy[GroupQuant]:
+    """Any valid GroupQuant of `group_size`."""
+
+    @st.composite
+    def build(draw) -> GroupQuant:
+        dtype = draw(st.sampled_from(dtypes))
+        ue8m0 = draw(st.booleans())
+        layouts = ["row_major", "column_major"] + ["packed_int32"] * ue8m0
+        return GroupQuant(
+            group_size,
+            dtype,
+            draw(st.sampled_from([None, 1e-10, 1e-4, 1.0 / (448 * 512)])),
+            draw(st.sampled_from(["amax", "scale"])),
+            draw(st.sampled_from(["divide", "reciprocal"])),
+            "ue8m0" if ue8m0 else "float32",
+            draw(st.sampled_from(layouts)),
+            draw(st.booleans()),
+            draw(st.sampled_from((None, *FP8_MAXIMA[dtype]))),
+        )
+
+    return build()
+
+
+def grouped_gate(tokens: int, groups: int, per_group: int, head_dim: int, dtype: torch.dtype, device: str = "cpu"):
+    """A gate cut out of a projection as Qwen3-Next cuts it: [tokens, groups, per_group, head_dim], not contiguous.
+
+    For 16 groups of 2 heads of 128, behind a query, key and value of 128, 128 and 256, the strides are
+    (12288, 768, 128, 1).
+    """
+    width = per_group * head_dim
+    projection = torch.randn(tokens, groups, 2 * head_dim + 2 * width, device=device).to(dtype)
+    gate = projection[..., -width:].unflatten(-1, (per_group, head_dim))
+    assert tokens == 0 or gate.stride() == (groups * (2 * head_dim + 2 * width), 2 * head_dim + 2 * width, head_dim, 1)
+    return gate

@@ -1,0 +1,231 @@
+"""The kernel against the reference on the same device, and its launch heuristic.
+
+The bounds. Every operation of the kernel is the reference's but for three: the order of the row's sum, exp (2 ulp) and
+the division inside the activation (2 ulp). Together they move a float32 value by some 2^-22, so a value that is then
+rounded to bf16 (a step of 2^-8) lands on the other side of a tie with probability 2^-14, and its code (a step of 2^-3
+to 2^-4) with 2^-18 = 4e-6; a scale is made of one such value. A naive kernel on an H200 differed in 4e-6 to 1e-5 of its
+codes. Hence: at most 1e-5 of the codes, each by one step, in groups whose scales agree; at most 2^-13 of the scales,
+each by one bf16 step.
+"""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusionlib import GatedNorm, GroupQuant, op, reference
+from tests.support import POISON_CODE, code_steps, grouped_gate, poisoned_outputs
+
+pytest.importorskip("triton", reason="Triton is not installed on this platform")
+
+from fusionlib import kernel, launch
+
+CODE_BOUND, SCALE_BOUND = 1e-5, 2**-13
+
+SHAPES = {  # norm, group size, [heads, head_dim]
+    "norm = group": (GatedNorm.qwen3_next(), 128, (32, 128)),
+    "48 heads": (GatedNorm.vllm(), 128, (48, 128)),
+    "64-wide heads": (GatedNorm.vllm(64), 128, (64, 64)),
+    "Mamba2": (GatedNorm.mamba2(1024), 128, (1, 4096)),
+    "largest Mamba2": (GatedNorm.mamba2(8192), 128, (1, 8192)),
+    "per token": (GatedNorm.kimi_linear(), 4096, (32, 128)),
+    "per token, no power of two": (GatedNorm.vllm(), 6144, (48, 128)),
+    "head_dim 96": (GatedNorm.vllm(96), 96, (32, 96)),
+}
+
+
+@given(units=st.integers(1, 2**31), unit=st.sampled_from([16, 64, 96, 128, 256, 512, 1024, 6144, 8192, 16384]))
+def test_launch_config_is_one_triton_takes(units, unit):
+    for lanes in (32, 64):
+        config = kernel.choose_launch(units, unit, lanes)
+        assert config.rows & (config.rows - 1) == 0 and config.num_warps & (config.num_warps - 1) == 0
+        assert 1 <= config.num_warps * lanes <= 1024
+        assert config.rows * unit <= config.num_warps * lanes * 64  # values a thread holds
+
+
+def run_kernel(x, gate, weight, norm, quant, config=None, bias=None):
+    """Launch into poisoned outputs; codes, scale, normed."""
+    tokens, hidden = x.shape[0], x[0].numel()
+    codes, scale = poisoned_outputs(tokens, hidden, quant, "cuda")
+    normed = torch.full((tokens, hidden), torch.nan, dtype=norm.output_dtype(x.dtype), device="cuda")
+    launch.launch_fused(x, gate, weight, bias, norm, quant, codes, scale, normed, config)
+    return codes, scale, normed
+
+
+def assert_agrees(got, x, gate, weight, norm, quant, bias=None):
+    codes, scale, normed = got
+    expected = reference.rms_norm_gated(x, gate, weight, norm, bias)
+    expected_codes, expected_scale = reference.group_quant(expected, quant)
+    groups = codes.shape[1] // quant.group_size
+    ours, theirs = (reference.unpack_scales(s, groups, quant) for s in (scale, expected_scale))
+    assert not ours.isnan().any()
+    same_scale = ours == theirs if x.dtype is not torch.float32 else (ours / theirs - 1).abs() < 2**-20
+    assert (~same_scale).float().mean() <= SCALE_BOUND
+    step = 2.0 if quant.scale_format == "ue8m0" else 1 + 2**-6
+    assert (ours / theirs).clamp(1 / step, step).eq(ours / theirs).all()
+    steps = code_steps(codes, expected_codes)[same_scale.repeat_interleave(quant.group_size, 1)]
+    assert steps.max() <= 1
+    assert (steps > 0).float().mean() <= CODE_BOUND
+    # The value itself: one step of its dtype, or the float32 error of the docstring where it is not rounded.
+    tolerance = 2**-7 if normed.dtype is torch.bfloat16 else 2**-10 if normed.dtype is torch.float16 else 2**-18
+    torch.testing.assert_close(normed.float(), expected.float(), rtol=tolerance, atol=1e-30)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 3, 64, 4096])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_agrees_with_the_reference(shape, tokens):
+    norm, group_size, row = SHAPES[shape]
+    x, gate = torch.randn(2, tokens, *row, dtype=torch.bfloat16, device="cuda") * 2
+    weight = torch.rand(norm.norm_size, dtype=torch.bfloat16, device="cuda") + 0.5
+    quant = GroupQuant(group_size)
+    assert_agrees(run_kernel(x, gate, weight, norm, quant), x, gate, weight, norm, quant)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("gate_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_mixed_dtypes(x_dtype, gate_dtype, weight_dtype):
+    x = torch.randn(333, 32, 128, device="cuda").to(x_dtype)
+    gate = torch.randn(333, 32, 128, device="cuda").to(gate_dtype)
+    weight = torch.randn(4096, device="cuda").to(weight_dtype)
+    bias = torch.randn(4096, device="cuda").to(weight_dtype)
+    norm, quant = GatedNorm.qwen3_next(), GroupQuant.vllm()
+    assert_agrees(run_kernel(x, gate, weight, norm, quant, bias=bias), x, gate, weight, norm, quant, bias)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "quant",
+    [
+        GroupQuant.vllm(),
+        GroupQuant.vllm().with_layout("column_major"),
+        GroupQuant.vllm(dtype=torch.float8_e5m2),
+        GroupQuant.vllm_native(),
+        GroupQuant.aiter(),
+        GroupQuant.deepgemm(),
+        GroupQuant.deepgemm(blackwell=True),
+        GroupQuant.torchao(),
+    ],
+    ids=["vllm", "column", "e5m2", "native", "aiter", "deepgemm", "packed", "torchao"],
+)
+@pytest.mark.parametrize("heads", [6, 32])
+def test_every_contract(quant, heads):
+    x, gate = torch.randn(2, 517, heads, 128, dtype=torch.bfloat16, device="cuda")
+    weight, norm = torch.randn(128, device="cuda"), GatedNorm.vllm()
+    got = run_kernel(x, gate, weight, norm, quant)
+    assert_agrees(got, x, gate, weight, norm, quant)
+    codes, scale = poisoned_outputs(517, heads * 128, quant, "cuda")
+    launch.launch_group_quant(got[2], quant, codes, scale)  # the unfused half, on the same normed value: to the bit
+    expected_codes, expected_scale = reference.group_quant(got[2], quant)
+    assert torch.equal(scale, expected_scale)
+    assert code_steps(codes, expected_codes).max() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [(1, 1), (2, 1), (4, 4), (8, 2), (8, 8), (16, 8)])
+def test_every_launch_config_is_right(config):
+    x = torch.randn(77, 32, 128, dtype=torch.bfloat16, device="cuda")
+    gate = grouped_gate(77, 16, 2, 128, torch.bfloat16, "cuda")
+    weight, norm, quant = torch.randn(128, device="cuda"), GatedNorm.qwen3_next(), GroupQuant.vllm()
+    got = run_kernel(x, gate, weight, norm, quant, kernel.LaunchConfig(*config))
+    assert_agrees(got, x, gate, weight, norm, quant)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", ["norm = group", "Mamba2", "per token"])
+def test_strided_inputs_read_in_place(shape):
+    norm, group_size, _ = SHAPES[shape]
+    x = torch.randn(65, 32, 256, dtype=torch.bfloat16, device="cuda")[..., :128]
+    gate = grouped_gate(65, 16, 2, 128, torch.bfloat16, "cuda")
+    assert x.stride() == (8192, 256, 1) and gate.stride() == (12288, 768, 128, 1)
+    weight, quant = torch.randn(norm.norm_size, device="cuda"), GroupQuant(group_size)
+    strided = torch.ops.fusionlib.rms_norm_gated_group_quant(
+        x, gate, weight, None, *op.norm_arguments(norm), *op.quant_arguments(quant)
+    )
+    plain = run_kernel(x.contiguous(), gate.contiguous(), weight, norm, quant)
+    assert torch.equal(strided[0].view(torch.uint8), plain[0].view(torch.uint8))
+    assert torch.equal(strided[1], plain[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("special", [0.0, -0.0, 1e-30, 3e38, torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("quant", [GroupQuant.vllm(), GroupQuant.torchao(), GroupQuant(scale_format="ue8m0")])
+def test_what_is_not_a_number_is_what_the_reference_makes_of_it(special, quant):
+    x, gate = torch.randn(2, 64, 4, 128, device="cuda")
+    x[0, 0], x[1, 1, 5], gate[2, 2, 7], gate[3] = special, special, special, special
+    weight, norm = torch.ones(128, device="cuda"), GatedNorm.vllm()
+    codes, scale, normed = run_kernel(x, gate, weight, norm, quant)
+    expected = reference.rms_norm_gated(x, gate, weight, norm)
+    expected_codes, expected_scale = reference.group_quant(normed, quant)
+    assert torch.equal(normed.isnan(), expected.isnan()) and torch.equal(normed.isinf(), expected.isinf())
+    torch.testing.assert_close(scale, expected_scale, rtol=0, atol=0, equal_nan=True)
+    assert code_steps(codes, expected_codes).max() == 0
+
+
+@pytest.mark.gpu
+def test_no_tokens_launch_nothing():
+    codes, scale = torch.ops.fusionlib.rms_norm_gated_group_quant(
+        *(torch.empty(0, 4, 128, device="cuda") for _ in range(2)),
+        torch.ones(128, device="cuda"),
+        None,
+        *op.norm_arguments(GatedNorm.vllm()),
+        *op.quant_arguments(GroupQuant.vllm()),
+    )
+    assert codes.shape == (0, 512) and scale.shape == (0, 4)
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_int32():
+    """2^31 elements and more: a 32-bit row * stride would wrap and read, or write, elsewhere."""
+    tokens = 2**31 // 4096 + 100
+    if torch.cuda.mem_get_info()[0] < 40 * 2**30:
+        pytest.skip("needs 40 GiB of free GPU memory")
+    x = torch.zeros(tokens, 32, 128, dtype=torch.bfloat16, device="cuda")
+    x[-100:] = torch.randn(100, 32, 128, dtype=torch.bfloat16, device="cuda")
+    weight, norm, quant = torch.ones(128, device="cuda"), GatedNorm.vllm(), GroupQuant.vllm()
+    codes, scale, _ = run_kernel(x, x, weight, norm, quant)
+    few = run_kernel(x[-100:], x[-100:], weight, norm, quant)
+    assert torch.equal(codes[-100:].view(torch.uint8), few[0].view(torch.uint8))
+    assert torch.equal(scale[-100:], few[1])
+    assert not (codes[:-100].view(torch.uint8) == POISON_CODE).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 33])
+def test_opcheck_on_the_gpu(tokens):
+    x = torch.randn(tokens, 32, 128, dtype=torch.bfloat16, device="cuda")
+    gate = grouped_gate(tokens, 16, 2, 128, torch.bfloat16, "cuda")
+    spelled = (*op.norm_arguments(GatedNorm.qwen3_next()), *op.quant_arguments(GroupQuant.vllm()))
+    for fused in ("rms_norm_gated_group_quant", "rms_norm_gated_group_quant_with_norm"):
+        overload = getattr(torch.ops.fusionlib, fused).default
+        torch.library.opcheck(overload, (x, gate, torch.ones(128, device="cuda"), None, *spelled))
+
+
+def test_the_residual_step_is_the_correctly_rounded_division():
+    """`_quotient`'s Markstein step in exact arithmetic: no float32 value lies nearer to y / s than its result.
+
+    Every product and sum that the hardware rounds is rounded here from an exact fraction, as a fused multiply-add does.
+    """
+    from fractions import Fraction
+
+    def rounded(exact: Fraction) -> torch.Tensor:
+        near = torch.tensor(
+            float(exact), dtype=torch.float64
+        ).float()  # within one step; the true nearest is a neighbour
+        around = [torch.nextafter(near, torch.tensor(d)) for d in (-torch.inf, torch.inf)]
+        return min([near, *around], key=lambda v: (abs(Fraction(v.item()) - exact), v.view(torch.int32).item() & 1))
+
+    y = torch.randn(400).bfloat16().float() * 10.0 ** torch.randint(-6, 4, (400,))
+    scale = (torch.rand(400) + 0.01).bfloat16().float() / 448
+    plain_differs = 0
+    for value, s in zip(y, scale, strict=True):
+        exact = Fraction(value.item()) / Fraction(s.item())
+        reciprocal = rounded(1 / Fraction(s.item()))
+        estimate = rounded(Fraction(value.item()) * Fraction(reciprocal.item()))
+        residual = rounded(Fraction(value.item()) - Fraction(estimate.item()) * Fraction(s.item()))
+        quotient = rounded(Fraction(estimate.item()) + Fraction(residual.item()) * Fraction(reciprocal.item()))
+        assert quotient == rounded(exact)
+        plain_differs += int(estimate != quotient)
+    assert plain_differs > 0  # the step is not idle: the reciprocal alone would often be one off

@@ -1,0 +1,266 @@
+"""The ops on CPU: equal to the reference to the bit, exact fakes, clear errors, one registration, honest fallback."""
+
+import importlib
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fusionlib
+from fusionlib import GatedNorm, GroupQuant, op, reference
+from tests.support import FLOAT_DTYPES, grouped_gate, norms, quants, same
+
+FUSED = torch.ops.fusionlib.rms_norm_gated_group_quant.default
+WITH_NORM = torch.ops.fusionlib.rms_norm_gated_group_quant_with_norm.default
+QUANT = torch.ops.fusionlib.group_quant.default
+
+SIZES = [(128, 128, 512), (64, 128, 512), (256, 32, 512), (96, 96, 288), (64, 384, 384)]  # norm, group, hidden
+
+
+@st.composite
+def calls(draw):
+    """A whole call: specs, tensors of mixed dtypes, strided or not, and values from zero to overflowing."""
+    norm_size, group_size, hidden = draw(st.sampled_from(SIZES))
+    norm, quant = draw(norms(norm_size)), draw(quants(group_size))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    tokens = draw(st.sampled_from([0, 1, 2, 7]))
+    head = draw(st.sampled_from([d for d in (32, 64, hidden) if hidden % d == 0]))
+
+    def rows(magnitude: float) -> torch.Tensor:
+        wide = torch.randn(tokens, hidden // head, head + draw(st.sampled_from([0, 8]))) * magnitude
+        wide = wide.to(draw(st.sampled_from(FLOAT_DTYPES)))
+        special = draw(st.sampled_from([None, 0.0, -0.0, torch.inf, torch.nan]))
+        if special is not None and tokens:
+            wide[0, 0, : head // 2] = special
+        view = wide[..., :head]
+        return view.flatten(1) if draw(st.booleans()) else view
+
+    def vector() -> torch.Tensor:
+        size = draw(st.sampled_from([norm_size, hidden]))
+        return torch.randn(size).to(draw(st.sampled_from(FLOAT_DTYPES)))
+
+    x, gate = (rows(draw(st.sampled_from([1e-30, 1e-3, 1.0, 50.0, 3e4]))) for _ in range(2))
+    weight = vector()
+    bias = torch.randn_like(weight) if draw(st.booleans()) else None
+    return x, gate, weight, bias, norm, quant
+
+
+def scalars(norm: GatedNorm, quant: GroupQuant) -> tuple:
+    return *op.norm_arguments(norm), *op.quant_arguments(quant)
+
+
+@given(calls())
+@settings(max_examples=150)
+def test_the_op_is_the_reference(call):
+    x, gate, weight, bias, norm, quant = call
+    codes, scale, normed = fusionlib.rms_norm_gated_group_quant(
+        x, gate, weight, norm=norm, quant=quant, bias=bias, return_normed=True
+    )
+    expected = reference.rms_norm_gated(x, gate, weight, norm, bias)
+    expected_codes, expected_scale = reference.group_quant(expected, quant)
+    if x.shape[0]:
+        assert same(normed, expected)
+        assert same(codes, expected_codes)
+        assert same(scale, expected_scale)
+    two = fusionlib.rms_norm_gated_group_quant(x, gate, weight, norm=norm, quant=quant, bias=bias)
+    assert len(two) == 2 and same(two[0], codes) and same(two[1], scale)
+    unfused = fusionlib.group_quant(normed, quant)
+    assert same(unfused[0], codes) and same(unfused[1], scale)
+
+
+@given(calls())
+@settings(max_examples=100)
+def test_the_fake_has_the_shapes_strides_and_dtypes_of_the_real(call):
+    from torch._subclasses import FakeTensorMode
+
+    x, gate, weight, bias, norm, quant = call
+    real = WITH_NORM(x, gate, weight, bias, *scalars(norm, quant))
+    with FakeTensorMode() as mode:
+        fakes = [None if t is None else mode.from_tensor(t) for t in (x, gate, weight, bias)]
+        fake = WITH_NORM(*fakes, *scalars(norm, quant))
+    for a, b in zip(real, fake, strict=True):
+        assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+@pytest.mark.parametrize("layout", ["row_major", "column_major", "packed_int32"])
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_opcheck(layout, tokens):
+    """Schema, fake and dynamic shapes as PyTorch itself checks them, with a strided gate."""
+    x = torch.randn(tokens, 4, 128, dtype=torch.bfloat16)
+    gate = grouped_gate(tokens, 2, 2, 128, torch.bfloat16)
+    weight = torch.randn(128)
+    norm, quant = GatedNorm.qwen3_next(), GroupQuant(scale_format="ue8m0", scale_layout=layout)
+    for fused in (FUSED, WITH_NORM):
+        torch.library.opcheck(fused, (x, gate, weight, None, *scalars(norm, quant)))
+    torch.library.opcheck(QUANT, (x.flatten(1), *op.quant_arguments(quant)))
+
+
+def test_a_compiled_call_with_dynamic_tokens_is_the_eager_one():
+    norm, quant = GatedNorm.vllm(), GroupQuant.vllm().with_layout("column_major")
+
+    def call(x, gate, weight):
+        return fusionlib.rms_norm_gated_group_quant(x, gate, weight, norm=norm, quant=quant)
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    for tokens in (3, 8):
+        x, gate = torch.randn(2, tokens, 4, 128, dtype=torch.bfloat16)
+        for a, b in zip(compiled(x, gate, torch.ones(128)), call(x, gate, torch.ones(128)), strict=True):
+            assert same(a, b)
+
+
+def test_a_projections_gate_needs_no_copy_and_changes_nothing():
+    x = torch.randn(5, 32, 128, dtype=torch.bfloat16)
+    gate = grouped_gate(5, 16, 2, 128, torch.bfloat16)
+    weight = torch.randn(128, dtype=torch.bfloat16)
+    arguments = {"norm": GatedNorm.qwen3_next(), "quant": GroupQuant.vllm()}
+    strided = fusionlib.rms_norm_gated_group_quant(x, gate, weight, **arguments)
+    plain = fusionlib.rms_norm_gated_group_quant(x, gate.contiguous(), weight, **arguments)
+    assert all(same(a, b) for a, b in zip(strided, plain, strict=True))
+
+
+def good() -> dict:
+    return {
+        "x": torch.randn(3, 4, 128),
+        "gate": torch.randn(3, 4, 128),
+        "weight": torch.randn(128),
+        "norm": GatedNorm(128),
+        "quant": GroupQuant(128),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"x": torch.randn(128)}, ["x has shape [128]", "[tokens, ...]", "unsqueeze"]),
+        ({"gate": torch.randn(3, 5, 128)}, ["[3, 4, 128]", "[3, 5, 128]", "same number of tokens"]),
+        ({"gate": torch.randn(2, 4, 128)}, ["[3, 4, 128]", "[2, 4, 128]"]),
+        ({"x": torch.randn(3, 4, 128).double()}, ["x is torch.float64", "bfloat16", ".to("]),
+        ({"gate": torch.ones(3, 4, 128, dtype=torch.int32)}, ["gate is torch.int32"]),
+        ({"gate": torch.randn(3, 128, 4).mT}, ["gate has strides [512, 1, 4]", "contiguous"]),
+        ({"norm": GatedNorm(96)}, ["norm_size=96", "512"]),
+        ({"quant": GroupQuant(100)}, ["group_size=100", "512", "divisor"]),
+        ({"weight": torch.randn(64)}, ["weight has shape [64]", "[128]", "[512]"]),
+        ({"weight": torch.randn(256)[::2]}, ["weight", "strides [2]", "contiguous"]),
+        ({"weight": torch.ones(128, dtype=torch.int64)}, ["weight is torch.int64"]),
+        ({"bias": torch.randn(512)}, ["bias has shape [512]", "weight [128]"]),
+        ({"gate": torch.randn(3, 4, 128, device="meta")}, ["cpu, meta", "one device"]),
+    ],
+)
+def test_bad_input_is_named(changes, words):
+    arguments = good() | changes
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        fusionlib.rms_norm_gated_group_quant(**arguments)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (torch.randn(3, 4, 128), ["[3, 4, 128]", "flatten(1)"]),
+        (torch.randn(3, 100), ["group_size=128", "100"]),
+        (torch.randn(128, 3).t()[:, :128], ["y has strides", "contiguous"]),
+        (torch.ones(3, 128, dtype=torch.int8), ["y is torch.int8"]),
+    ],
+)
+def test_bad_input_of_the_quant_op_is_named(y, words):
+    with pytest.raises(ValueError) as error:
+        fusionlib.group_quant(y, GroupQuant())
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_importing_again_registers_nothing_twice():
+    before = torch.ops.fusionlib.group_quant.default
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importlib.reload(op)
+    assert torch.ops.fusionlib.group_quant.default is before
+
+
+class TestSupports:
+    """`supports` is None where the op runs, a reason where it does not, and the only place that decides."""
+
+    def test_cpu_runs_whatever_fits_the_contract(self):
+        arguments = good()
+        assert fusionlib.supports(**arguments) is None
+        assert "norm_size=96" in fusionlib.supports(**(arguments | {"norm": GatedNorm(96)}))
+
+    def test_another_device_is_named(self):
+        arguments = good()
+        for name in ("x", "gate", "weight"):
+            arguments[name] = arguments[name].to("meta")
+        assert "'meta'" in fusionlib.supports(**arguments)
+
+    @pytest.mark.parametrize(
+        ("shape", "norm_size", "group_size", "words"),
+        [
+            ((1, 384), 128, 192, ["norm_size=128", "group_size=192", "divide"]),
+            ((1, 32768), 128, 32768, ["32768", "16384"]),
+            ((2**25, 64, 128), 128, 128, ["32-bit", "split"]),
+        ],
+    )
+    def test_what_the_kernel_cannot_do(self, shape, norm_size, group_size, words):
+        x = torch.empty(shape, device="meta")
+        problem = op._kernel_problem(x, x, GatedNorm(norm_size), GroupQuant(group_size))
+        for word in words:
+            assert word in problem
+
+    def test_too_many_levels_of_strides(self):
+        gate = torch.empty(2, 3, 5, 7, 11).as_strided((2, 2, 2, 2, 4), (1155, 385, 77, 11, 1))
+        x = torch.empty(2, 32)
+        assert "gate.contiguous()" in op._kernel_problem(x, gate, GatedNorm(32), GroupQuant(32))
+
+    @pytest.mark.parametrize(
+        ("capability", "dtype", "words"),
+        [
+            ((8, 0), torch.float8_e4m3fn, ["8.0", "8.9"]),
+            ((9, 0), torch.float8_e4m3fnuz, ["NVIDIA", "float8_e4m3fn"]),
+            ((9, 0), torch.float8_e4m3fn, None),
+        ],
+    )
+    def test_what_an_nvidia_device_cannot_do(self, monkeypatch, capability, dtype, words):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.version, "hip", None)
+        self.check(op._device_problem(torch.device("cuda"), dtype), words)
+
+    @pytest.mark.parametrize(
+        ("arch", "dtype", "words"),
+        [
+            ("gfx942:sramecc+", torch.float8_e4m3fn, ["gfx942", "e4m3fnuz"]),
+            ("gfx942", torch.float8_e4m3fnuz, None),
+            ("gfx950", torch.float8_e4m3fn, None),
+            ("gfx950", torch.float8_e4m3fnuz, ["gfx950", "e4m3fn"]),
+        ],
+    )
+    def test_what_a_rocm_device_cannot_do(self, monkeypatch, arch, dtype, words):
+        properties = type("Properties", (), {"gcnArchName": arch})
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.version, "hip", "7.0")
+        self.check(op._device_problem(torch.device("cuda"), dtype), words)
+
+    def check(self, problem, words):
+        if words is None:
+            assert problem is None
+        else:
+            assert all(word in problem for word in words), problem
+
+
+def test_the_gpu_path_falls_back_once_said_and_right(monkeypatch):
+    """The implementation for GPUs, given CPU tensors, has a reason against the kernel: it must still be correct."""
+    monkeypatch.setattr(op, "_warned", set())
+    monkeypatch.setattr(op, "supports", lambda *_: "the reason of this test")
+    arguments = good()
+    x, gate, weight = (arguments[name] for name in ("x", "gate", "weight"))
+    spelled = (x, gate, weight, None, *scalars(arguments["norm"], arguments["quant"]))
+    with pytest.warns(RuntimeWarning, match="the reason of this test"):
+        got = op._fused_cuda(*spelled, want_normed=True)
+    for a, b in zip(got, WITH_NORM(*spelled), strict=True):
+        assert same(a, b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        op._fused_cuda(*spelled, want_normed=False)

@@ -1,0 +1,218 @@
+"""The reference against things it does not share a line with: other people's modules, float64, and the FP8 table."""
+
+import importlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusionlib import GatedNorm, GroupQuant, reference
+from fusionlib.spec import FP8_MAXIMA
+from tests.support import code_steps, norms, quants
+
+MODULES = {
+    "qwen3_next.Qwen3NextRMSNormGated": ((128,), GatedNorm.qwen3_next(eps=1e-6)),
+    "qwen3_5.Qwen3_5RMSNormGated": ((128,), GatedNorm.qwen3_next(eps=1e-6)),
+    "olmo_hybrid.OlmoHybridRMSNormGated": ((128,), GatedNorm.qwen3_next(eps=1e-6)),
+    "kimi_linear.KimiLinearRMSNormGated": ((128,), GatedNorm.kimi_linear(eps=1e-6)),
+    "bailing_hybrid.BailingHybridRMSNormGated": ((128,), GatedNorm.kimi_linear(eps=1e-6)),
+    "mamba2.MambaRMSNormGated": ((512, 256), GatedNorm.mamba2(256, eps=1e-6)),
+    "zamba2.Zamba2RMSNormGated": ((512, 256), GatedNorm.mamba2(256, eps=1e-6)),
+    "nemotron_h.NemotronHRMSNormGated": ((512, 256), GatedNorm.mamba2(256, eps=1e-6)),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_presets_equal_transformers_to_the_bit(name, dtype):
+    pytest.importorskip("transformers", reason="the models extra is not installed")
+    model, cls = name.split(".")
+    arguments, norm = MODULES[name]
+    module = getattr(importlib.import_module(f"transformers.models.{model}.modeling_{model}"), cls)(*arguments).to(
+        dtype
+    )
+    torch.nn.init.normal_(module.weight, 1.0, 0.2)
+    x, gate = (torch.randn(2, 33, 512) * 3).to(dtype)
+    shape = (-1, *arguments[:1])
+    expected = module(x.view(shape), gate.view(shape)).view(33, 512)
+    assert torch.equal(reference.rms_norm_gated(x, gate, module.weight, norm), expected)
+
+
+def test_a_float32_weight_promotes_as_transformers_does():
+    mamba2 = pytest.importorskip("transformers.models.mamba2.modeling_mamba2", reason="needs the models extra")
+    module = mamba2.MambaRMSNormGated(512, 256)
+    torch.nn.init.normal_(module.weight)
+    x, gate = torch.randn(2, 9, 512, dtype=torch.bfloat16)
+    expected = module(x, gate)
+    assert expected.dtype is torch.float32
+    norm = GatedNorm(256, 1e-6, norm_before_gate=False, rounding={"norm"})
+    assert torch.equal(reference.rms_norm_gated(x, gate, module.weight, norm), expected)
+
+
+@given(norm=norms(32), seed=st.integers(0, 2**16), biased=st.booleans())
+def test_norm_agrees_with_float64(norm, seed, biased):
+    """Without rounding points the float32 value is within 2^-18 of float64: some 30 roundings of 2^-24 each."""
+    norm = GatedNorm(32, norm.eps, norm.activation, norm.norm_before_gate, norm.weight_offset, frozenset())
+    torch.manual_seed(seed)
+    x, gate = torch.randn(2, 3, 4, 32)
+    weight, bias = torch.rand(2, 128) + 0.5
+    value, g = x.double(), gate.double()
+    act = g * torch.sigmoid(g) if norm.activation == "silu" else torch.sigmoid(g)
+    if not norm.norm_before_gate:
+        value = value * act
+    value = value / (value.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    value = value.flatten(1) * (weight.double() + norm.weight_offset)
+    if biased:
+        value = value + bias.double()
+    if norm.norm_before_gate:
+        value = value * act.flatten(1)
+    got = reference.rms_norm_gated(x, gate, weight, norm, bias if biased else None)
+    assert got.dtype is torch.float32
+    torch.testing.assert_close(got.double(), value, rtol=2**-18, atol=2**-20)
+
+
+@given(norm=norms(16), seed=st.integers(0, 2**16))
+def test_every_rounding_point_rounds(norm, seed):
+    """The value of each spec is its own: leaving one point out changes some bf16 results, or the dtype."""
+    torch.manual_seed(seed)
+    x, gate = torch.randn(2, 64, 64, dtype=torch.bfloat16) * 2
+    weight = torch.rand(16, dtype=torch.bfloat16) + 0.5
+    full = reference.rms_norm_gated(x, gate, weight, norm)
+    for point in norm.rounding:
+        fewer = GatedNorm(
+            16, norm.eps, norm.activation, norm.norm_before_gate, norm.weight_offset, norm.rounding - {point}
+        )
+        value = reference.rms_norm_gated(x, gate, weight, fewer)
+        assert value.dtype != full.dtype or not torch.equal(value, full), point
+
+
+def nearest_code(value: float, dtype: torch.dtype) -> int:
+    """The code nearest to a value within the format's range, ties to the even code, by looking at all of them."""
+    table = torch.arange(256, dtype=torch.uint8).view(dtype).double()
+    distance = (table - value).abs().nan_to_num(torch.inf, posinf=torch.inf)
+    best = [c for c in range(256) if distance[c] == distance.min()]
+    return min(best, key=lambda c: (c % 2, c))
+
+
+@given(
+    value=st.floats(-500, 500, width=32),
+    other=st.floats(2**-10, 500, width=32),
+    dtype=st.sampled_from(list(FP8_MAXIMA)),
+)
+def test_a_code_is_the_nearest_value_of_the_format(value, other, dtype):
+    quant = GroupQuant(2, dtype)
+    codes, scale = reference.group_quant(torch.tensor([[value, other]]), quant)
+    amax = max(abs(value), other)
+    assert scale.item() == torch.tensor(amax).div(quant.limit).item()
+    quotient = (torch.tensor(value) / scale.squeeze()).clamp(-quant.limit, quant.limit).item()
+    expected = torch.tensor([nearest_code(quotient, dtype)], dtype=torch.uint8).view(dtype)
+    assert codes[0, 0].float() == expected.float()
+
+
+def test_no_code_of_fnuz_is_minus_zero():
+    """0x80 is NaN there, so a small negative value must become plain zero."""
+    y = torch.tensor([[240.0, -1e-6, -0.0, -(2.0**-11)]])
+    codes, _ = reference.group_quant(y, GroupQuant(4, torch.float8_e4m3fnuz))
+    assert codes.view(torch.uint8)[0, 1:].tolist() == [0, 0, 0]
+
+
+@given(st.integers(-126, 127), st.floats(1.0, 2.0, exclude_max=True, width=32))
+def test_power_of_two_is_the_least_not_below(exponent, mantissa):
+    value = mantissa * 2.0**exponent
+    expected = 2.0**exponent if mantissa == 1.0 else 2.0 ** min(exponent + 1, 127)
+    assert reference.power_of_two_at_least(torch.tensor([value], dtype=torch.float32)).item() == expected
+
+
+def test_power_of_two_at_the_ends():
+    values = torch.tensor([0.0, 2.0**-149, 2.0**-127, 2.0**-126, torch.inf, torch.nan])
+    result = reference.power_of_two_at_least(values)
+    assert result[:5].tolist() == [2.0**-126, 2.0**-126, 2.0**-126, 2.0**-126, 2.0**127]
+    assert result[5].isnan()
+
+
+def test_log2_would_be_wrong_where_the_bits_are_right():
+    value = torch.tensor([1.0 + 2.0**-23])  # just above one: its power of two is 2
+    assert torch.exp2(torch.ceil(torch.log2(value - 2.0**-24))).item() in (1.0, 2.0)
+    assert reference.power_of_two_at_least(value).item() == 2.0
+
+
+@given(quant=quants(8), seed=st.integers(0, 2**16), tokens=st.integers(1, 5), groups=st.integers(1, 9))
+def test_scales_survive_their_layout(quant, seed, tokens, groups):
+    torch.manual_seed(seed)
+    y = torch.randn(tokens, groups * 8) * 10
+    codes, scale = reference.group_quant(y, quant)
+    size, stride, dtype = reference.scale_storage(tokens, groups, quant)
+    assert (tuple(scale.shape), scale.stride(), scale.dtype) == (size, stride, dtype)
+    plain_codes, plain_scale = reference.group_quant(y, quant.with_layout("row_major"))
+    assert torch.equal(codes.view(torch.uint8), plain_codes.view(torch.uint8))
+    assert torch.equal(reference.unpack_scales(scale, groups, quant), plain_scale)
+
+
+def test_packed_scales_are_deepgemms_bytes():
+    """Lowest byte first, columns padded to four tokens, unused bytes zero."""
+    y = torch.zeros(3, 6 * 4)
+    y[:, ::4] = 448.0 * 2.0 ** torch.tensor([[0, 1, 2, 3, 4, 5]] * 3) * torch.tensor([[1.0], [2.0], [4.0]])
+    quant = GroupQuant(4, scale_format="ue8m0", scale_layout="packed_int32")
+    _, scale = reference.group_quant(y, quant)
+    assert (scale.shape, scale.stride()) == ((3, 2), (1, 4))
+    assert scale[1].tolist() == [int.from_bytes(bytes([128, 129, 130, 131]), "little", signed=True), 132 + 133 * 256]
+
+
+@given(quant=quants(16, (torch.float8_e4m3fn,)), seed=st.integers(0, 2**16))
+def test_dequantised_is_within_half_a_step(quant, seed):
+    """|y - code * scale| <= 2^-4 |y| + 2^-10 scale: half a mantissa step of e4m3 and half its least subnormal, 2^-9.
+
+    The half step is taken with a margin of 2^-7 for a scale that was itself rounded, and saturation at 448.
+    """
+    torch.manual_seed(seed)
+    y = torch.randn(4, 64) * 5
+    codes, scale = reference.group_quant(y, quant)
+    back = reference.dequantise(codes, scale, quant)
+    each = reference.unpack_scales(scale, 4, quant).repeat_interleave(16, 1)
+    assert ((y - back).abs() <= y.abs() * (2**-4 + 2**-7) + each * 2**-10 * 1.01).all()
+
+
+class TestWhatIsNotANumber:
+    """The behaviour that GroupQuant's docstring defines."""
+
+    def quantise(self, row, **changes):
+        codes, scale = reference.group_quant(torch.tensor([row]), GroupQuant(len(row), **changes))
+        return codes.float()[0], scale[0, 0]
+
+    def test_nan_poisons_its_group(self):
+        codes, scale = self.quantise([1.0, torch.nan, 2.0])
+        assert codes.isnan().all() and scale.isnan()
+
+    def test_infinity_makes_the_scale_infinite_and_the_finite_codes_zero(self):
+        codes, scale = self.quantise([1.0, torch.inf, -2.0])
+        assert codes[1].isnan() and codes[[0, 2]].tolist() == [0.0, 0.0] and scale.isinf()
+
+    def test_infinity_saturates_under_ue8m0(self):
+        codes, scale = self.quantise([1.0, -torch.inf], scale_format="ue8m0")
+        assert codes.tolist() == [0.0, -448.0] and scale == 2.0**127
+
+    def test_zeros_take_the_floor(self):
+        codes, scale = self.quantise([0.0, 0.0])
+        assert codes.tolist() == [0.0, 0.0] and scale == torch.tensor(1e-10) / 448
+
+    def test_zeros_without_a_floor_are_nan(self):
+        codes, scale = self.quantise([0.0, 0.0], floor=None)
+        assert codes.isnan().all() and scale == 0
+
+    def test_a_huge_gate_gives_nothing_or_everything(self):
+        x, gate = torch.ones(1, 4), torch.tensor([[-1e4, 1e4, -torch.inf, torch.nan]])
+        y = reference.rms_norm_gated(x, gate, torch.ones(4), GatedNorm(4, 0.0))
+        assert y[0, 0] == 0 and y[0, 1] == 1e4 and y[0, 2:].isnan().all()
+
+
+def test_torchaos_contract_by_hand():
+    """Scale = bf16(amax / 448) with no floor: written out from torchao's primitives, not from the reference."""
+    y = torch.randn(7, 256, dtype=torch.bfloat16)
+    groups = y.view(7, 2, 128)
+    scale = groups.abs().amax(-1) / 448.0
+    assert scale.dtype is torch.bfloat16
+    expected = (groups.float() / scale.float().unsqueeze(-1)).clamp(-448, 448).to(torch.float8_e4m3fn)
+    codes, got = reference.group_quant(y, GroupQuant.torchao())
+    assert torch.equal(got, scale.float())
+    assert code_steps(codes, expected.view(7, 256)).max() == 0
