@@ -4,7 +4,8 @@ The names below are the public face. Importing this package imports torch and re
 of Jupyter or plotly is imported, and Triton only at the first launch on a GPU.
 """
 
-from fusionlib.op import group_quant, rms_norm_gated_group_quant, supports
+from fusionlib.contract import supports
+from fusionlib.op import group_quant, rms_norm_gated_group_quant
 from fusionlib.reference import dequantise
 from fusionlib.spec import GatedNorm, GroupQuant, SpecError
 

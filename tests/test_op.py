@@ -180,80 +180,10 @@ def test_importing_again_registers_nothing_twice():
     assert torch.ops.fusionlib.group_quant.default is before
 
 
-class TestSupports:
-    """`supports` is None where the op runs, a reason where it does not, and the only place that decides."""
-
-    def test_cpu_runs_whatever_fits_the_contract(self):
-        arguments = good()
-        assert fusionlib.supports(**arguments) is None
-        assert "norm_size=96" in fusionlib.supports(**(arguments | {"norm": GatedNorm(96)}))
-
-    def test_another_device_is_named(self):
-        arguments = good()
-        for name in ("x", "gate", "weight"):
-            arguments[name] = arguments[name].to("meta")
-        assert "'meta'" in fusionlib.supports(**arguments)
-
-    @pytest.mark.parametrize(
-        ("shape", "norm_size", "group_size", "words"),
-        [
-            ((1, 384), 128, 192, ["norm_size=128", "group_size=192", "divide"]),
-            ((1, 32768), 128, 32768, ["32768", "16384"]),
-            ((2**25, 64, 128), 128, 128, ["32-bit", "split"]),
-        ],
-    )
-    def test_what_the_kernel_cannot_do(self, shape, norm_size, group_size, words):
-        x = torch.empty(shape, device="meta")
-        problem = op._kernel_problem(x, x, GatedNorm(norm_size), GroupQuant(group_size))
-        for word in words:
-            assert word in problem
-
-    def test_too_many_levels_of_strides(self):
-        gate = torch.empty(2, 3, 5, 7, 11).as_strided((2, 2, 2, 2, 4), (1155, 385, 77, 11, 1))
-        x = torch.empty(2, 32)
-        assert "gate.contiguous()" in op._kernel_problem(x, gate, GatedNorm(32), GroupQuant(32))
-
-    @pytest.mark.parametrize(
-        ("capability", "dtype", "words"),
-        [
-            ((8, 0), torch.float8_e4m3fn, ["8.0", "8.9"]),
-            ((9, 0), torch.float8_e4m3fnuz, ["NVIDIA", "float8_e4m3fn"]),
-            ((9, 0), torch.float8_e4m3fn, None),
-        ],
-    )
-    def test_what_an_nvidia_device_cannot_do(self, monkeypatch, capability, dtype, words):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(torch.version, "hip", None)
-        self.check(op._device_problem(torch.device("cuda"), dtype), words)
-
-    @pytest.mark.parametrize(
-        ("arch", "dtype", "words"),
-        [
-            ("gfx942:sramecc+", torch.float8_e4m3fn, ["gfx942", "e4m3fnuz"]),
-            ("gfx942", torch.float8_e4m3fnuz, None),
-            ("gfx950", torch.float8_e4m3fn, None),
-            ("gfx950", torch.float8_e4m3fnuz, ["gfx950", "e4m3fn"]),
-        ],
-    )
-    def test_what_a_rocm_device_cannot_do(self, monkeypatch, arch, dtype, words):
-        properties = type("Properties", (), {"gcnArchName": arch})
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-        monkeypatch.setattr(torch.version, "hip", "7.0")
-        self.check(op._device_problem(torch.device("cuda"), dtype), words)
-
-    def check(self, problem, words):
-        if words is None:
-            assert problem is None
-        else:
-            assert all(word in problem for word in words), problem
-
-
 def test_the_gpu_path_falls_back_once_said_and_right(monkeypatch):
     """The implementation for GPUs, given CPU tensors, has a reason against the kernel: it must still be correct."""
     monkeypatch.setattr(op, "_warned", set())
-    monkeypatch.setattr(op, "supports", lambda *_: "the reason of this test")
+    monkeypatch.setattr(op, "kernel_problem", lambda *_: "the reason of this test")
     arguments = good()
     x, gate, weight = (arguments[name] for name in ("x", "gate", "weight"))
     spelled = (x, gate, weight, None, *scalars(arguments["norm"], arguments["quant"]))

@@ -1,0 +1,178 @@
+"""What may come: whether tensors fit their specs, and whether a device can run them by the kernel.
+
+Every answer is None or one sentence that names the value, the limit and the way out. The op raises or falls back by
+these answers and the rewrite refuses a site by them; nobody else decides. They work on fake tensors too.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from fusionlib.layout import row_layout
+from fusionlib.spec import GatedNorm, GroupQuant
+
+ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+#: Longest unit (elements) one program holds: 16 warps of 32 elements a thread.
+MAX_UNIT = 16384
+
+#: Most units of one launch: the row index has 32 bits, and the last program may count up to 63 rows beyond.
+MAX_UNITS = 2**31 - 64
+
+
+def _differ(a: int, b: int) -> bool:
+    """a != b, where a symbolic size that cannot be decided while tracing counts as equal."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a != b
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(a != b)
+
+
+def _tensor_problem(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    if tensor.ndim < 2:
+        return (
+            f"{name} has shape {list(tensor.shape)}; it must be [tokens, ...] with at least 2 dimensions: "
+            f"use {name}.unsqueeze(0) for a single token"
+        )
+    if tensor.dtype not in dtypes:
+        listed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        return f"{name} is {tensor.dtype}; it must be one of {listed}: convert it with {name}.to(...)"
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        return (
+            f"{name} has strides {list(tensor.stride())}; the last dimension must be contiguous (stride 1): "
+            f"use {name}.contiguous()"
+        )
+    return None
+
+
+def _division_problem(hidden: int, field: str, size: int) -> str | None:
+    if hidden % size != 0 or hidden == 0:
+        return f"{field}={size} does not divide the {hidden} elements of a token; choose a divisor of {hidden}"
+    return None
+
+
+def _vector_problem(name: str, vector: torch.Tensor, hidden: int, norm_size: int) -> str | None:
+    if vector.dtype not in ACTIVATION_DTYPES:
+        return f"{name} is {vector.dtype}; it must be bfloat16, float16 or float32"
+    if vector.ndim != 1 or vector.shape[0] not in (norm_size, hidden) or vector.stride(0) != 1:
+        return (
+            f"{name} has shape {list(vector.shape)} and strides {list(vector.stride())}; it must be a contiguous "
+            f"[{norm_size}] (norm_size) or [{hidden}] (one per element of a token)"
+        )
+    return None
+
+
+def quant_problem(y: torch.Tensor, quant: GroupQuant) -> str | None:
+    """Why `group_quant` cannot take `y`, or None."""
+    problem = _tensor_problem("y", y, ACTIVATION_DTYPES)
+    if problem is None and y.ndim != 2:
+        problem = f"y has shape {list(y.shape)}; it must be [tokens, hidden]: use y.flatten(1) or y.reshape(tokens, -1)"
+    return problem or _division_problem(y.shape[1], "group_size", quant.group_size)
+
+
+def contract_problem(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor,
+    norm: GatedNorm,
+    quant: GroupQuant,
+    bias: torch.Tensor | None = None,
+) -> str | None:
+    """Why these tensors do not fit these specs on any device, or None. The op raises ValueError with it."""
+    for name, tensor in (("x", x), ("gate", gate)):
+        problem = _tensor_problem(name, tensor, ACTIVATION_DTYPES)
+        if problem is not None:
+            return problem
+    hidden = prod(x.shape[1:])
+    if _differ(x.shape[0], gate.shape[0]) or _differ(hidden, prod(gate.shape[1:])):
+        return (
+            f"x has shape {list(x.shape)} and gate {list(gate.shape)}; both need the same number of tokens (first "
+            "dimension) and of elements per token (the others together)"
+        )
+    problem = (
+        _division_problem(hidden, "norm_size", norm.norm_size)
+        or _division_problem(hidden, "group_size", quant.group_size)
+        or _vector_problem("weight", weight, hidden, norm.norm_size)
+    )
+    if problem is None and bias is not None:
+        problem = _vector_problem("bias", bias, hidden, norm.norm_size)
+        if problem is None and bias.shape != weight.shape:
+            problem = f"bias has shape {list(bias.shape)} and weight {list(weight.shape)}; they must be the same"
+    devices = {str(t.device) for t in (x, gate, weight, bias) if t is not None}
+    if problem is None and len(devices) > 1:
+        problem = f"tensors are on {', '.join(sorted(devices))}; move them to one device"
+    return problem
+
+
+def supports(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor,
+    norm: GatedNorm,
+    quant: GroupQuant,
+    bias: torch.Tensor | None = None,
+) -> str | None:
+    """None if the fused op can run these tensors with these specs where they are, else the reason in words.
+
+    On CPU that is the tensor contract alone; on a GPU also whether the kernel and the device can do it. The one place
+    that decides: the op falls back to the reference, and the rewrite refuses a site, by this answer.
+    """
+    problem = contract_problem(x, gate, weight, norm, quant, bias)
+    if problem is not None or x.device.type == "cpu":
+        return problem
+    if x.device.type != "cuda":
+        return f"device {x.device.type!r} has no implementation; use 'cpu' or 'cuda' (NVIDIA and ROCm)"
+    return kernel_problem(x, gate, norm, quant) or device_problem(x.device, quant.dtype)
+
+
+def kernel_problem(x: torch.Tensor, gate: torch.Tensor, norm: GatedNorm, quant: GroupQuant) -> str | None:
+    """What the kernel's tiling or addressing cannot do with tensors that fit their specs, or None."""
+    unit, part = max(norm.norm_size, quant.group_size), min(norm.norm_size, quant.group_size)
+    if unit % part != 0:
+        return f"norm_size={norm.norm_size} and group_size={quant.group_size}: one must divide the other"
+    if unit > MAX_UNIT:
+        return f"a unit of {unit} elements (max of norm_size and group_size) is above the kernel's {MAX_UNIT}"
+    units = x.shape[0] * (prod(x.shape[1:]) // unit)
+    if isinstance(units, int) and units > MAX_UNITS:
+        return f"{units} units are more than the kernel's 32-bit row index holds ({MAX_UNITS}); split the tokens"
+    for name, tensor in (("x", x), ("gate", gate)):
+        if row_layout(tensor) is None:
+            return (
+                f"{name} with shape {list(tensor.shape)} and strides {list(tensor.stride())} takes more than two "
+                f"levels of strides in a token; use {name}.contiguous()"
+            )
+    return None
+
+
+def device_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What the GPU, or this process' way to it, lacks for codes of `dtype`, or None."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); install triton>=3.6"
+    if not torch.cuda.is_available():
+        return "no CUDA or ROCm device is visible to this process"
+    if torch.version.hip:
+        arch = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+        native = torch.float8_e4m3fnuz if arch.startswith("gfx94") else torch.float8_e4m3fn
+        if dtype not in (native, torch.float8_e5m2):
+            return f"{arch} has no conversion to {dtype}; use {native}"
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    if dtype is torch.float8_e4m3fnuz:
+        return "NVIDIA GPUs have no conversion to torch.float8_e4m3fnuz; use torch.float8_e4m3fn"
+    if capability < (8, 9):
+        return f"compute capability {capability[0]}.{capability[1]} has no FP8 conversion; 8.9 or newer does"
+    return None
+
+
+def quant_supports(y: torch.Tensor, quant: GroupQuant) -> str | None:
+    """None if the quantisation kernel can take `y`, which fits `quant`, on its GPU, else the reason in words."""
+    if quant.group_size > MAX_UNIT:
+        return f"group_size={quant.group_size} is above the kernel's {MAX_UNIT}"
+    if y.shape[0] * (y.shape[1] // quant.group_size) > MAX_UNITS:
+        return f"more groups than the kernel's 32-bit row index holds ({MAX_UNITS}); split the tokens"
+    return device_problem(y.device, quant.dtype)

@@ -1,0 +1,90 @@
+"""`supports` is None where the op runs and a reason where it does not; it is the only place that decides."""
+
+import pytest
+import torch
+
+import fusionlib
+from fusionlib import GatedNorm, GroupQuant, contract
+
+
+def good() -> dict:
+    return {
+        "x": torch.randn(3, 4, 128),
+        "gate": torch.randn(3, 4, 128),
+        "weight": torch.randn(128),
+        "norm": GatedNorm(128),
+        "quant": GroupQuant(128),
+    }
+
+
+def test_cpu_runs_whatever_fits_the_contract():
+    arguments = good()
+    assert fusionlib.supports(**arguments) is None
+    assert "norm_size=96" in fusionlib.supports(**(arguments | {"norm": GatedNorm(96)}))
+
+
+def test_another_device_is_named():
+    arguments = good()
+    for name in ("x", "gate", "weight"):
+        arguments[name] = arguments[name].to("meta")
+    assert "'meta'" in fusionlib.supports(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm_size", "group_size", "words"),
+    [
+        ((1, 384), 128, 192, ["norm_size=128", "group_size=192", "divide"]),
+        ((1, 32768), 128, 32768, ["32768", "16384"]),
+        ((2**25, 64, 128), 128, 128, ["32-bit", "split"]),
+    ],
+)
+def test_what_the_kernel_cannot_do(shape, norm_size, group_size, words):
+    x = torch.empty(shape, device="meta")
+    problem = contract.kernel_problem(x, x, GatedNorm(norm_size), GroupQuant(group_size))
+    for word in words:
+        assert word in problem
+
+
+def test_too_many_levels_of_strides():
+    gate = torch.empty(2, 3, 5, 7, 11).as_strided((2, 2, 2, 2, 4), (1155, 385, 77, 11, 1))
+    x = torch.empty(2, 32)
+    assert "gate.contiguous()" in contract.kernel_problem(x, gate, GatedNorm(32), GroupQuant(32))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "words"),
+    [
+        ((8, 0), torch.float8_e4m3fn, ["8.0", "8.9"]),
+        ((9, 0), torch.float8_e4m3fnuz, ["NVIDIA", "float8_e4m3fn"]),
+        ((9, 0), torch.float8_e4m3fn, None),
+    ],
+)
+def test_what_an_nvidia_device_cannot_do(monkeypatch, capability, dtype, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    check(contract.device_problem(torch.device("cuda"), dtype), words)
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "words"),
+    [
+        ("gfx942:sramecc+", torch.float8_e4m3fn, ["gfx942", "e4m3fnuz"]),
+        ("gfx942", torch.float8_e4m3fnuz, None),
+        ("gfx950", torch.float8_e4m3fn, None),
+        ("gfx950", torch.float8_e4m3fnuz, ["gfx950", "e4m3fn"]),
+    ],
+)
+def test_what_a_rocm_device_cannot_do(monkeypatch, arch, dtype, words):
+    properties = type("Properties", (), {"gcnArchName": arch})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    check(contract.device_problem(torch.device("cuda"), dtype), words)
+
+
+def check(problem, words):
+    if words is None:
+        assert problem is None
+    else:
+        assert all(word in problem for word in words), problem
