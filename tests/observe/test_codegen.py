@@ -37,7 +37,7 @@ def is_cuda(target: str) -> bool:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("target", TARGETS)
 def test_instructions(target, shape, gate):
-    """Activations and weight come in 16-byte loads, the cast is the hardware's (from Triton 3.7 on gfx950), no spills."""
+    """16-byte loads of x, gate and weight; the hardware's cast (on gfx950 from Triton 3.7); no spills."""
     norm, group_size, hidden = SHAPES[shape]
     if gate != "contiguous" and hidden != 4096:
         pytest.skip("these gates have rows of 4096 elements")
