@@ -11,6 +11,7 @@ Times are microseconds, as in the file; differences of `ts` are exact to about a
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -121,8 +122,10 @@ class Trace:
         `nodes` maps a kernel's name to FX nodes, as Inductor's provenance tracking writes it (`cppCodeToPost` in
         inductor_provenance_tracking_node_mappings.json); the `:number` that it may put behind a name is ignored.
         """
-        known = {name.rsplit(":", 1)[0] if name[-1:].isdigit() else name: tuple(n) for name, n in nodes.items()}
-        known |= {name: tuple(n) for name, n in nodes.items()}
+        known: dict[str, tuple[str, ...]] = {}
+        for name, listed in nodes.items():
+            for key in {name, re.sub(r":\d+$", "", name)}:
+                known[key] = tuple(dict.fromkeys((*known.get(key, ()), *listed)))
         found = (replace(k, nodes=known.get(k.name) or known.get(k.op or "", ())) for k in self.kernels)
         return replace(self, kernels=tuple(found))
 
@@ -190,16 +193,14 @@ class _Reader:
         """Take a GPU event; launch, op and gap are joined later."""
         name, start, duration = self.span(event)
         stream = args.get("stream", event.get("tid"))
-        if isinstance(stream, bool) or not isinstance(stream, int | str):
-            stream = None
         device = args.get("device", event.get("pid"))
         kernel = Kernel(
             name=name,
             category=category,
             start_us=start,
             duration_us=duration,
-            device=device if isinstance(device, int) and not isinstance(device, bool) else None,
-            stream=stream,
+            device=device if type(device) is int else None,
+            stream=stream if type(stream) in (int, str) else None,
             launch=None,
             op=None,
             gap_us=None,
@@ -288,11 +289,8 @@ class _Reader:
     def triple(self, args: dict, key: str) -> tuple[int, int, int] | None:
         """Three whole numbers, or None where there are none."""
         value = args.get(key)
-        if not isinstance(value, list) or len(value) != 3:
-            return None
-        if any(isinstance(part, bool) or not isinstance(part, int) for part in value):
-            return None
-        return tuple(value)
+        whole = isinstance(value, list) and len(value) == 3 and all(type(part) is int for part in value)
+        return tuple(value) if whole else None
 
     def fault(self, what: str) -> TraceError:
         """An error that names the event."""

@@ -28,7 +28,7 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a trace file may take.
+    """What a trace file may take; `read_trace` needs about 1.5 kB of memory for a GPU event, and one chunk of text.
 
     Args:
         file_bytes: size of the file as it lies on disk, compressed or not.
@@ -39,7 +39,7 @@ class Limits:
 
     file_bytes: int = 256 << 20
     text_bytes: int = 1 << 30
-    events: int = 4_000_000
+    events: int = 2_000_000
     value_chars: int = 1 << 20
 
     def __post_init__(self) -> None:
@@ -175,8 +175,9 @@ class _Scanner:
                 problem = None
             except (ValueError, RecursionError) as error:
                 end, problem = len(self.text), str(error).split(":")[0]
-            # A number at the window's edge may go on behind it; nothing else can be cut and still parse.
-            if end < len(self.text) or not self.wanted(end) or not self.more():
+            # A number at the window's edge may go on behind it ("1" or "1." of "1.5"); nothing else parses when cut.
+            whole = end < len(self.text) and self.text[end] not in ".eE"
+            if whole or not self.wanted(end) or not self.more():
                 break
         if problem is None and end - self.at <= self.limits.value_chars:
             self.at = end

@@ -14,7 +14,18 @@ from fusionlib.observe.clean import SIZE_LIMIT, clean_trace
 from fusionlib.observe.trace import TraceError, read_trace
 from tests.observe.test_trace import EVENTS, GEOMETRY, kernel, launch, op, write
 
-SECRETS = ("alice", "bob.smith", "gpubox17", "corp.example", "/scratch", "mysecret", "10.1.2.3", "deadbeef", "carol")
+SECRETS = (
+    "alice",
+    "bob.smith",
+    "gpubox17",
+    "corp.example",
+    "/scratch",
+    "cab.py",
+    "mysecret",
+    "10.1.2.3",
+    "deadbeef",
+    "carol",
+)
 TOP = {
     "host_name": "gpubox17.corp.example",
     "trace_id": "DEADBEEF",
@@ -31,7 +42,7 @@ PLANTED = [
     {"ph": "M", "name": "process_name", "pid": 4242, "args": {"name": "python /home/alice/serve.py"}},
     {"ph": "X", "cat": "python_function", "name": "/home/alice/x.py(3): f", "pid": 1, "tid": 1, "ts": 1, "dur": 1},
     {"ph": "X", "cat": "user_annotation", "name": "mysecret", "pid": 1, "tid": 1, "ts": 1, "dur": 1},
-    op(21, 91.0, 2.0, "/tmp/torchinductor_alice/ab/cab.py:12 call"),
+    op(21, 91.0, 2.0, "/tmp/torchinductor_alice/ab/cab.py:12 call at /scratch/cab.py"),
     op(22, 92.0, 2.0, "load C:\\Users\\carol\\kernels.py"),
     op(23, 93.0, 2.0, "job on gpubox17 of ALICE at 10.1.2.3 0xdeadbeef00 bob.smith@corp.example"),
     launch(9, 94.0, 1.0, kernel="/scratch/mysecret", stream="0x7fdeadbeef", file="/home/bob.smith/a.py"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fusionlib.observe.trace import Limits, TraceError, read_trace, totals
+from fusionlib.observe.tracefile import read_values
 
 
 def launch(correlation, ts, dur, external=None, cat="cuda_runtime", name="cudaLaunchKernel", **args):
@@ -90,6 +91,14 @@ def test_rocm_takes_the_geometry_from_the_launch(tmp_path):
     assert (found.grid, found.block, found.shared_bytes, found.stream) == ((8, 1, 1), (64, 1, 1), 512, 7)
 
 
+def test_of_nested_calls_the_outer_is_the_launch(tmp_path):
+    """A runtime call and the driver call inside it, under one correlation and in any order in the file."""
+    inner = launch(1, 11.0, 1.0, cat="cuda_driver", name="cuLaunchKernel")
+    trace = read_trace(write(tmp_path / "t", [inner, kernel(1, 20.0, 1.0), launch(1, 10.0, 4.0)]))
+    assert [call.name for call in trace.launches] == ["cudaLaunchKernel", "cuLaunchKernel"]
+    assert (trace.kernels[0].launch.name, trace.kernels[0].queue_us) == ("cudaLaunchKernel", 6.0)
+
+
 def test_overlap_is_a_negative_gap(tmp_path):
     events = [kernel(1, 0.0, 10.0), kernel(2, 8.0, 1.0), kernel(3, 12.0, 1.0)]
     assert [k.gap_us for k in read_trace(write(tmp_path / "t", events)).kernels] == [None, -2.0, 2.0]
@@ -111,8 +120,10 @@ def test_a_bare_array_and_missing_numbers(tmp_path):
 
 
 def test_nodes_are_named_from_provenance(tmp_path):
-    trace = read_trace(write(tmp_path / "t", EVENTS)).with_nodes({"fused:2": ["mul", "sum_1"], "aten::mul": ["mul_3"]})
-    assert [k.nodes for k in trace.kernels] == [("mul_3",), ("mul", "sum_1"), ()]
+    trace = read_trace(write(tmp_path / "t", EVENTS)).with_nodes(
+        {"fused:2": ["mul", "sum_1"], "fused:3": ["mul", "sum_2"], "aten::mul": ["mul_3"]}
+    )
+    assert [k.nodes for k in trace.kernels] == [("mul_3",), ("mul", "sum_1", "sum_2"), ()]
 
 
 def test_against_an_independent_computation(tmp_path):
@@ -125,7 +136,9 @@ def test_against_an_independent_computation(tmp_path):
     events = [op(i + 1, i * 10.0, 8.0, f"op{i}") for i in range(20)]
     cats = ("cuda_runtime", "cuda_driver")
     events += [launch(i + 1, i * 10.0 + 1, 2.5, draw(20) + 1, cats[draw(2)]) for i in range(40)]
-    events += [kernel(draw(45) + 1, draw(9000) / 8, 1 + draw(40) / 8, stream=draw(3), device=draw(2)) for _ in range(80)]
+    events += [
+        kernel(draw(45) + 1, draw(9000) / 8, 1 + draw(40) / 8, stream=draw(3), device=draw(2)) for _ in range(80)
+    ]
     path = write(tmp_path / "t", [events[i] for i in torch.randperm(len(events), generator=generator).tolist()])
     raw = json.loads(path.read_text())["traceEvents"]
     found = read_trace(path).kernels
@@ -187,7 +200,7 @@ def test_against_pytorchs_own_analysis(tmp_path):
         (b'{"traceEvents": [{"a": ', "ends in the middle or is no JSON"),
         (b'{"traceEvents": []} x', "text follows"),
         (b'{"traceEvents": [{}', "ends in the middle"),
-        (b'{1: []}', "a key is int"),
+        (b"{1: []}", "a key is int"),
         (b'{"traceEvents": [{"a": "\xff"}]}', "not UTF-8"),
         (b'{"traceEvents": [' + b"[" * 200_000, "no readable trace"),
         (b'{"traceEvents": [' + b"9" * 5000 + b"]}", "no readable trace"),
@@ -250,11 +263,13 @@ def test_events_across_every_chunk_edge(tmp_path, monkeypatch):
     """The window is refilled at any place, inside numbers, escapes and multi-byte characters."""
     events = [kernel(i + 1, i + 0.125, 0.5, name=f'k{i} "é\\u2028" \u4e2d') for i in range(20)]
     path = tmp_path / "t"
-    path.write_text(json.dumps({"traceEvents": events}, ensure_ascii=False), encoding="utf-8")
-    whole = read_trace(path)
-    for chunk in (1, 2, 3, 7, 64):
+    top = {"baseTimeNanoseconds": 1790857026000000000, "scale": -1.5e-3, "traceEvents": events, "last": True}
+    path.write_text(json.dumps(top, ensure_ascii=False), encoding="utf-8")
+    values = [(key, value) for key, value in top.items() if key != "traceEvents"]
+    values[2:2] = [("traceEvents", event) for event in events]
+    for chunk in (1, 2, 3, 7, 64, 1 << 20):
         monkeypatch.setattr("fusionlib.observe.tracefile._CHUNK", chunk)
-        assert read_trace(path) == whole
+        assert list(read_values(path)) == values
 
 
 WHOLE = json.dumps({"traceEvents": EVENTS}).encode()
