@@ -8,7 +8,7 @@ two words; nothing below this module knows about graphs, devices or launches.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 import torch
@@ -91,6 +91,12 @@ class GatedNorm:
         if absent in self.rounding:
             order = "norm_before_gate" if self.norm_before_gate else "gate-first"
             raise SpecError(f"rounding point {absent!r} does not occur in {order} order; its last product is {use!r}")
+
+    def __repr__(self) -> str:
+        # A frozenset prints in another order in every process; a spec reads the same everywhere.
+        points = ", ".join(repr(point) for point in ROUNDING_POINTS if point in self.rounding)
+        plain = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "rounding")
+        return f"GatedNorm({', '.join(plain)}, rounding={{{points}}})"
 
     def output_dtype(self, activation_dtype: torch.dtype) -> torch.dtype:
         """The dtype of the normed value: `activation_dtype` if the output is rounded to it, float32 otherwise."""

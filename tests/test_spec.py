@@ -60,6 +60,12 @@ def test_specs_are_values():
         GatedNorm.vllm().eps = 1.0
 
 
+def test_a_norm_prints_the_same_in_every_process_and_reads_back():
+    for norm in (GatedNorm.qwen3_next(), GatedNorm.mamba2(1024), GatedNorm(64, rounding=())):
+        assert eval(repr(norm)) == norm
+    assert repr(GatedNorm.qwen3_next()).endswith("rounding={'norm', 'weight', 'output'})")
+
+
 def test_rounding_text_is_in_the_order_of_the_computation():
     assert GatedNorm.qwen3_next().rounding_text == "norm,weight,output"
     assert GatedNorm.mamba2(1024).rounding_text == "norm,output"
