@@ -7,7 +7,8 @@ from fusionlib import GatedNorm, GroupQuant
 from fusionlib.layout import RowLayout
 from fusionlib.observe.codegen import TARGETS, compile_fused
 
-pytest.importorskip("triton", reason="Triton is not installed on this platform")
+triton = pytest.importorskip("triton", reason="Triton is not installed on this platform")
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 #: norm size, group size, hidden: the fast path, 64-wide heads, Mamba2, per-token
 SHAPES = {
@@ -36,7 +37,7 @@ def is_cuda(target: str) -> bool:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("target", TARGETS)
 def test_instructions(target, shape, gate):
-    """Activations and weight come in 16-byte loads, the cast is the hardware's, nothing spills."""
+    """16-byte loads of x, gate and weight; the hardware's cast (on gfx950 from Triton 3.7); no spills."""
     norm, group_size, hidden = SHAPES[shape]
     if gate != "contiguous" and hidden != 4096:
         pytest.skip("these gates have rows of 4096 elements")
@@ -49,7 +50,10 @@ def test_instructions(target, shape, gate):
         conversion = r"v_cvt_(?:scalef32_)?pk_fp8_f32"
     assert listing.count(wide) >= 3  # x, gate and weight
     assert listing.count(loads) == listing.count(wide)
-    assert listing.count(conversion) >= 2
+    if target == "gfx950" and TRITON < (3, 7):
+        assert listing.count(conversion) == 0  # emulated in integer arithmetic: right, and slower
+    else:
+        assert listing.count(conversion) >= 2
     assert listing.resources().spills == 0
 
 

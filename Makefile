@@ -1,0 +1,74 @@
+# Every target does its own set-up. The set-up runs again only when pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := notebooks,models,test
+WORKERS ?= 2
+
+# A notebook kernel must be the one of this environment, not one that the user installed elsewhere.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help walkthrough test lint lab site format clean constraints
+
+help:  ## show this list
+	@echo "usage: make TARGET [PYTHON=python3.12]"
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
+
+walkthrough: $(STAMP)  ## run the notebooks and render them to an offline page
+	$(BIN)/fusionlib notebooks run
+
+test: lint  ## lint, format check and all tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lint: $(STAMP)  ## ruff: rules and formatting, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+site: $(STAMP)  ## render notebooks that already ran
+	$(BIN)/fusionlib notebooks site
+
+format: $(STAMP)  ## format the code, fix what ruff can fix, strip notebook outputs
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	@for notebook in notebooks/*.ipynb; do \
+	    if [ -e "$$notebook" ]; then $(BIN)/nbstripout --keep-id "$$notebook"; fi; \
+	done
+
+clean:  ## remove what the other targets made, the environment included
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find fusionlib tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { \
+	    echo "error: no '$(PYTHON)' found; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; \
+	    exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "error: '$(PYTHON)' is $$($(PYTHON) --version 2>&1), and fusionlib needs Python 3.11 or newer;" \
+	         "name another one: make PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
+	    echo "error: '$(PYTHON)' cannot create environments; install its venv module (Debian, Ubuntu: python3-venv)" >&2; \
+	    exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+# The newest set that the ranges allow, resolved in an environment of its own. What belongs to one platform is left
+# out: torch pins its own CUDA or ROCm packages exactly, and a local version such as +cpu names one build of many.
+constraints:  ## resolve the tested set again and write constraints.txt
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check '.[$(EXTRAS)]'
+	{ sed -n '/^#/p' constraints.txt; \
+	  build/constraints/bin/python -m pip freeze --all --exclude pip --exclude fusionlib \
+	    | sed -e '/^nvidia[-_]/d' -e '/^cuda[-_]/d' -e 's/+[A-Za-z0-9.]*$$//'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/constraints

@@ -1,0 +1,19 @@
+"""The errors of the notebook tools that a person can correct."""
+
+from __future__ import annotations
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done; the message names the value, what is allowed and the way out."""
+
+
+class SiteError(Exception):
+    """An executed notebook cannot be published as it is."""
+
+
+def missing_extra(error: ImportError) -> UsageError:
+    """Return the error to raise when a package of the `notebooks` extra cannot be imported."""
+    return UsageError(
+        f"cannot import {error.name or error}: the notebook tools are not installed; "
+        "run `make walkthrough`, or pip install 'fusionlib[notebooks,models]'"
+    )

@@ -1,0 +1,175 @@
+"""Rendering executed notebooks to a site that works from a disk, with no network.
+
+nbconvert's own templates load require.js, MathJax and mermaid from elsewhere and drop plotly's output without a word.
+The templates here build on nbconvert's bare block structure instead: stylesheet, script and plotly.js are files beside
+the pages, and a policy in each page forbids anything else. Formulas are Unicode and HTML; no TeX is rendered.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from nbconvert import HTMLExporter
+from plotly.offline import get_plotlyjs
+from pygments.formatters import HtmlFormatter
+from traitlets.config import Config
+
+from fusionlib.notebooks.catalogue import describe
+from fusionlib.notebooks.errors import SiteError
+from fusionlib.notebooks.figures import PLOTLY_MIME, figure_html
+
+LIGHT_STYLE = "default"
+DARK_STYLE = "github-dark"
+
+# The richest form that a page can show by itself comes first. Widgets and JavaScript are absent on purpose: the first
+# need a kernel or a CDN, and the policy of the page blocks the second; their text form is shown instead.
+DISPLAY_PRIORITY = [
+    PLOTLY_MIME,
+    "image/svg+xml",
+    "image/png",
+    "image/jpeg",
+    "text/html",
+    "text/markdown",
+    "text/plain",
+]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the index and a page's head say about one executed notebook."""
+
+    name: str
+    title: str
+    summary: str
+    status: str
+    seconds: float | None
+    parameters: dict[str, Any]
+    provenance: dict[str, str]
+
+    @property
+    def href(self) -> str:
+        """The page's address relative to the index."""
+        return f"{self.name}.html"
+
+
+def build_site(executed: Sequence[Path], site: Path) -> Path:
+    """Render executed notebooks into the folder `site`, replacing what it held, and return the path of its index.
+
+    The folder is replaced only when every page could be rendered.
+    """
+    pages = [read_page(path) for path in executed]
+    fresh = site.with_name(f".{site.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    (fresh / "assets").mkdir(parents=True)
+    _write_assets(fresh / "assets")
+    for position, (path, page) in enumerate(zip(executed, pages, strict=True)):
+        before = pages[position - 1] if position else None
+        after = pages[position + 1] if position + 1 < len(pages) else None
+        html = render_page(path, page, before=before, after=after)
+        _write_page(fresh / page.href, html)
+    _write_page(fresh / "index.html", render_index(pages))
+    shutil.rmtree(site, ignore_errors=True)
+    fresh.rename(site)
+    return (site / "index.html").resolve()
+
+
+def read_page(path: Path) -> Page:
+    """Collect what an executed notebook says about itself and what its run recorded."""
+    about = describe(path)
+    record = nbformat.read(path, as_version=4).metadata.get("fusionlib", {})
+    return Page(
+        name=about.name,
+        title=about.title,
+        summary=about.summary,
+        status=record.get("status", "executed"),
+        seconds=record.get("seconds"),
+        parameters=dict(record.get("parameters", {})),
+        provenance=dict(record.get("provenance", {})),
+    )
+
+
+def render_index(pages: Sequence[Page]) -> str:
+    """Return the HTML of the index."""
+    environment = Environment(loader=FileSystemLoader(_folder("templates")), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("index.html.j2").render(pages=pages)
+
+
+def render_page(path: Path, page: Page, *, before: Page | None = None, after: Page | None = None) -> str:
+    """Return the HTML of one executed notebook, with links to its neighbours."""
+    exporter = HTMLExporter(
+        config=Config(NbConvertBase={"display_data_priority": DISPLAY_PRIORITY}),
+        template_name="page",
+        extra_template_basedirs=[str(_folder("templates"))],
+        filters={"figure_html": figure_html, "settled": settled},
+        anchor_link_text="#",
+    )
+    node = nbformat.read(path, as_version=4)
+    node.metadata.pop("widgets", None)
+    context = {"page": page, "before": before, "after": after, "has_figures": _has_figures(node)}
+    html, _ = exporter.from_notebook_node(node, resources={"fusionlib": context})
+    return html
+
+
+def _has_figures(node: nbformat.NotebookNode) -> bool:
+    outputs = (output for cell in node.cells for output in cell.get("outputs", ()))
+    return any(PLOTLY_MIME in output.get("data", {}) for output in outputs)
+
+
+def settled(text: str) -> str:
+    """Return a stream as a terminal would show it at the end: a line rewritten by carriage returns only once."""
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+
+
+def _write_page(target: Path, html: str) -> None:
+    found = external_resources(html)
+    if found:
+        raise SiteError(
+            f"{target.name} would load {', '.join(found)} from the network; "
+            "embed the file in the notebook's output, or link to it with an ordinary <a href>"
+        )
+    target.write_text(html, encoding="utf-8")
+
+
+def _write_assets(folder: Path) -> None:
+    assets = _folder("assets")
+    light = HtmlFormatter(style=LIGHT_STYLE).get_style_defs(".highlight")
+    dark = HtmlFormatter(style=DARK_STYLE).get_style_defs(".highlight")
+    css = f"{(assets / 'site.css').read_text('utf-8')}\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+    (folder / "site.css").write_text(css, encoding="utf-8")
+    shutil.copyfile(assets / "site.js", folder / "site.js")
+    (folder / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
+
+
+def _folder(name: str) -> Path:
+    return Path(str(resources.files("fusionlib.notebooks") / name))
+
+
+def external_resources(html: str) -> list[str]:
+    """Return the addresses on other hosts that a browser would load by itself when it opens the page."""
+    parser = _ResourceParser()
+    parser.feed(html)
+    return parser.found
+
+
+class _ResourceParser(HTMLParser):
+    """Collects what elements load. An <a> is not among them: it loads nothing until somebody follows it."""
+
+    ATTRIBUTES = frozenset({"src", "srcset", "data", "poster", "background", "xlink:href"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            loads = name in self.ATTRIBUTES or (name == "href" and tag != "a")
+            if loads and (value or "").strip().lower().startswith(("http:", "https:", "//")):
+                self.found.append(f"<{tag} {name}={value}>")

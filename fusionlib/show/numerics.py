@@ -1,0 +1,213 @@
+"""Figures about numbers: which values FP8 has, what quantisation loses, what a rounding point costs.
+
+Each builder takes data and returns the figure with a sentence that states what this data shows, so that picture and
+words cannot disagree.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+
+from fusionlib.show.theme import GRID, PALETTE
+
+NEAR_ZERO = 32.0  # half the width of the second number line: wide enough to see the step double a few times
+LABEL_WIDTH = 22  # characters of a bar's label in one line, so that bars have room on a narrow page
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one way of rounding changes against another: the fraction of the codes and of the scales that differ."""
+
+    codes: float
+    scales: float
+
+
+def fp8_values(dtype: torch.dtype = torch.float8_e4m3fn) -> torch.Tensor:
+    """All finite values of an 8-bit float `dtype` in ascending order, the two zeros as one; float32."""
+    values = torch.arange(256, dtype=torch.uint8).view(dtype).float()
+    return values[values.isfinite()].unique()
+
+
+def number_line(quotients: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[go.Figure, str]:
+    """The values of `dtype` on a line, and where the cast moves the elements of one group.
+
+    Args:
+        quotients: [group_size] float32, each element divided by the scale of the group.
+        dtype: the FP8 format that they are cast to.
+    """
+    values = fp8_values(dtype)
+    limit = values[-1].item()
+    codes = quotients.clamp(-limit, limit).to(dtype).float()
+
+    reaches = (limit, min(NEAR_ZERO, limit))
+    titles = (f"the whole line, −{limit:g} to {limit:g}", f"around zero, −{reaches[1]:g} to {reaches[1]:g}")
+    fig = make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.2)
+    for row, reach in enumerate(reaches, start=1):
+        inside = quotients.abs() <= (reach if row > 1 else torch.inf)
+        _number_line_panel(fig, row, quotients[inside], codes[inside], values[values.abs() <= reach])
+        fig.update_xaxes(range=[-1.04 * reach, 1.04 * reach], zeroline=False, row=row, col=1)
+    labels = ["after the cast", "values that exist", "before the cast"]
+    fig.update_yaxes(tickvals=[0, 1, 2], ticktext=labels, range=[-0.5, 2.5], showgrid=False, zeroline=False)
+    fig.update_layout(height=500, showlegend=False, margin={"t": 40})
+
+    steps = values.diff()
+    inner = values[values > 0].median().item()
+    clamped = int((quotients.abs() > limit).sum())
+    summary = (
+        f"The format has {len(values)} finite values. About half of them lie within ±{inner:g}, because the step "
+        f"between neighbours grows from {steps.min().item():g} beside zero to {steps.max().item():g} below {limit:g}. "
+        f"The {len(codes)} elements of this group landed on {len(codes.unique())} of these values; "
+        f"{int((codes.abs() == limit).sum())} on ±{limit:g}, the end of the line; {clamped} had to be clamped to it."
+    )
+    return fig, summary
+
+
+def _number_line_panel(
+    fig: go.Figure, row: int, quotients: torch.Tensor, codes: torch.Tensor, values: torch.Tensor
+) -> None:
+    """Three rows of one panel, top to bottom: before the cast, the values that exist, after the cast."""
+    path_x = [x for q, c in zip(quotients.tolist(), codes.tolist(), strict=True) for x in (q, c, None)]
+    path_y = [2, 0, None] * len(codes)
+    fig.add_scatter(
+        x=path_x, y=path_y, mode="lines", line={"width": 1, "color": PALETTE["grey"]}, opacity=0.5, hoverinfo="skip",
+        row=row, col=1,
+    )  # fmt: skip
+    dot = {"size": 8, "opacity": 0.75}
+    tick = {"symbol": "line-ns-open", "size": 26, "line": {"width": 1.2}, "color": PALETTE["vermillion"]}
+    for height, points, marker, hover in (
+        (2, quotients, dot | {"color": PALETTE["grey"]}, "y / scale = %{x:.4g}"),
+        (1, values, tick, "FP8 value %{x:g}"),
+        (0, codes, dot | {"color": PALETTE["blue"]}, "code %{x:g}"),
+    ):
+        fig.add_scatter(
+            x=points.tolist(), y=[height] * len(points), mode="markers", marker=marker,
+            hovertemplate=hover + "<extra></extra>", row=row, col=1,
+        )  # fmt: skip
+
+
+def group_errors(
+    values: torch.Tensor, restored: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn
+) -> tuple[go.Figure, str]:
+    """The relative error of every element of a row, group by group, against half a step of the format.
+
+    Args:
+        values: [groups, group_size], what was quantised.
+        restored: [groups, group_size], the dequantised codes.
+        scale: [groups] float32.
+        dtype: the FP8 format of the codes.
+    """
+    values, restored, scale = values.double(), restored.double(), scale.double()
+    info = torch.finfo(dtype)
+    bound = info.eps / 2
+    error = ((restored - values).abs() / values.abs()).where(values != 0, 0.0)
+    largest = values.abs() == values.abs().amax(-1, keepdim=True)
+    small = (values.abs() < info.smallest_normal * scale[:, None]) & ~largest
+    ceiling = 1.3 * bound
+
+    groups, size = values.shape
+    position = torch.arange(groups * size).view(groups, size)
+    fig = go.Figure()
+    for name, chosen, marker in (
+        ("element", ~largest & ~small, {"size": 5, "opacity": 0.8, "color": PALETTE["blue"]}),
+        ("too small for full precision", small, {"size": 9, "symbol": "triangle-up", "color": PALETTE["purple"]}),
+        ("largest of its group", largest, {"size": 11, "symbol": "diamond", "color": PALETTE["vermillion"]}),
+    ):
+        fig.add_scatter(
+            x=position[chosen].tolist(), y=(100 * error[chosen].clamp(max=ceiling)).tolist(), mode="markers",
+            name=name, marker=marker, cliponaxis=False,
+            customdata=torch.stack((values[chosen], restored[chosen], 100 * error[chosen]), -1).tolist(),
+            hovertemplate="%{customdata[0]:.6g} became %{customdata[1]:.6g}: %{customdata[2]:.3g} % off<extra></extra>",
+        )  # fmt: skip
+    fig.add_scatter(
+        x=[0, groups * size - 1], y=[100 * bound] * 2, mode="lines", name="half a step",
+        line={"dash": "dash", "width": 2, "color": PALETTE["grey"]}, hoverinfo="skip",
+    )  # fmt: skip
+    for edge in range(1, groups):
+        fig.add_vline(x=edge * size - 0.5, line={"width": 1, "color": GRID})
+    middles = [size * (group + 0.5) for group in range(groups)]
+    fig.update_xaxes(
+        tickvals=middles, ticktext=[str(group) for group in range(groups)], title_text="group (one head each)",
+        range=[-0.01 * groups * size, 1.01 * groups * size], showgrid=False, zeroline=False,
+    )  # fmt: skip
+    fig.update_yaxes(title_text="relative error, %", range=[-0.3, 100 * ceiling])
+    fig.update_layout(height=440)
+
+    fine, worst = error[~small], error[largest].max().item()
+    returns = f"within {worst:.1e} of itself" if worst else "exactly"
+    parts = [
+        f"Half a step is {bound:.2%} of a value at most; the {len(fine)} elements with full precision are off by "
+        f"{fine.mean().item():.2%} on average and by {fine.max().item():.2%} at worst.",
+        f"The largest element of each group returns {returns}, because the scale was made for it.",
+    ]
+    if small.any():
+        parts.append(
+            f"{int(small.sum())} of {values.numel()} elements are so small beside their group's largest that the "
+            f"format has fewer bits left for them: up to {error[small].max().item():.1%} off."
+        )
+        if error[small].max() > ceiling:
+            parts.append("Those beyond the upper edge are drawn on it.")
+    return fig, " ".join(parts)
+
+
+def rounding_costs(costs: Mapping[str, Cost], baseline: str) -> tuple[go.Figure, str]:
+    """Bars: the share of scales and of codes that each way of rounding changes against `baseline`."""
+    names = list(costs)
+    labels = ["<br>".join(textwrap.wrap(name, LABEL_WIDTH)) for name in names]
+    titles = ("scales that differ", "codes that differ")
+    fig = make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.16)
+    for row, (field, colour) in enumerate((("scales", "vermillion"), ("codes", "blue")), start=1):
+        shares = [100 * getattr(costs[name], field) for name in names]
+        fig.add_bar(
+            x=shares, y=labels, orientation="h", marker_color=PALETTE[colour], text=[f"{s:.3g} %" for s in shares],
+            textposition="outside", cliponaxis=False, hovertemplate="%{y}: %{x:.4g} %<extra></extra>", row=row, col=1,
+        )  # fmt: skip
+        fig.update_xaxes(range=[0, 1.25 * max([*shares, 0.01])], ticksuffix=" %", nticks=5, row=row, col=1)
+    fig.update_yaxes(autorange="reversed", showgrid=False)
+    fig.update_layout(height=160 + 90 * len(names), showlegend=False, bargap=0.35)
+
+    ordered = sorted(names, key=lambda name: costs[name].codes)
+    least, most = costs[ordered[0]], costs[ordered[-1]]
+    scales = sorted(cost.scales for cost in costs.values())
+    summary = (
+        f"Against {baseline}, between {least.codes:.2%} of the codes change (“{ordered[0]}”) and {most.codes:.2%} "
+        f"(“{ordered[-1]}”), and between {scales[0]:.1%} and {scales[-1]:.1%} of the scales."
+    )
+    return fig, summary
+
+
+def outlier_sweep(
+    factors: Sequence[float], per_group: Sequence[float], per_tensor: Sequence[float]
+) -> tuple[go.Figure, str]:
+    """Lines: mean relative error with one scale per group and with one for the tensor, as one element grows.
+
+    Args:
+        factors: ascending; how many times larger than the tensor's own maximum the planted element is.
+        per_group, per_tensor: the mean relative error at each factor, as a fraction.
+    """
+    fig = go.Figure()
+    for name, errors, colour, symbol in (
+        ("one scale per group", per_group, "blue", "circle"),
+        ("one scale for the whole tensor", per_tensor, "vermillion", "square"),
+    ):
+        fig.add_scatter(
+            x=list(factors), y=[100 * error for error in errors], mode="lines+markers", name=name,
+            line={"width": 2.5, "color": PALETTE[colour]}, marker={"size": 8, "symbol": symbol},
+            hovertemplate="outlier %{x:g} times the maximum: %{y:.3g} %<extra></extra>",
+        )  # fmt: skip
+    fig.update_xaxes(
+        type="log", tickvals=list(factors), ticktext=[f"{factor:g}" for factor in factors],
+        title_text="outlier, as a multiple of the maximum",
+    )  # fmt: skip
+    fig.update_yaxes(title_text="mean relative error, %", rangemode="tozero")
+    summary = (
+        f"On the real values alone the mean relative error is {per_group[0]:.2%} with a scale per group and "
+        f"{per_tensor[0]:.2%} with one scale for all. One element {factors[-1]:g} times larger makes that "
+        f"{per_group[-1]:.2%} and {per_tensor[-1]:.2%}: it spoils its own group, or everything."
+    )
+    return fig, summary

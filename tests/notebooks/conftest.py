@@ -1,0 +1,40 @@
+"""Tiny checkouts of fusionlib, with notebooks made for one test each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+v4 = nbformat.v4
+
+
+class Checkout:
+    """A folder that the tools take for a checkout: a pyproject.toml and notebooks/."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "notebooks").mkdir()
+        (root / "pyproject.toml").write_text('[project]\nname = "fusionlib"\n')
+
+    def add(self, name: str, *code: str, parameters: str = "", text: str = "# A title\n\nA summary.") -> Path:
+        cells = [v4.new_markdown_cell(text, id="about")]
+        if parameters:
+            cells.append(v4.new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}))
+        cells += [v4.new_code_cell(source, id=f"code-{index}") for index, source in enumerate(code)]
+        return self.write(name, cells)
+
+    def write(self, name: str, cells: list) -> Path:
+        metadata = {
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+            "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+        }
+        path = self.root / "notebooks" / f"{name}.ipynb"
+        nbformat.write(v4.new_notebook(cells=cells, metadata=metadata), path)
+        return path
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)

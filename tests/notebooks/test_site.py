@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import plotly.graph_objects as go
+import pytest
+
+from fusionlib.notebooks import site
+from fusionlib.notebooks.errors import SiteError
+from fusionlib.notebooks.figures import script_json
+from fusionlib.show import figure_bundle
+
+v4 = nbformat.v4
+HOSTILE = "</script><script>window.pwned = true</script><img src=x onerror='window.pwned = true'>"
+
+
+def figure_cell(caption: str = "Sizes", name: str = "bytes"):
+    fig = go.Figure([go.Bar(x=["a", "b"], y=[1, 2], name=name)])
+    data, metadata = figure_bundle(fig, caption=caption, alt="two bars", summary="The second is twice the first.")
+    return v4.new_code_cell("show()", id="figure", outputs=[v4.new_output("display_data", data, metadata=metadata)])
+
+
+def executed(checkout, name: str, *cells, title: str = "# Title & 1 < 2\n\nAbout `it`.", **record) -> Path:
+    path = checkout.write(name, [v4.new_markdown_cell(title, id="about"), *cells])
+    node = nbformat.read(path, as_version=4)
+    defaults = {"status": "executed", "seconds": 1.25, "provenance": {"torch": "2.13.0", "device": "a <CPU>"}}
+    node.metadata["fusionlib"] = defaults | record
+    nbformat.write(node, path)
+    return path
+
+
+def build(checkout, *paths: Path) -> Path:
+    return site.build_site(paths, checkout.root / "build" / "site").parent
+
+
+class Elements(HTMLParser):
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.all: list[tuple[str, dict]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.all.append((tag, dict(attrs)))
+
+    def named(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.all if name == tag]
+
+
+def test_index_and_pages_say_what_ran_where(checkout):
+    folder = build(checkout, executed(checkout, "01_a"), executed(checkout, "02_b", status="failed"))
+    index = (folder / "index.html").read_text()
+    assert '<a href="01_a.html">Title &amp; 1 &lt; 2</a>' in index
+    assert "<p>About it.</p>" in index
+    assert "<dd>1.2 s</dd>" in index
+    assert "<dd>2.13.0</dd>" in index
+    assert "a &lt;CPU&gt;" in index
+    assert index.count("This notebook failed") == 1
+    page = (folder / "01_a.html").read_text()
+    assert "<title>Title &amp; 1 &lt; 2</title>" in page
+    assert {"rel": "next", "href": "02_b.html"}.items() <= Elements(page).named("a")[-1].items()
+
+
+def test_no_page_loads_anything_from_elsewhere(checkout):
+    cells = [figure_cell(), v4.new_markdown_cell("$x^2$\n\n```mermaid\ngraph LR\n```\n\n[a source](https://a.example)")]
+    folder = build(checkout, executed(checkout, "01_a", *cells))
+    for page in folder.glob("*.html"):
+        html = page.read_text()
+        elements = Elements(html)
+        loaded = [attrs.get("src") or attrs.get("href") for tag in ("script", "link", "img", "iframe")
+                  for attrs in elements.named(tag)]  # fmt: skip
+        assert all(re.match(r"assets/|data:", address) for address in loaded if address)
+        assert not re.search(r"require\.js|mathjax|unpkg|cdnjs|jsdelivr", html, re.IGNORECASE)
+        assert "default-src 'none'" in html
+    scripts = [attrs["src"] for attrs in Elements((folder / "01_a.html").read_text()).named("script") if "src" in attrs]
+    assert scripts == ["assets/plotly.min.js", "assets/site.js"]
+    assert sorted(path.name for path in (folder / "assets").iterdir()) == ["plotly.min.js", "site.css", "site.js"]
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        "<img src=//cdn.example/x.png>",
+        '<link rel="stylesheet" href="http://cdn.example/x.css">',
+    ],
+)
+def test_an_output_that_would_load_something_is_refused_and_the_old_site_stays(checkout, html):
+    folder = build(checkout, executed(checkout, "01_a"))
+    before = (folder / "01_a.html").read_bytes()
+    output = v4.new_output("display_data", {"text/html": html})
+    bad = executed(checkout, "01_a", v4.new_code_cell("x", outputs=[output]))
+    with pytest.raises(SiteError, match=r"01_a\.html would load .*cdn\.example"):
+        build(checkout, bad)
+    assert (folder / "01_a.html").read_bytes() == before
+
+
+def test_a_page_without_figures_loads_no_plotly(checkout):
+    folder = build(checkout, executed(checkout, "01_a"))
+    assert Elements((folder / "01_a.html").read_text()).named("script") == []
+
+
+def test_a_figure_carries_its_words_and_its_data(checkout):
+    html = (build(checkout, executed(checkout, "01_a", figure_cell())) / "01_a.html").read_text()
+    assert "<figcaption><strong>Sizes</strong> The second is twice the first.</figcaption>" in html
+    assert 'aria-label="two bars"' in html
+    assert "It shows: two bars" in html
+    data = json.loads(re.search(r'class="plot-data" type="application/json">(.*?)</script>', html, re.DOTALL)[1])
+    assert data["data"][0]["x"] == ["a", "b"]
+
+
+def test_a_foreign_figure_is_described_by_its_text(checkout):
+    data = {"application/vnd.plotly.v1+json": {"data": [], "layout": {}}, "text/plain": "a plain text"}
+    cell = v4.new_code_cell("x", outputs=[v4.new_output("display_data", data)])
+    html = (build(checkout, executed(checkout, "01_a", cell)) / "01_a.html").read_text()
+    assert 'aria-label="a plain text"' in html
+
+
+def test_hostile_text_stays_text(checkout):
+    cells = [figure_cell(HOSTILE, HOSTILE), v4.new_code_cell("x", outputs=[v4.new_output("stream", text=HOSTILE)])]
+    path = executed(checkout, "01_a", *cells, provenance={"device": HOSTILE}, parameters={"p": HOSTILE})
+    folder = build(checkout, path)
+    for page in folder.glob("*.html"):
+        elements = Elements(page.read_text())
+        assert elements.named("img") == []
+        assert all("src" in script or script.get("type") == "application/json" for script in elements.named("script"))
+
+
+def test_json_in_a_script_is_inert_and_unchanged():
+    value = {"text": f"{HOSTILE} <!-- & \u2028 µ"}
+    text = script_json(value)
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == value
+
+
+def test_progress_bars_settle_and_stderr_is_folded_away(checkout):
+    bar = v4.new_output("stream", name="stderr", text="\r 0%\r 50%\r 100%\nnote \x1b[31mred\x1b[0m\n")
+    html = (build(checkout, executed(checkout, "01_a", v4.new_code_cell("x", outputs=[bar]))) / "01_a.html").read_text()
+    assert '<details class="output stderr"><summary>messages</summary><pre> 100%\nnote ' in html
+    assert '<span class="ansi-red-fg">red</span>' in html
+    assert "50%" not in html
+
+
+@pytest.mark.parametrize(("text", "shown"), [("a\rb", "b"), ("a\r\nb", "a\nb"), ("a\rb\r", "b"), ("", "")])
+def test_settled(text, shown):
+    assert site.settled(text) == shown
+
+
+def test_code_is_coloured_in_both_schemes(checkout):
+    folder = build(checkout, executed(checkout, "01_a", v4.new_code_cell("def f(): pass")))
+    assert '<span class="k">def</span>' in (folder / "01_a.html").read_text()
+    light, dark = (folder / "assets" / "site.css").read_text().rsplit("@media (prefers-color-scheme: dark)", 1)
+    assert ".highlight .k {" in light
+    assert ".highlight .k {" in dark
+
+
+def test_widgets_fall_back_to_their_text(checkout):
+    data = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "the static form"}
+    cell = v4.new_code_cell("x", outputs=[v4.new_output("display_data", data)])
+    html = (build(checkout, executed(checkout, "01_a", cell)) / "01_a.html").read_text()
+    assert "the static form" in html
+    assert "widget-view" not in html
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no chromium found on PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 720])
+def test_in_a_browser_the_figure_is_drawn_with_no_network_and_no_error(checkout, browser, scheme, width):
+    page_file = executed(checkout, "01_a", figure_cell(HOSTILE, HOSTILE), v4.new_code_cell("x = " + "1 + " * 80 + "1"))
+    index = build(checkout, page_file) / "index.html"
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    requests: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.route(re.compile("^(?!file:|data:)"), lambda route: route.abort())
+    page.goto(index.as_uri())
+    page.click("ol.index a")
+    page.wait_for_selector("figure.drawn .bars path", state="attached")
+    assert errors == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert page.locator(".bars path").count() == 2
+    assert page.evaluate("window.pwned") is None
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    body = page.evaluate("getComputedStyle(document.body).color")
+    assert page.evaluate("getComputedStyle(document.querySelector('.xtick text')).fill") == body
+    page.close()
+
+
+def test_in_a_browser_an_inline_script_in_an_output_does_not_run(checkout, browser):
+    output = v4.new_output("display_data", {"text/html": "<b>kept</b><script>window.pwned = true</script>"})
+    index = build(checkout, executed(checkout, "01_a", v4.new_code_cell("x", outputs=[output])))
+    page = browser.new_page()
+    page.goto((index / "01_a.html").as_uri())
+    assert page.text_content(".output b") == "kept"
+    assert page.evaluate("window.pwned") is None
+    page.close()

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from fusionlib import cli, doctor
+from fusionlib.notebooks import runner
+
+v4 = nbformat.v4
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch) -> Path:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "fusionlib"\n')
+    (tmp_path / "notebooks").mkdir()
+    for name, code in {"01_good": "print('rows:', tokens)", "02_bad": "raise ValueError('planted')"}.items():
+        cells = [
+            v4.new_markdown_cell(f"# Notebook {name}"),
+            v4.new_code_cell("tokens = 4  # rows", metadata={"tags": ["parameters"]}),
+            v4.new_code_cell(code),
+        ]
+        metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        node = v4.new_notebook(cells=cells, metadata=metadata)
+        nbformat.write(node, tmp_path / "notebooks" / f"{name}.ipynb")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_run_ends_with_the_path_of_the_page(checkout, capsys):
+    assert cli.main(["notebooks", "run", "01_good", "-p", "tokens=7"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    index = checkout / "build" / "site" / "index.html"
+    assert out[-1] == f"page: {index.resolve()}"
+    assert "rows: 7" in (checkout / "build" / "site" / "01_good.html").read_text()
+
+
+def test_a_failing_notebook_makes_the_exit_code_1_after_all_ran_and_were_rendered(checkout, capsys):
+    assert cli.main(["notebooks", "run"]) == 1
+    out = capsys.readouterr().out
+    assert "executed   01_good" in out
+    assert "ValueError: planted" in out
+    assert (checkout / "build" / "site" / "02_bad.html").exists()
+
+
+def test_output_goes_where_it_is_asked_to(checkout, capsys):
+    assert cli.main(["notebooks", "run", "01_good", "--output", "elsewhere"]) == 0
+    assert (checkout / "elsewhere" / "01_good.ipynb").exists()
+    assert not (checkout / "build" / "notebooks").exists()
+
+
+def test_list_shows_titles_and_parameters(checkout, capsys):
+    assert cli.main(["notebooks", "list"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["01_good: Notebook 01_good", "    -p tokens=4  rows"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["notebooks", "run", "03_none"], "no notebook called 03_none; known: 01_good, 02_bad"),
+        (["notebooks", "run", "-p", "tokns=1"], "known: 01_good: tokens; 02_bad: tokens"),
+        (["notebooks", "site"], "run `fusionlib notebooks run`"),
+    ],
+)
+def test_what_cannot_start_is_2_and_runs_nothing(checkout, capsys, monkeypatch, arguments, words):
+    monkeypatch.setattr(runner, "run", lambda *a, **k: pytest.fail("ran"))
+    assert cli.main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "soon", "inf", "nan"])
+def test_a_timeout_is_a_positive_number(capsys, seconds):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["notebooks", "run", f"--timeout={seconds}"])
+    assert caught.value.code == 2
+    assert f"'{seconds}' is not a positive number of seconds" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_one_sentence(checkout, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "papermill", None)
+    monkeypatch.delitem(sys.modules, "fusionlib.notebooks.runner", raising=False)
+    assert cli.main(["notebooks", "list"]) == 2
+    assert "pip install 'fusionlib[notebooks,models]'" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_130(checkout, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupt)
+    assert cli.main(["notebooks", "run"]) == 130
+
+
+@pytest.mark.parametrize(("blocking", "code"), [(False, 0), (True, 1)])
+def test_doctor_says_by_its_exit_code_whether_the_walkthrough_can_run(capsys, monkeypatch, blocking, code):
+    found = doctor.Finding("part", "1", "2", "differs", "cost", blocking)
+    monkeypatch.setattr(doctor, "diagnose", lambda machine: [found])
+    assert cli.main(["doctor"]) == code
+    assert "differs: cost" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_of_the_notebook_tools():
+    code = (
+        "import sys; from fusionlib import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(sorted({'papermill', 'nbconvert', 'nbformat', 'plotly', 'IPython'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "doctor" in done.stdout
