@@ -88,9 +88,6 @@ def _sigmoid(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
         return _one_plus_exp_neg(node.args[0])
     if is_div(node) and literal(node.args[0]) == 1.0:
         return _one_plus_exp_neg(node.args[1])
-    if is_mul(node):  # 1.0 / v is traced as reciprocal(v) * 1.0
-        pair = with_literal(node)
-        return _sigmoid(peel_exact(pair[0])) if pair is not None and pair[1] == 1.0 else None
     return None
 
 

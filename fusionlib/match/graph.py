@@ -126,6 +126,8 @@ def _view_source(node: fx.Node) -> fx.Node | None:
             return source
     if is_cast(node) and dtype(node.args[0]) == dtype(node):
         return node.args[0]
+    if is_mul(node) and (pair := with_literal(node)) is not None and pair[1] == 1.0:
+        return pair[0] if dtype(pair[0]) == dtype(node) else None  # 1.0 / v is traced as reciprocal(v) * 1.0
     return None
 
 
@@ -266,6 +268,12 @@ def clamp_bounds(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | 
 
 
 def _clamp_step(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | None:
+    if is_narrowing(node) and dtype(node) in NARROW:
+        # Inductor spells a clamp of 16 bits as widen, clamp, narrow: that rounds nothing but the bounds.
+        step = _clamp_step(peel_exact(node.args[0]))
+        if step is None or dtype(peel_exact(step[0])) != dtype(node):
+            return None
+        return peel_exact(step[0]), *(None if b is None else _as_stored(node, b) for b in step[1:])
     if is_call(node, aten.clamp.default):
         bounds = [*node.args[1:], None, None][:2]
         bounds = [bounds[0] if len(node.args) > 1 else node.kwargs.get("min"), bounds[1]]

@@ -209,8 +209,6 @@ def _factors(top: fx.Node, root: Root) -> list[tuple[fx.Node, tuple]]:
         leaf = _is_root(operand, node, root) or same(node, root.value) or (not is_top and dtype(node) in NARROW)
         if leaf or (not is_top and _is_part(operand, node, target)):
             found.append((operand, target))
-        elif is_mul(node) and (pair := with_literal(node)) is not None and pair[1] == 1.0:
-            stack.append((pair[0], shape(node), is_top))
         elif is_mul(node) and all(isinstance(arg, fx.Node) for arg in operands(node)):
             stack.extend((arg, shape(node), False) for arg in reversed(operands(node)))
         elif is_div(node) and isinstance(node.args[1], fx.Node) and peel_exact(node.args[1]) is root.node:
@@ -279,6 +277,8 @@ def _foreign(operand: fx.Node, level: _Level) -> Stop:
     node = peel_exact(operand)
     if literal(operand) is not None or numel(node) == 1:
         return Stop("not_gated_norm", node, _SHOULD_BE, f"a further factor: {describe(node)}")
+    if dtype(node) in NARROW and (is_mul(node) or is_add(node)):
+        return Stop("rounding", node, "factors multiplied in float32", f"a product that is rounded: {describe(node)}")
     if _foreign_activation(operand) or "gate" not in level.factors:
         if equal(shape(operand)[-1], 1):
             return Stop("gate_shape", node, "a gate with an element for each of the value's", describe(node))

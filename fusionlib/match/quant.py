@@ -22,7 +22,6 @@ from fusionlib.match.graph import (
     peel_exact,
     same,
     shape,
-    with_literal,
 )
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import QuantRead, Trail
@@ -44,10 +43,10 @@ def read_fp8_cast(cast: fx.Node, trail: Trail) -> QuantRead:
         raise Stop("fp8_dtype", cast, "one of the FP8 dtypes of fusionlib.GroupQuant", str(code_dtype))
     trail.add("cast", cast)
     quotient, bounds = _below_clamp(cast, trail)
-    _in_float32(quotient, "the quotient")
     numerator, scale_operand, repeated, division = _scaled(quotient)
     trail.add("quotient", quotient)
     root, group = _scale_root(quotient, scale_operand, repeated, code_dtype)
+    _in_float32(quotient, "the quotient")
     trail.add("scale", root)
     read = read_scale(root, code_dtype, trail)
     if not same(read.value, numerator):
@@ -121,8 +120,6 @@ def _reciprocal_of(factor: fx.Node) -> fx.Node | None:
     node = peel_exact(factor)
     if is_call(node, aten.expand.default):
         node = peel_exact(node.args[0])
-    if is_mul(node) and (pair := with_literal(node)) is not None and pair[1] == 1.0:
-        node = peel_exact(pair[0])  # 1.0 / s is traced as reciprocal(s) * 1.0
     if is_call(node, aten.reciprocal.default):
         return node.args[0]
     if is_div(node) and literal(node.args[0]) == 1.0 and isinstance(node.args[1], fx.Node):
