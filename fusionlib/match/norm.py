@@ -269,6 +269,8 @@ def _settle(level: _Level, spare: list[fx.Node], root: Root) -> None:
         if isinstance(act, Activation) and act.kind == "sigmoid" and same(operand, act.gate) and act.rounded is None:
             level.factors["gate"] = Activation("silu", act.gate, None, act.node)
             continue
+        if "root" in level.factors and "x" not in level.factors:
+            raise Stop("mean_source", root.node, f"the root of the mean of {describe(peel_exact(operand))}", "another's")
         raise _foreign(operand, level)
 
 

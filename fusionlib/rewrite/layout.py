@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from fusionlib.match.graph import aten, dtype, equal, is_call, numel, peel_exact, shape, value
@@ -66,7 +67,7 @@ def _column_major_copy(node: fx.Node, match: Match) -> bool | None:
     tokens = numel(match.normed) // match.hidden
     rows, columns = shape(node)
     strides = value(node).stride()
-    if dtype(node) != dtype(match.quant.scale):
+    if dtype(node) is not torch.float32:
         return None
     source = node.args[1] if node.target is aten.copy.default else node.args[0]
     turned = _is_turned(source, match.quant.scale)

@@ -21,7 +21,7 @@ from tests.spellings import (
     site,
 )
 
-EXAMPLES = int(os.environ.get("FUSIONLIB_RANDOM_SPELLINGS", "200"))
+EXAMPLES = int(os.environ.get("FUSIONLIB_RANDOM_SPELLINGS", "120"))
 
 norms = st.builds(
     NormSpelling,
@@ -61,11 +61,6 @@ def written_exactly(norm: NormSpelling) -> bool:
     return silu_or_sigmoid and plain
 
 
-def could_round_inside(norm: NormSpelling, gate_dtype: torch.dtype) -> bool:
-    """Whether the activation, spelled out, is computed in 16 bits."""
-    return norm.round_activation and gate_dtype is not torch.float32
-
-
 # A spelling is small enough to read as it is drawn; shrinking one would trace hundreds more.
 @settings(
     max_examples=EXAMPLES,
@@ -80,20 +75,23 @@ def could_round_inside(norm: NormSpelling, gate_dtype: torch.dtype) -> bool:
     st.sampled_from([torch.bfloat16, torch.float16, torch.float32]),
     st.sampled_from([None, torch.float32]),
     st.booleans(),
-    st.sampled_from([None, True]),
+    st.booleans(),
+    st.sampled_from([(6, 4, 128), (1, 4, 128), (1, 1, 512), (5, 8, 64)]),
 )
-def test_every_spelling_fuses_and_agrees_or_says_why(norm, quant, layout, dtype, gate_dtype, strided, dynamic):
-    tensors = inputs(6, 4, 128, dtype, gate_dtype, strided)
+def test_every_spelling_fuses_and_agrees_or_says_why(norm, quant, layout, dtype, gate_dtype, strided, dynamic, shape):
+    tensors = inputs(*shape, dtype, gate_dtype, strided)
     fn = site(norm, quant, layout)
-    got, report, _ = run_rewritten(fn, *tensors, dynamic=dynamic)
+    got, report, _ = run_rewritten(fn, *tensors, dynamic=dynamic and shape[0] > 1)
     assert len(list(report)) == 1
     result = next(iter(report))
     if result.fused:
         event("fused")
-        agree(got, fn(*tensors), quant.group, written_exactly(norm))
+        agree(
+            got, fn(*tensors), quant.group, written_exactly(norm), dtype is torch.float32 or not norm.round_output
+        )
         return
     event(result.code)
     assert result.code in REASONS and result.code != "internal_error"
-    gate = gate_dtype or dtype
-    rounds = could_round_inside(norm, gate) or (dtype is not torch.float32 and norm.round_activation)
-    assert result.code == "rounding" and (rounds or dtype is torch.float16 or quant.in_activation_dtype)
+    # 16 bits in the middle of an activation or of a product of weight and gate; nothing else here rounds oddly.
+    in_16_bits = torch.float16 in (dtype, gate_dtype) or torch.bfloat16 in (dtype, gate_dtype)
+    assert result.code == "rounding" and norm.round_activation and in_16_bits, str(result)
