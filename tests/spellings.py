@@ -1,4 +1,4 @@
-"""The ways that real code spells a gated RMS norm and its quantisation, as functions to compose; used by several tests."""
+"""The ways that real code spells a gated RMS norm and its quantisation, as functions to compose in tests."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def same(a: object, b: object) -> bool:
 
 
 def literal(arg: object) -> float | None:
-    """The number that `arg` is: a Python number, or a tensor filled with one. None for anything only known at run time."""
+    """The number that `arg` is: a Python number, or a tensor filled with one; None if only known at run time."""
     if isinstance(arg, bool):
         return None
     if isinstance(arg, (int, float)):

@@ -228,9 +228,7 @@ def _is_part(operand: fx.Node, node: fx.Node, target: tuple) -> bool:
     return is_vector_of(operand, target) or read_activation(node) is not None
 
 
-def _place(
-    level: _Level, operand: fx.Node, target: tuple, root: Root, spare: list[fx.Node], taken: set[str]
-) -> None:
+def _place(level: _Level, operand: fx.Node, target: tuple, root: Root, spare: list[fx.Node], taken: set[str]) -> None:
     """Say which part of the norm a factor is, or keep it in `spare` or as the next level."""
     node = peel_exact(operand)
     label: str | None = None
@@ -270,7 +268,9 @@ def _settle(level: _Level, spare: list[fx.Node], root: Root) -> None:
             level.factors["gate"] = Activation("silu", act.gate, None, act.node)
             continue
         if "root" in level.factors and "x" not in level.factors:
-            raise Stop("mean_source", root.node, f"the root of the mean of {describe(peel_exact(operand))}", "another's")
+            raise Stop(
+                "mean_source", root.node, f"the root of the mean of {describe(peel_exact(operand))}", "another's"
+            )
         raise _foreign(operand, level)
 
 

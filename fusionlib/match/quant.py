@@ -138,11 +138,11 @@ def _scale_root(quotient: fx.Node, scale: object, repeated: object, code_dtype: 
         raise _static(quotient, scale)
     target = shape(quotient)
     below = peel_exact(scale)
-    if is_call(below, aten.expand.default) and not is_scalar(below.args[0]):
+    if is_call(below, aten.expand.default):
         below = peel_exact(below.args[0])
     for operand in (repeated, scale):
         read = broadcast_last(operand, target)
-        if read is not None and not is_scalar(operand):
+        if read is not None:
             return below, read[1]
     # Not one number per run: reading it on says more precisely what it is.
     read_scale(below, code_dtype, Trail())

@@ -198,9 +198,7 @@ def _is_carry(node: object, scale: fx.Node) -> bool:
         return False
     unequal = peel_views(node.args[0])
     return (
-        is_call(unequal, aten.ne.Scalar)
-        and unequal.args[1] == 0
-        and _bits_of(_mask(unequal.args[0], 0x7FFFFF), scale)
+        is_call(unequal, aten.ne.Scalar) and unequal.args[1] == 0 and _bits_of(_mask(unequal.args[0], 0x7FFFFF), scale)
     )
 
 

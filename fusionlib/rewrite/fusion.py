@@ -41,9 +41,7 @@ class FusionPass(CustomGraphPass):
         strict: raise FusionError on any refused site.
     """
 
-    def __init__(
-        self, devices: Iterable[str] = ("cuda",), *, expect: int | None = None, strict: bool = False
-    ) -> None:
+    def __init__(self, devices: Iterable[str] = ("cuda",), *, expect: int | None = None, strict: bool = False) -> None:
         self.devices = (devices,) if isinstance(devices, str) else tuple(devices)
         unknown = set(self.devices) - set(DEVICES)
         if unknown:
@@ -76,9 +74,7 @@ class FusionPass(CustomGraphPass):
 
     def _apply(self, site: SitePlan, facts: GraphFacts) -> dict[fx.Node, Site]:
         """Rewrite one site, or refuse it; the record of each of its anchors."""
-        done = {
-            q.match.anchor: Site.of_match(q.match, spell(q.match.norm.spec, q.spec)) for q in site.quants
-        }
+        done = {q.match.anchor: Site.of_match(q.match, spell(q.match.norm.spec, q.spec)) for q in site.quants}
         try:
             check(site, facts, self.devices)
             rewrite_site(site)

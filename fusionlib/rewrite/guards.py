@@ -1,4 +1,4 @@
-"""What must hold for a site to be rewritten: device, inference, no writes in between, no other users, a supported op."""
+"""What must hold for a site to be rewritten: device, inference, no writes in between, no other users, the contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import fx
 from fusionlib.contract import supports
 from fusionlib.match.graph import describe, source_line, value
 from fusionlib.match.reasons import Stop
-from fusionlib.rewrite.plan import SitePlan, free_to_use, input_sizes, outside_users, reshaped
+from fusionlib.rewrite.plan import SitePlan, free_to_use, input_sizes, outside_users, readable, reshaped
 
 
 @dataclass
@@ -47,7 +47,9 @@ def storage(node: fx.Node) -> fx.Node:
     """The node whose storage `node` is a view of, as far as schemas say."""
     while node.op == "call_function" and node.args:
         schema = getattr(node.target, "_schema", None)
-        views = schema is not None and any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+        views = schema is not None and any(
+            r.alias_info is not None and not r.alias_info.is_write for r in schema.returns
+        )
         if not (views or getattr(node.target, "__name__", "") == "getitem") or not isinstance(node.args[0], fx.Node):
             break
         node = node.args[0]
@@ -90,15 +92,17 @@ def _no_other_users(site: SitePlan) -> None:
 
 
 def _supported(site: SitePlan) -> None:
-    match = site.first
-    norm = match.norm
-    x, gate = (reshaped(value(n), input_sizes(n, match.hidden)) for n in (norm.x, norm.gate))
+    norm = site.first.norm
+    x, gate = (_as_read(node, site) for node in (norm.x, norm.gate))
     weight = x.new_ones(norm.spec.norm_size) if norm.weight is None else value(norm.weight).reshape(-1)
     for quant in site.quants:
-        problem = _problem(x, gate, weight, site, quant.spec)
+        problem = supports(x, gate, weight, norm.spec, quant.spec)
         if problem is not None:
             raise Stop("unsupported", quant.match.anchor, "tensors that the fused op can run", problem)
 
 
-def _problem(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, site: SitePlan, spec) -> str | None:
-    return supports(x, gate, weight, site.first.norm.spec, spec)
+def _as_read(node: fx.Node, site: SitePlan) -> torch.Tensor:
+    """The fake tensor that the op would get for x or gate."""
+    source, must_copy = readable(node, site)
+    val = value(source).clone(memory_format=torch.contiguous_format) if must_copy else value(source)
+    return reshaped(val, input_sizes(source, site.first.hidden))

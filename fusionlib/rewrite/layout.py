@@ -15,6 +15,8 @@ from fusionlib.match.graph import aten, dtype, equal, is_call, numel, peel_exact
 from fusionlib.match.result import Match
 from fusionlib.spec import ScaleLayout
 
+_TRANSPOSES = (aten.permute.default, aten.t.default, aten.transpose.int)
+
 
 @dataclass(frozen=True)
 class ScaleTarget:
@@ -34,16 +36,21 @@ def scale_target(match: Match) -> ScaleTarget | None:
         node = stack.pop()
         for user in node.users:
             if user in inside:
-                continue
-            if (transposed := _column_major_copy(user, match)) is not None:
+                stack += [user] if _follows(user, root) else []
+            elif (transposed := _column_major_copy(user, match)) is not None:
                 copies.append((user, transposed))
-            elif peel_exact(user) is root if user.op == "call_function" and value(user) is not None else False:
-                stack.append(user)
-            elif is_call(user, aten.permute.default, aten.t.default, aten.transpose.int) and len(shape(user)) == 2:
+            elif _follows(user, root):
                 stack.append(user)
             else:
                 return None
     return ScaleTarget("column_major", tuple(copies)) if copies else None
+
+
+def _follows(user: fx.Node, root: fx.Node) -> bool:
+    """Whether a user of the scale is it in another shape, or transposed: what leaves the site lies further on."""
+    if is_call(user, *_TRANSPOSES) and len(shape(user)) == 2:
+        return True
+    return user.op == "call_function" and value(user) is not None and peel_exact(user) is root
 
 
 def _quotient_side(match: Match) -> set[fx.Node]:
@@ -85,7 +92,7 @@ def _is_turned(node: fx.Node, scale: fx.Node) -> bool | None:
     turned = False
     node = peel_exact(node)
     while node is not scale:
-        if not is_call(node, aten.permute.default, aten.t.default, aten.transpose.int) or len(shape(node)) != 2:
+        if not is_call(node, *_TRANSPOSES) or len(shape(node)) != 2:
             return None
         turned = not turned if _swaps(node) else turned
         node = peel_exact(node.args[0])

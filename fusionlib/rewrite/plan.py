@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import fx
 
+from fusionlib.layout import row_layout
 from fusionlib.match.graph import aten, equal, is_call, numel, peel_exact, same_shape, shape, value
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Match
@@ -124,7 +125,7 @@ def _depends(node: fx.Node, site: SitePlan) -> bool:
 
 
 def input_sizes(node: fx.Node, hidden: int) -> list[int] | None:
-    """The sizes to reshape x or gate to, None where it is [tokens, ...] as it stands; never copies if it can help it."""
+    """The sizes to reshape x or gate to, a view where that can be; None where it is [tokens, ...] as it stands."""
     sizes = shape(node)
     for lead in range(1, len(sizes)):
         tail = sizes[lead:]
@@ -135,6 +136,25 @@ def input_sizes(node: fx.Node, hidden: int) -> list[int] | None:
         if isinstance(sizes[-1], int) and hidden % sizes[-1] == 0 and lead == len(sizes) - 1:
             return [-1, hidden // sizes[-1], sizes[-1]]
     return [-1, hidden]
+
+
+def readable(node: fx.Node, site: SitePlan) -> tuple[fx.Node, bool]:
+    """(what to read x or gate from, whether it must be copied first).
+
+    Matching looked through every copy. Where the tensor at the bottom lies such that the op cannot read it, a copy that
+    the graph makes anyway is read instead, and one is made only where there is none.
+    """
+    hidden = site.first.hidden
+    tensors = (n for n in site.cone if n is not node and value(n) is not None)
+    forms = [n for n in tensors if value(n).dtype == value(node).dtype and peel_exact(n) is node]
+    for form in (node, *sorted(forms)):
+        if _lies_well(reshaped(value(form), input_sizes(form, hidden))):
+            return form, False
+    return node, True
+
+
+def _lies_well(val: torch.Tensor) -> bool:
+    return equal(val.stride(-1), 1) and row_layout(val) is not None
 
 
 def reshaped(val: torch.Tensor, sizes: list[int] | None) -> torch.Tensor:

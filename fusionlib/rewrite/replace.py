@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fusionlib.match.graph import aten, dtype, prims, shape, value
 from fusionlib.op import norm_arguments, quant_arguments
-from fusionlib.rewrite.plan import QuantPlan, SitePlan, Size, input_sizes, output_sizes, tokens_of
+from fusionlib.rewrite.plan import QuantPlan, SitePlan, Size, input_sizes, output_sizes, readable, tokens_of
 from fusionlib.spec import GroupQuant
 
 _INHERITED = ("stack_trace", "nn_module_stack", "source_fn_stack", "seq_nr", "original_aten")
@@ -22,13 +22,13 @@ class Editor:
     def __init__(self, before: fx.Node, origin: fx.Node, mode: FakeTensorMode) -> None:
         self._graph, self._before, self._origin, self._mode = before.graph, before, origin, mode
 
-    def call(self, target, *args) -> fx.Node:
+    def call(self, target, *args, **kwargs) -> fx.Node:
         """A call of `target`; its fake implementation decides its shapes and strides."""
         with self._graph.inserting_before(self._before):
-            node = self._graph.call_function(target, args)
+            node = self._graph.call_function(target, args, kwargs)
         fakes = fx.map_arg(args, lambda arg: arg.meta["val"])
         with self._mode:
-            node.meta["val"] = target(*fakes)
+            node.meta["val"] = target(*fakes, **kwargs)
         self._inherit(node)
         if isinstance(target, torch._ops.OpOverload) and target.namespace == "fusionlib":
             # Without these "needs exact strides" is not enforced, and a strided gate may be copied or permuted.
@@ -71,14 +71,31 @@ def rewrite_site(site: SitePlan) -> None:
     sizes = _plan_outputs(site)
     codes, scale, normed = _fused_call(editor, site)
     for quant in site.quants:
-        if quant.spec != site.quants[0].spec:
+        if quant is site.quants[0]:
+            results = codes, scale
+        elif quant.spec != site.quants[0].spec:
             results = _quant_call(editor, normed, quant.spec)
         else:
-            results = codes, scale
+            read = quant.match.quant
+            results = _apart(editor, codes, read.codes), _apart(editor, scale, read.scale)
         _replace_quant(editor, quant, results, sizes)
     if normed is not None:
         site.normed.replace_all_uses_with(editor.reshape(normed, sizes[site.normed]))
     _erase(site)
+
+
+def _apart(editor: Editor, shared: fx.Node, replaced: fx.Node | None) -> fx.Node:
+    """A shared result, copied if it leaves the graph: two outputs must not become one tensor."""
+    stack, seen = [replaced] if replaced is not None else [], set()
+    while stack:
+        for user in stack.pop().users:
+            if user.op == "output":
+                return editor.call(aten.clone.default, shared)
+            schema = getattr(user.target, "_schema", None)
+            if user not in seen and schema is not None and any(r.alias_info is not None for r in schema.returns):
+                seen.add(user)
+                stack.append(user)
+    return shared
 
 
 def _plan_outputs(site: SitePlan) -> dict[fx.Node, list[Size] | None]:
@@ -94,8 +111,8 @@ def _plan_outputs(site: SitePlan) -> dict[fx.Node, list[Size] | None]:
 
 
 def _fused_call(editor: Editor, site: SitePlan) -> tuple[fx.Node, fx.Node, fx.Node | None]:
-    norm, hidden = site.first.norm, site.first.hidden
-    x, gate = (editor.reshape(node, input_sizes(node, hidden)) for node in (norm.x, norm.gate))
+    norm = site.first.norm
+    x, gate = (_input(editor, node, site) for node in (norm.x, norm.gate))
     weight = _weight(editor, site)
     name = "rms_norm_gated_group_quant" + "_with_norm" * site.wants_normed
     target = getattr(torch.ops.fusionlib, name).default
@@ -105,19 +122,18 @@ def _fused_call(editor: Editor, site: SitePlan) -> tuple[fx.Node, fx.Node, fx.No
     return editor.item(call, 0), editor.item(call, 1), normed
 
 
+def _input(editor: Editor, node: fx.Node, site: SitePlan) -> fx.Node:
+    source, must_copy = readable(node, site)
+    if must_copy:
+        source = editor.call(aten.clone.default, source, memory_format=torch.contiguous_format)
+    return editor.reshape(source, input_sizes(source, site.first.hidden))
+
+
 def _weight(editor: Editor, site: SitePlan) -> fx.Node:
     norm = site.first.norm
     if norm.weight is None:  # a norm without a weight: times one, which changes nothing
-        with editor._graph.inserting_before(editor._before):
-            ones = editor._graph.call_function(
-                aten.full.default,
-                ([norm.spec.norm_size], 1.0),
-                {"dtype": torch.float32, "device": value(norm.x).device},
-            )
-        with editor._mode:
-            ones.meta["val"] = torch.full((norm.spec.norm_size,), 1.0, device=value(norm.x).device)
-        editor._inherit(ones)
-        return ones
+        size, device = norm.spec.norm_size, value(norm.x).device
+        return editor.call(aten.full.default, [size], 1.0, dtype=torch.float32, device=device)
     return norm.weight if len(shape(norm.weight)) == 1 else editor.reshape(norm.weight, [-1])
 
 

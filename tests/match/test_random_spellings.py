@@ -86,9 +86,7 @@ def test_every_spelling_fuses_and_agrees_or_says_why(norm, quant, layout, dtype,
     result = next(iter(report))
     if result.fused:
         event("fused")
-        agree(
-            got, fn(*tensors), quant.group, written_exactly(norm), dtype is torch.float32 or not norm.round_output
-        )
+        agree(got, fn(*tensors), quant.group, written_exactly(norm), dtype is torch.float32 or not norm.round_output)
         return
     event(result.code)
     assert result.code in REASONS and result.code != "internal_error"

@@ -89,6 +89,8 @@ EXAMPLES = {
     "order": with_norm(lambda x, z, w: (rms(x.float()) * F.silu(z.float())).to(x.dtype) * w),
     "intermediate_used": intermediate,
 }
+
+
 def refusal(fn, *tensors, code, **options):
     """fn is refused with `code`, and its outputs are those of eager."""
     got, report, _ = run_rewritten(fn, *tensors, **options)

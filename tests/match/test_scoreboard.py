@@ -1,4 +1,4 @@
-"""The scoreboard: spellings that must fuse, each equal to eager in every code and scale, and what they must be read as."""
+"""The scoreboard: spellings that must fuse, each equal to eager in every code and scale, and what they are read as."""
 
 import pytest
 import torch
@@ -213,3 +213,22 @@ def test_scale_of_torchao_in_16_bits_used_outside():
     got, report, _ = run_rewritten(fn, *tensors)
     assert len(report.fused) == 1, str(report)
     assert all(torch.equal(a.float(), b.float()) and a.dtype == b.dtype for a, b in zip(got, fn(*tensors), strict=True))
+
+
+def test_shared_results_that_leave_the_graph_stay_two_tensors():
+    def fn(x, z, w):
+        y = NormSpelling()(x, z, w).flatten(1)
+        return *op.group_quant(y, GroupQuant()), *QuantSpelling()(y)
+
+    got, report, _ = run_rewritten(fn, *inputs())
+    assert len(report.fused) == 2 and len({t.data_ptr() for t in got}) == 4
+
+
+def test_value_whose_last_dimension_is_strided():
+    """The copy that the graph makes anyway is read; where there is none, one is made."""
+    x, z, w = inputs()
+
+    def fn(x, z, w):
+        return QuantSpelling()(NormSpelling()(x.transpose(1, 2).contiguous(), z.transpose(1, 2), w).flatten(1))
+
+    fuses(fn, x.transpose(1, 2).contiguous(), z.transpose(1, 2).contiguous(), w)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusionlib.layers import BlockFP8Linear
 from tests.spellings import QuantSpelling, agree, run_rewritten
 
 transformers = pytest.importorskip("transformers")
@@ -76,5 +77,38 @@ def test_class_with_a_float32_weight_fuses(name):
 
 @pytest.mark.parametrize("norm_before_gate", [True, False])
 def test_falcon_h1_in_both_orders(norm_before_gate):
-    cls = getattr(importlib.import_module(gated_norms()["FalconH1RMSNormGated"]), "FalconH1RMSNormGated")
+    cls = importlib.import_module(gated_norms()["FalconH1RMSNormGated"]).FalconH1RMSNormGated
     check(cls(512, n_groups=4, norm_before_gate=norm_before_gate).bfloat16(), (2, 5, 512), QUANTS["ours"])
+
+
+def test_small_qwen3_next_fuses_in_every_linear_attention_layer():
+    from transformers import Qwen3NextConfig
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextForCausalLM
+
+    config = Qwen3NextConfig(
+        vocab_size=128,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+    )
+    model = Qwen3NextForCausalLM(config).to(torch.bfloat16).eval()
+    mixers = [layer.linear_attn for layer in model.model.layers if hasattr(layer, "linear_attn")]
+    for mixer in mixers:
+        mixer.out_proj = BlockFP8Linear.from_linear(mixer.out_proj)
+
+    def logits(ids):
+        return model(ids, use_cache=False).logits
+
+    ids = torch.randint(0, 128, (1, 12))
+    got, report, _ = run_rewritten(logits, ids)
+    assert len(report.fused) == len(mixers) == 3 and not report.refused, str(report)
+    with torch.no_grad():
+        assert torch.equal(got, logits(ids))
