@@ -210,13 +210,20 @@ def _factors(top: fx.Node, root: Root) -> list[tuple[fx.Node, tuple]]:
         if leaf or (not is_top and _is_part(operand, node, target)):
             found.append((operand, target))
         elif is_mul(node) and all(isinstance(arg, fx.Node) for arg in operands(node)):
+            if root.divides and any(_is_root(arg, peel_exact(arg), root) for arg in operands(node)):
+                raise Stop("not_gated_norm", node, "a division by the root of the mean", "a product with it")
             stack.extend((arg, shape(node), False) for arg in reversed(operands(node)))
-        elif is_div(node) and isinstance(node.args[1], fx.Node) and peel_exact(node.args[1]) is root.node:
+        elif root.divides and _divides_by(node, root):
             stack.append((node.args[1], shape(node), False))
             stack.append((node.args[0], shape(node), False))
         else:
             found.append((operand, target))
     return found
+
+
+def _divides_by(node: fx.Node, root: Root) -> bool:
+    operand = node.args[1] if is_div(node) else None
+    return isinstance(operand, fx.Node) and _is_root(operand, peel_exact(operand), root)
 
 
 def _is_root(operand: fx.Node, node: fx.Node, root: Root) -> bool:

@@ -12,12 +12,14 @@ from fusionlib.match.graph import (
     clamp_bounds,
     describe,
     dtype,
+    equal,
     is_call,
     is_cast,
     is_div,
     is_mul,
     is_scalar,
     literal,
+    numel,
     operands,
     peel_exact,
     same,
@@ -51,6 +53,8 @@ def read_fp8_cast(cast: fx.Node, trail: Trail) -> QuantRead:
     read = read_scale(root, code_dtype, trail)
     if not same(read.value, numerator):
         raise Stop("amax_source", read.value, f"the maximum of {describe(peel_exact(numerator))}", describe(read.value))
+    if not equal(numel(numerator), numel(cast)):
+        raise Stop("amax_source", quotient, "a value with an element for each code", describe(peel_exact(numerator)))
     if read.group_size != group:
         raise Stop(
             "amax_source", root, f"one maximum for each of {group} elements", f"one for {read.group_size} elements"

@@ -35,12 +35,13 @@ _LIMIT = 64  # nodes looked at: a norm has a dozen, and a search without an end 
 
 @dataclass(frozen=True)
 class Root:
-    """`node` is rsqrt(mean(value * value) + eps), or the square root that is divided by; over `size` elements."""
+    """`node` is rsqrt(mean(value * value) + eps), or the square root where `divides`; over `size` elements."""
 
     node: fx.Node
     value: fx.Node
     size: int
     eps: float
+    divides: bool
 
 
 def find_root(y: fx.Node) -> fx.Node | None:
@@ -55,7 +56,8 @@ def find_root(y: fx.Node) -> fx.Node | None:
         elif is_div(node) and _is_square_root(node.args[1]):
             return peel_exact(node.args[1])
         elif (is_mul(node) or is_div(node) or is_add(node)) and not _is_activation(node):
-            queue.extend(arg for arg in operands(node) if isinstance(arg, fx.Node))
+            factors = operands(node)[:1] if is_div(node) else operands(node)
+            queue.extend(arg for arg in factors if isinstance(arg, fx.Node))
     return None
 
 
@@ -91,7 +93,7 @@ def read_root(node: fx.Node, trail: Trail) -> Root:
     if is_narrowing(node) or any(dtype(part) in NARROW for part in (node, below, mean, squared)):
         raise Stop("rounding", node, "the mean of squares and its root in float32", describe(mean))
     value = _square(squared, trail)
-    return Root(node, value, size, eps)
+    return Root(node, value, size, eps, is_call(node, aten.sqrt.default))
 
 
 def _below_eps(node: fx.Node) -> tuple[fx.Node, float]:

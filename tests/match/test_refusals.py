@@ -110,6 +110,48 @@ def test_smallest_example(code):
     refusal(EXAMPLES[code], *inputs(), code=code)
 
 
+MISREADINGS = {
+    "divided by the reciprocal root": with_norm(
+        lambda x, z, w: x.float() / torch.rsqrt(x.float().pow(2).mean(-1, True) + 1e-6) * w * F.silu(z.float())
+    ),
+    "multiplied with the root": with_norm(
+        lambda x, z, w: x.float() * torch.sqrt(x.float().pow(2).mean(-1, True) + 1e-6) * w * F.silu(z.float())
+    ),
+    "divided by the root and multiplied with it": with_norm(
+        lambda x, z, w: (v := torch.sqrt(x.float().pow(2).mean(-1, True) + 1e-6)) * (x.float() / v) * w * F.silu(z)
+    ),
+    "the weight divides": with_norm(lambda x, z, w: rms(x.float()) / w * F.silu(z.float())),
+    "a bias behind the gate": with_norm(lambda x, z, w: rms(x.float()) * w * F.silu(z.float()) + w),
+    "negated": with_norm(lambda x, z, w: -(rms(x.float()) * w * F.silu(z.float()))),
+    "two gates": with_norm(lambda x, z, w: rms(x.float()) * w * F.silu(z.float()) * F.silu(x.float())),
+    "two weights": with_norm(lambda x, z, w: rms(x.float()) * w * w * F.silu(z.float())),
+    "half a product": with_norm(lambda x, z, w: rms(x.float()) * w * F.silu(z.float()) * 0.5),
+    "mean of cubes": with_norm(
+        lambda x, z, w: x * torch.rsqrt(x.float().pow(3).mean(-1, True) + 1e-6) * w * F.silu(z.float())
+    ),
+    "eps on the outside": with_norm(
+        lambda x, z, w: x * (torch.rsqrt(x.float().pow(2).mean(-1, True)) + 1e-6) * w * F.silu(z.float())
+    ),
+    "gate of other heads": with_norm(lambda x, z, w: rms(x.float()) * w * F.silu(z.float().flip(1)).exp()),
+    "transposed heads": lambda x, z, w: QUANT(NORM(x, z, w).transpose(1, 2).reshape(6, 512)),
+    "one value against many scales": lambda x, z, w: quantised(
+        NORM(x, z, w)[:, :1].float(), amax(NORM(x, z, w).float())
+    ),
+    "minimum instead of maximum": with_quant(lambda v: quantised(v, v.abs().amin(-1, keepdim=True))),
+    "maximum without magnitude": with_quant(lambda v: quantised(v, v.amax(-1, keepdim=True))),
+    "scale added to": with_quant(lambda v: quantised(v, amax(v) + 1e-3)),
+    "quotient added to": with_quant(lambda v: ((v / (amax(v) / 448.0)) + 0.5).clamp(-448, 448).to(FP8)),
+}
+
+
+@pytest.mark.parametrize("name", MISREADINGS)
+def test_look_alikes_are_refused(name):
+    fn, tensors = MISREADINGS[name], inputs()
+    _, report, _ = run_rewritten(fn, *tensors)
+    assert len(report.refused) == 1 and not report.fused, str(report)
+    assert report.refused[0].code != "internal_error", str(report)
+
+
 def test_device():
     refusal(lambda x, z, w: QUANT(normed(x, z, w)), *inputs(), code="device", fusion=FusionPass())
 
