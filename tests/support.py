@@ -92,3 +92,14 @@ def grouped_gate(tokens: int, groups: int, per_group: int, head_dim: int, dtype:
     gate = projection[..., -width:].unflatten(-1, (per_group, head_dim))
     assert tokens == 0 or gate.stride() == (groups * (2 * head_dim + 2 * width), 2 * head_dim + 2 * width, head_dim, 1)
     return gate
+
+
+def good() -> dict:
+    """The arguments of a small call that nothing is wrong with, to spoil one of."""
+    return {
+        "x": torch.randn(3, 4, 128),
+        "gate": torch.randn(3, 4, 128),
+        "weight": torch.randn(128),
+        "norm": GatedNorm(128),
+        "quant": GroupQuant(128),
+    }

@@ -5,16 +5,7 @@ import torch
 
 import fusionlib
 from fusionlib import GatedNorm, GroupQuant, contract
-
-
-def good() -> dict:
-    return {
-        "x": torch.randn(3, 4, 128),
-        "gate": torch.randn(3, 4, 128),
-        "weight": torch.randn(128),
-        "norm": GatedNorm(128),
-        "quant": GroupQuant(128),
-    }
+from tests.support import good
 
 
 def test_cpu_runs_whatever_fits_the_contract():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import fusionlib
 from fusionlib import GatedNorm, GroupQuant, op, reference
-from tests.support import FLOAT_DTYPES, grouped_gate, norms, quants, same
+from tests.support import FLOAT_DTYPES, good, grouped_gate, norms, quants, same
 
 FUSED = torch.ops.fusionlib.rms_norm_gated_group_quant.default
 WITH_NORM = torch.ops.fusionlib.rms_norm_gated_group_quant_with_norm.default
@@ -118,16 +118,6 @@ def test_a_projections_gate_needs_no_copy_and_changes_nothing():
     strided = fusionlib.rms_norm_gated_group_quant(x, gate, weight, **arguments)
     plain = fusionlib.rms_norm_gated_group_quant(x, gate.contiguous(), weight, **arguments)
     assert all(same(a, b) for a, b in zip(strided, plain, strict=True))
-
-
-def good() -> dict:
-    return {
-        "x": torch.randn(3, 4, 128),
-        "gate": torch.randn(3, 4, 128),
-        "weight": torch.randn(128),
-        "norm": GatedNorm(128),
-        "quant": GroupQuant(128),
-    }
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-PLOTLY_MIME = "application/vnd.plotly.v1+json"
+from fusionlib.show.figure import PLOTLY_MIME
 
 _numbers = itertools.count(1)
 

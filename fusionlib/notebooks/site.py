@@ -24,7 +24,8 @@ from traitlets.config import Config
 
 from fusionlib.notebooks.catalogue import describe
 from fusionlib.notebooks.errors import SiteError
-from fusionlib.notebooks.figures import PLOTLY_MIME, figure_html
+from fusionlib.notebooks.figures import figure_html
+from fusionlib.show.figure import CAPTION_ROLE, PLOTLY_MIME
 
 LIGHT_STYLE = "default"
 DARK_STYLE = "github-dark"
@@ -113,9 +114,17 @@ def render_page(path: Path, page: Page, *, before: Page | None = None, after: Pa
     )
     node = nbformat.read(path, as_version=4)
     node.metadata.pop("widgets", None)
+    for cell in node.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if not _is_caption(output)]
     context = {"page": page, "before": before, "after": after, "has_figures": _has_figures(node)}
     html, _ = exporter.from_notebook_node(node, resources={"fusionlib": context})
     return html
+
+
+def _is_caption(output: nbformat.NotebookNode) -> bool:
+    """Whether an output repeats, for JupyterLab, the words that the page sets in its figure's caption."""
+    return output.get("metadata", {}).get("fusionlib", {}).get("role") == CAPTION_ROLE
 
 
 def _has_figures(node: nbformat.NotebookNode) -> bool:

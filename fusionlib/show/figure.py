@@ -8,12 +8,14 @@ for those who cannot see it, its caption and its conclusion travel in the output
 from __future__ import annotations
 
 import json
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
+CAPTION_ROLE = "caption"
 
 
 def figure_bundle(
@@ -38,9 +40,21 @@ def figure_bundle(
     return {PLOTLY_MIME: payload, "text/plain": f"{caption}\n{summary}"}, {"fusionlib": words}
 
 
+def caption_bundle(*, caption: str, summary: str) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Return (data, metadata) of the display message that says a figure's words below it."""
+    words = {"text/markdown": f"**{escape(caption)}** {escape(summary)}", "text/plain": f"{caption} {summary}"}
+    return words, {"fusionlib": {"role": CAPTION_ROLE}}
+
+
 def display_figure(fig: Figure, *, caption: str, alt: str, summary: str) -> None:
-    """Show `fig` in the running notebook; see `figure_bundle` for the words it takes."""
+    """Show `fig` in the running notebook, its caption and conclusion below; see `figure_bundle` for the words.
+
+    JupyterLab draws the figure and hides the bundle's text, so the words follow as an output of their own, marked as a
+    caption: the site, which sets them in the figure's own caption, leaves that output out.
+    """
     from IPython.display import publish_display_data
 
     data, metadata = figure_bundle(fig, caption=caption, alt=alt, summary=summary)
+    publish_display_data(data=data, metadata=metadata)
+    data, metadata = caption_bundle(caption=caption, summary=summary)
     publish_display_data(data=data, metadata=metadata)

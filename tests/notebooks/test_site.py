@@ -14,6 +14,7 @@ from fusionlib.notebooks import site
 from fusionlib.notebooks.errors import SiteError
 from fusionlib.notebooks.figures import script_json
 from fusionlib.show import figure_bundle
+from fusionlib.show.figure import caption_bundle
 
 v4 = nbformat.v4
 HOSTILE = "</script><script>window.pwned = true</script><img src=x onerror='window.pwned = true'>"
@@ -22,7 +23,10 @@ HOSTILE = "</script><script>window.pwned = true</script><img src=x onerror='wind
 def figure_cell(caption: str = "Sizes", name: str = "bytes"):
     fig = go.Figure([go.Bar(x=["a", "b"], y=[1, 2], name=name)])
     data, metadata = figure_bundle(fig, caption=caption, alt="two bars", summary="The second is twice the first.")
-    return v4.new_code_cell("show()", id="figure", outputs=[v4.new_output("display_data", data, metadata=metadata)])
+    words, role = caption_bundle(caption=caption, summary="The second is twice the first.")
+    messages = [(data, metadata), (words, role)]
+    outputs = [v4.new_output("display_data", content, metadata=about) for content, about in messages]
+    return v4.new_code_cell("show()", id="figure", outputs=outputs)
 
 
 def executed(checkout, name: str, *cells, title: str = "# Title & 1 < 2\n\nAbout `it`.", **record) -> Path:
@@ -107,6 +111,7 @@ def test_a_page_without_figures_loads_no_plotly(checkout):
 def test_a_figure_carries_its_words_and_its_data(checkout):
     html = (build(checkout, executed(checkout, "01_a", figure_cell())) / "01_a.html").read_text()
     assert "<figcaption><strong>Sizes</strong> The second is twice the first.</figcaption>" in html
+    assert html.count("The second is twice the first.") == 1, "the words for JupyterLab are not repeated on the page"
     assert 'aria-label="two bars"' in html
     assert "It shows: two bars" in html
     data = json.loads(re.search(r'class="plot-data" type="application/json">(.*?)</script>', html, re.DOTALL)[1])

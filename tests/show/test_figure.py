@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 
 from fusionlib.show import display_figure, figure_bundle
-from fusionlib.show.figure import PLOTLY_MIME
+from fusionlib.show.figure import CAPTION_ROLE, PLOTLY_MIME
 from fusionlib.show.theme import PALETTE, TEXT, template
 
 WORDS = {"caption": "Bytes per element", "alt": "two bars", "summary": "Fused reads half."}
@@ -51,12 +51,22 @@ def test_a_figure_without_words_is_refused(missing):
         figure_bundle(go.Figure(), **WORDS | {missing: " "})
 
 
-def test_display_publishes_exactly_one_bundle(monkeypatch):
+def test_display_publishes_the_figure_and_its_words_below(monkeypatch):
     published = []
     monkeypatch.setattr("IPython.display.publish_display_data", lambda **message: published.append(message))
     display_figure(go.Figure(), **WORDS)
-    assert [set(message["data"]) for message in published] == [{PLOTLY_MIME, "text/plain"}]
-    assert published[0]["metadata"] == {"fusionlib": WORDS}
+    figure, words = published
+    assert set(figure["data"]) == {PLOTLY_MIME, "text/plain"}
+    assert figure["metadata"] == {"fusionlib": WORDS}
+    assert words["data"]["text/markdown"] == "**Bytes per element** Fused reads half."
+    assert words["metadata"] == {"fusionlib": {"role": CAPTION_ROLE}}
+
+
+def test_words_from_a_stranger_hold_no_markup(monkeypatch):
+    published = []
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda **message: published.append(message))
+    display_figure(go.Figure(), **WORDS | {"summary": "<img src=x onerror=alert(1)>"})
+    assert "<img" not in published[1]["data"]["text/markdown"]
 
 
 @pytest.mark.parametrize("page", ["#ffffff", "#14171a"])

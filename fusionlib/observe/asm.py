@@ -1,0 +1,133 @@
+"""`fusionlib asm`: the fused kernel compiled for GPUs that are not here, as listings, a census or side by side.
+
+Examples::
+
+    fusionlib asm                                              the census of all four targets
+    fusionlib asm --target sm_90 --stage ptx
+    fusionlib asm --norm mamba2 --norm-size 1024 --compare sm_90 gfx950
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from fusionlib.contract import MAX_UNIT
+from fusionlib.observe.codegen import TARGETS, Listing
+from fusionlib.spec import GatedNorm, GroupQuant
+
+NORMS: dict[str, Callable[[int], GatedNorm]] = {
+    "qwen3_next": GatedNorm.qwen3_next,
+    "vllm": GatedNorm.vllm,
+    "kimi_linear": GatedNorm.kimi_linear,
+    "mamba2": GatedNorm.mamba2,
+}
+QUANTS: dict[str, Callable[[int, torch.dtype], GroupQuant]] = {
+    "vllm": lambda group, dtype: GroupQuant.vllm(group, dtype=dtype),
+    "vllm_native": GroupQuant.vllm_native,
+    "aiter": GroupQuant.aiter,
+    "deepgemm": lambda group, dtype: replace(GroupQuant.deepgemm(group), dtype=dtype),
+    "deepgemm_blackwell": lambda group, dtype: replace(GroupQuant.deepgemm(group, blackwell=True), dtype=dtype),
+    "torchao": lambda group, dtype: replace(GroupQuant.torchao(group), dtype=dtype),
+}
+STAGES = ("ttir", "ttgir", "llir", "ptx", "amdgcn", "census")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the `asm` parser to `subparsers`; its namespace carries `run`, a function (namespace) -> exit code."""
+    parser = subparsers.add_parser(
+        "asm",
+        help="compile the fused kernel offline and show its stages or its instructions",
+        description="Compile the fused kernel for GPUs that need not be here and show what it became.",
+    )
+    parser.add_argument("--target", nargs="+", choices=list(TARGETS), help="default: all of them")
+    parser.add_argument("--norm", choices=list(NORMS), default="qwen3_next", help="default: %(default)s")
+    parser.add_argument("--norm-size", type=int, default=128, help="elements of one mean; default: %(default)s")
+    parser.add_argument("--quant", choices=list(QUANTS), default="vllm", help="default: %(default)s")
+    parser.add_argument("--group-size", type=int, default=128, help="elements of one scale; default: %(default)s")
+    parser.add_argument("--hidden", type=int, default=4096, help="elements of a row; default: %(default)s")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16", help="of the inputs; default: %(default)s")
+    parser.add_argument("--stage", choices=STAGES, default="census", help="what to show; default: %(default)s")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        choices=list(TARGETS),
+        metavar="TARGET",
+        help="each source line beside the instructions it became on two targets, in place of a stage",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Print what was asked for: 0; or, with a sentence on stderr, 2 if it cannot be and 1 without Triton."""
+    try:
+        if namespace.compare:
+            print(compared(*(_compiled(target, namespace) for target in namespace.compare)))
+            return 0
+        targets = namespace.target or _targets_with(namespace.stage)
+        for target in targets:
+            print(_section(_compiled(target, namespace), namespace.stage))
+        return 0
+    except ModuleNotFoundError as error:
+        print(f"fusionlib asm: {error.name} is not installed; it compiles with Triton 3.6 or newer", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"fusionlib asm: {error}", file=sys.stderr)
+        return 2
+
+
+def _targets_with(stage: str) -> list[str]:
+    backend = {"ptx": "cuda", "amdgcn": "hip"}.get(stage)
+    return [target for target, (name, _, _) in TARGETS.items() if backend in (None, name)]
+
+
+def _compiled(target: str, namespace: argparse.Namespace) -> Listing:
+    from fusionlib.observe.codegen import compile_fused
+
+    dtype = torch.float8_e4m3fnuz if target == "gfx942" else torch.float8_e4m3fn  # what each converts to in hardware
+    norm = NORMS[namespace.norm](namespace.norm_size)
+    quant = QUANTS[namespace.quant](namespace.group_size, dtype)
+    small, large = sorted((norm.norm_size, quant.group_size))
+    if large % small or namespace.hidden < 1 or namespace.hidden % large:
+        raise ValueError(
+            f"hidden={namespace.hidden}, norm size {norm.norm_size} and group size {quant.group_size} do not fit: of "
+            "the two sizes one must divide the other, and the larger must divide hidden"
+        )
+    if large > MAX_UNIT:
+        raise ValueError(f"a norm or group of {large} elements is above the kernel's {MAX_UNIT}; choose a smaller one")
+    return compile_fused(target, norm, quant, hidden=namespace.hidden, x_dtype=DTYPES[namespace.dtype])
+
+
+def _section(listing: Listing, stage: str) -> str:
+    if stage == "census":
+        from fusionlib.observe.census import census
+
+        return census(listing).text() + "\n"
+    if stage not in listing.stages:
+        has = ", ".join(name for name in STAGES if name in listing.stages)
+        raise ValueError(f"target {listing.target} has no stage {stage!r}; it has {has} and census")
+    return f"=== {listing.target} {stage}\n{listing.stages[stage]}"
+
+
+def compared(left: Listing, right: Listing) -> str:
+    """Each source line of the kernel, and under it what it became on the two targets, side by side."""
+    from fusionlib.observe.census import side_by_side
+
+    width = 58
+    lines = [f"{left.target:<{width}} | {right.target}"]
+    for line in side_by_side(left, right):
+        lines.append(f"\nkernel.py:{line.number}: {line.source.strip()}")
+        columns = [line.became[left.target], line.became[right.target]]
+        for row in range(max(map(len, columns))):
+            one, other = (column[row].replace("\t", " ") if row < len(column) else "" for column in columns)
+            lines.append(f"  {_cut(one, width - 2):<{width - 2}} | {_cut(other, width)}".rstrip())
+    return "\n".join(lines)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
