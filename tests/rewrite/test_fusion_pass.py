@@ -15,8 +15,7 @@ from torch._inductor.utils import fresh_cache
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusionlib.match.graph as graph_module
-from fusionlib import GatedNorm, GroupQuant
-from fusionlib.explain import explain
+from fusionlib import GatedNorm, GroupQuant, explain
 from fusionlib.layers import AttentionOutput
 from fusionlib.match import match_graph
 from fusionlib.rewrite import FusionError, FusionPass
@@ -239,3 +238,12 @@ def test_specs_of_the_site_are_in_the_report():
     _, report, _ = run_rewritten(site(NormSpelling(eps=1e-5), QuantSpelling(group=64)), *inputs())
     assert "eps 1e-05" in report.fused[0].what and "per 64" in report.fused[0].what
     assert GroupQuant(64).group_size == 64
+
+
+def test_import_is_cheap_and_the_public_names_are_there():
+    script = (
+        "import sys, fusionlib;"
+        "assert 'fusionlib.rewrite' not in sys.modules and 'fusionlib.match' not in sys.modules;"
+        "assert callable(fusionlib.explain) and callable(fusionlib.FusionPass) and fusionlib.Report"
+    )
+    subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)}, check=True)
