@@ -1,10 +1,13 @@
 """The scoreboard: spellings that must fuse, each equal to eager in every code and scale, and what they are read as."""
 
+from itertools import combinations
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fusionlib import GatedNorm, GroupQuant, op, reference
+from fusionlib.spec import ROUNDING_POINTS
 from tests.spellings import (
     ACTIVATIONS,
     FP8,
@@ -232,3 +235,21 @@ def test_value_whose_last_dimension_is_strided():
         return QuantSpelling()(NormSpelling()(x.transpose(1, 2).contiguous(), z.transpose(1, 2), w).flatten(1))
 
     fuses(fn, x.transpose(1, 2).contiguous(), z.transpose(1, 2).contiguous(), w)
+
+
+def every_norm():
+    """Both orders with every set of rounding points that the order has."""
+    for before in (True, False):
+        points = [p for p in ROUNDING_POINTS if p != ("gate" if before else "weight")]
+        for count in range(len(points) + 1):
+            for rounding in combinations(points, count):
+                yield GatedNorm(128, 1e-5, "sigmoid" if count % 2 else "silu", before, count % 2, frozenset(rounding))
+
+
+@pytest.mark.parametrize("norm", every_norm(), ids=lambda n: f"{'norm' * n.norm_before_gate}-{n.rounding_text}")
+def test_every_set_of_rounding_points_is_read_back(norm):
+    def fn(x, z, w):
+        return reference.group_quant(reference.rms_norm_gated(x, z, w, norm), GroupQuant.aiter())
+
+    graphs, _ = fuses(fn, *inputs())
+    assert constants(graphs[0]) == (*op.norm_arguments(norm), *op.quant_arguments(GroupQuant.aiter()))

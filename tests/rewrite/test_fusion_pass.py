@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.utils import fresh_cache
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -247,3 +248,20 @@ def test_import_is_cheap_and_the_public_names_are_there():
         "assert callable(fusionlib.explain) and callable(fusionlib.FusionPass) and fusionlib.Report"
     )
     subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)}, check=True)
+
+
+def test_a_list_of_passes_is_a_composition_too():
+    class Other(CustomGraphPass):
+        seen = 0
+
+        def __call__(self, graph):
+            self.seen += any("fusionlib" in str(node.target) for node in graph.nodes)
+
+        def uuid(self):
+            return "other"
+
+    fusion, other, tensors = FusionPass(("cpu",)), Other(), inputs()
+    with fresh_cache():
+        got = compiled(PATH, [fusion, other], *tensors)
+    agree(got, PATH(*tensors), 128)
+    assert other.seen == 1 and len(fusion.report().fused) == 1
