@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fusionlib.match.graph import describe, peel_exact, shape
+from fusionlib.match.graph import describe, peel_exact, same_shape, shape, value
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import QuantRead, Trail
+from fusionlib.reference import scale_storage
 from fusionlib.spec import GroupQuant, SpecError
 
 
@@ -75,7 +76,24 @@ def read_opaque_quant(node: fx.Node, trail: Trail) -> QuantRead:
     codes, scale = (_output(node, target, which) for which in (read.codes, read.scale))
     if codes is None:
         raise Stop("opaque_quant", node, "codes that are used", "an output that nobody reads")
+    _check_outputs(node, read, codes, scale)
     return QuantRead(node, peel_exact(read.value), read.spec, codes, scale, opaque=True)
+
+
+def _check_outputs(node: fx.Node, read: OpaqueQuant, codes: fx.Node, scale: fx.Node | None) -> None:
+    """What the call returns must be what the fused op would put there, strides of the scale included."""
+    tokens, hidden = shape(read.value)
+    wanted = [(codes, (tokens, hidden), None, read.spec.dtype)]
+    if scale is not None:
+        if not isinstance(hidden, int):
+            raise Stop("symbolic_group", node, "a row length known at compile time", describe(read.value))
+        wanted.append((scale, *scale_storage(tokens, hidden // read.spec.group_size, read.spec)))
+    for output, size, stride, kind in wanted:
+        found = value(output)
+        fits = found is not None and found.dtype == kind and same_shape(tuple(found.shape), size)
+        if not fits or (stride is not None and not same_shape(tuple(found.stride()), stride)):
+            expected = f"an output of {kind}, shape {list(size)}" + (f", strides {list(stride)}" if stride else "")
+            raise Stop("opaque_quant", node, expected, describe(output))
 
 
 def _arguments(node: fx.Node, target: torch._ops.OpOverload) -> dict[str, object]:
@@ -93,13 +111,24 @@ def _output(node: fx.Node, target: torch._ops.OpOverload, which: int | str) -> f
         mutated = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         if target is node.target:
             raise Stop("opaque_quant", node, "a functionalised call of this mutating op", "a call that writes in place")
-        which = len(target._schema.returns) + mutated.index(which)
         # A functionalised op without returns leaves a None in front.
-        which += 0 if target._schema.returns else 1
+        which = max(len(target._schema.returns), 1) + _written_tensor(node, which, mutated)
     found = [u for u in node.users if u.target is operator.getitem and u.args[1] == which]
     if len(found) > 1:
         raise Stop("opaque_quant", node, "each output taken once", f"output {which} taken {len(found)} times")
     return found[0] if found else None
+
+
+def _written_tensor(node: fx.Node, name: str, mutated: list[str]) -> int:
+    """The position of a written argument among the tensors that a functionalised call gives back."""
+    if "_all_bases" not in node.kwargs:
+        return mutated.index(name)
+    described = [
+        key for key in node.kwargs if key.startswith(f"_{name}_") and not key.endswith(("_base_index", "_alias"))
+    ]
+    if described:  # a part of a larger tensor, which is what comes back
+        raise Stop("opaque_quant", node, f"a whole tensor for {name}", "a view of a larger one")
+    return node.kwargs[f"_{name}_base_index"]
 
 
 def _read_own(arguments: dict[str, object]) -> OpaqueQuant:

@@ -229,6 +229,26 @@ def test_a_mutating_op_is_read_through_auto_functionalized(library):
     assert all(torch.equal(a.float(), b.float()) for a, b in zip(got, fn(*tensors), strict=True))
 
 
+def test_an_op_that_writes_into_a_part_of_a_tensor_is_refused(library):
+    register_quant_op(
+        library.default, lambda a: OpaqueQuant(a["y"], GroupQuant(a["group"]), codes="codes", scale="scale")
+    )
+
+    def fn(x, z, w):
+        y = normed(x, z, w)
+        codes, scale = torch.empty_like(y, dtype=FP8), y.new_empty(12, 8, dtype=torch.float32)[:6, :4]
+        library(y, codes, scale, 128)
+        return codes, scale
+
+    assert "view" in refusal(fn, *inputs(), code="opaque_quant").found
+
+
+def test_a_reader_that_promises_another_layout_is_refused(library):
+    spec = GroupQuant(scale_layout="column_major")
+    register_quant_op(library.default, lambda a: OpaqueQuant(a["y"], spec, codes="codes", scale="scale"))
+    assert "strides" in refusal(into_buffers(library), *inputs(), code="opaque_quant").expected
+
+
 def test_opaque_arguments_without_a_spec(library):
     register_quant_op(
         library.default, lambda a: OpaqueQuant(a["y"], GroupQuant(-a["group"]), codes="codes", scale="scale")
