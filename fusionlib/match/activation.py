@@ -1,0 +1,115 @@
+"""Reading an activation of the gate: silu and sigmoid in every spelling that rounds where `GatedNorm` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fusionlib.match.graph import (
+    NARROW,
+    aten,
+    describe,
+    dtype,
+    is_add,
+    is_call,
+    is_div,
+    is_mul,
+    is_narrowing,
+    literal,
+    operands,
+    peel_exact,
+    same,
+    with_literal,
+)
+from fusionlib.match.reasons import Stop
+
+#: Elementwise operations that are activations, none of them ours; named so that a refusal can say so.
+OTHER_ACTIVATIONS = {
+    aten.relu.default, aten.gelu.default, aten.tanh.default, aten.softplus.default, aten.hardswish.default,
+    aten.hardsigmoid.default, aten.mish.default, aten.elu.default, aten.leaky_relu.default, aten.exp.default,
+    aten.erf.default, aten.abs.default, aten.hardtanh.default, aten.clamp_min.default, aten.log_sigmoid_forward.default,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation of `gate`; `rounded` is the 16-bit dtype its value is rounded to, if any."""
+
+    kind: str
+    gate: fx.Node
+    rounded: torch.dtype | None
+    node: fx.Node
+
+
+def read_activation(node: fx.Node) -> Activation | None:
+    """The activation that `node` computes, or None. Raises Stop for one of ours that rounds inside."""
+    top = peel_exact(node)
+    inner, rounded = top, None
+    if is_narrowing(top) and dtype(top) in NARROW:
+        inner, rounded = peel_exact(top.args[0]), dtype(top)
+    for kind, reader in (("silu", _silu), ("sigmoid", _sigmoid)):
+        read = reader(inner)
+        if read is None:
+            continue
+        gate, inside = read
+        for part in inside:
+            _keep_float32(part, kind)
+        if dtype(inner) in NARROW:
+            # Only the single operations come here: spelled out in 16 bits, a part of them rounds and stopped above.
+            if rounded not in (None, dtype(inner)):
+                raise _rounds(inner, kind)
+            rounded = dtype(inner)
+        return Activation(kind, peel_exact(gate), rounded, top)
+    return None
+
+
+def _silu(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
+    """(gate, nodes whose value must not be rounded) of silu."""
+    if is_call(node, aten.silu.default):
+        return node.args[0], []
+    if is_mul(node):
+        for gate, other in (operands(node), operands(node)[::-1]):
+            read = _sigmoid(peel_exact(other)) if isinstance(other, fx.Node) else None
+            if read is not None and same(gate, read[0]):
+                return gate, [peel_exact(other), *read[1]]
+    if is_div(node) and isinstance(node.args[0], fx.Node):
+        read = _one_plus_exp_neg(node.args[1])
+        if read is not None and same(node.args[0], read[0]):
+            return read
+    return None
+
+
+def _sigmoid(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
+    if is_call(node, aten.sigmoid.default):
+        return node.args[0], []
+    if is_call(node, aten.reciprocal.default):
+        return _one_plus_exp_neg(node.args[0])
+    if is_div(node) and literal(node.args[0]) == 1.0:
+        return _one_plus_exp_neg(node.args[1])
+    return None
+
+
+def _one_plus_exp_neg(node: object) -> tuple[fx.Node, list[fx.Node]] | None:
+    """(z, nodes) of 1 + exp(-z)."""
+    if not isinstance(node, fx.Node) or not is_add(node := peel_exact(node)):
+        return None
+    pair = with_literal(node)
+    exp = peel_exact(pair[0]) if pair is not None and pair[1] == 1.0 else None
+    if not is_call(exp, aten.exp.default):
+        return None
+    negated = peel_exact(exp.args[0])
+    if is_call(negated, aten.neg.default):
+        return negated.args[0], [node, exp]
+    scaled = with_literal(negated) if is_mul(negated) else None
+    return (scaled[0], [node, exp]) if scaled is not None and scaled[1] == -1.0 else None
+
+
+def _keep_float32(node: fx.Node, kind: str) -> None:
+    if dtype(node) in NARROW:
+        raise _rounds(node, kind)
+
+
+def _rounds(node: fx.Node, kind: str) -> Stop:
+    return Stop("rounding", node, f"{kind} computed in float32 and rounded once at most", describe(node))

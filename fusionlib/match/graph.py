@@ -1,0 +1,318 @@
+"""Views over FX nodes: what a value is once reshapes, no-op casts and copies are looked through.
+
+The computation is elementwise but for two reductions over trailing elements, so a value is identified by its elements
+in row-major order, whatever its shape: every reshape, squeeze, flatten or clone is transparent. A cast that widens
+(bf16 -> fp32) is exact and transparent too; one that narrows is a rounding and never looked through.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from math import prod
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+aten, prims = torch.ops.aten, torch.ops.prims
+
+NARROW = (torch.bfloat16, torch.float16)
+FLOATS = (*NARROW, torch.float32)
+
+# Same elements in the same row-major order, whatever the strides of the result.
+_VIEWS = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten._reshape_alias.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.alias.default,
+    aten.detach.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.lift_fresh_copy.default,
+}
+# Views only if they drop, repeat or move nothing.
+_VIEWS_IF_SAME_SHAPE = {aten.expand.default, aten.slice.Tensor, aten.copy.default}
+_CASTS = {prims.convert_element_type.default, aten._to_copy.default, aten.to.dtype}
+
+_MUL = {aten.mul.Tensor, aten.mul.Scalar}
+_ADD = {aten.add.Tensor, aten.add.Scalar}
+_DIV = {aten.div.Tensor, aten.div.Scalar}
+
+
+def is_call(node: object, *targets: object) -> bool:
+    """Whether `node` is an FX node that calls one of `targets`."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def is_mul(node: object) -> bool:
+    """Whether `node` multiplies."""
+    return is_call(node, *_MUL)
+
+
+def is_div(node: object) -> bool:
+    """Whether `node` divides without rounding to integers (`rounding_mode` is another overload)."""
+    return is_call(node, *_DIV)
+
+
+def is_add(node: object) -> bool:
+    """Whether `node` adds two operands unscaled."""
+    return is_call(node, *_ADD) and node.kwargs.get("alpha", 1) == 1 and len(node.args) == 2
+
+
+def value(node: fx.Node) -> torch.Tensor | None:
+    """The fake tensor a node stands for, or None where it is no tensor or carries no metadata."""
+    val = node.meta.get("val")
+    return val if isinstance(val, torch.Tensor) else None
+
+
+def dtype(node: fx.Node) -> torch.dtype | None:
+    """The dtype of a tensor node, None for others."""
+    val = value(node)
+    return None if val is None else val.dtype
+
+
+def shape(node: fx.Node) -> tuple:
+    """The shape of a tensor node; `()` where it is none."""
+    val = value(node)
+    return () if val is None else tuple(val.shape)
+
+
+def equal(a, b) -> bool:
+    """Whether two sizes are equal for every value of the symbols in them; adds no guard."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return statically_known_true(a == b)
+
+
+def same_shape(a: tuple, b: tuple) -> bool:
+    """Whether two shapes are equal for every value of the symbols in them."""
+    return len(a) == len(b) and all(equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+def numel(node: fx.Node):
+    """The number of elements of a tensor node, maybe symbolic."""
+    return prod(shape(node))
+
+
+def is_cast(node: object) -> bool:
+    """Whether `node` does nothing but change the dtype."""
+    return is_call(node, *_CASTS)
+
+
+def is_narrowing(node: object) -> bool:
+    """Whether `node` is a cast that rounds."""
+    return is_cast(node) and not _widens(node)
+
+
+def _widens(node: fx.Node) -> bool:
+    source, target = dtype(node.args[0]), dtype(node)
+    return source is not None and (source == target or (source in FLOATS and target is torch.float32))
+
+
+def _view_source(node: fx.Node) -> fx.Node | None:
+    if is_call(node, *_VIEWS):
+        return node.args[0] if isinstance(node.args[0], fx.Node) else None
+    if is_call(node, *_VIEWS_IF_SAME_SHAPE):
+        source = node.args[1] if node.target is aten.copy.default else node.args[0]
+        if same_shape(shape(source), shape(node)) and dtype(source) == dtype(node):
+            return source
+    if is_cast(node) and dtype(node.args[0]) == dtype(node):
+        return node.args[0]
+    if is_mul(node) and (pair := with_literal(node)) is not None and pair[1] == 1.0:
+        return pair[0] if dtype(pair[0]) == dtype(node) else None  # 1.0 / v is traced as reciprocal(v) * 1.0
+    return None
+
+
+def peel_views(node: fx.Node) -> fx.Node:
+    """The node whose elements these are, below reshapes and copies of the same dtype."""
+    while (source := _view_source(node)) is not None:
+        node = source
+    return node
+
+
+def peel_exact(node: fx.Node) -> fx.Node:
+    """The node whose values these are, below reshapes, copies and casts that lose nothing."""
+    while True:
+        node = peel_views(node)
+        if not is_cast(node) or not _widens(node):
+            return node
+        node = node.args[0]
+
+
+def chain(node: fx.Node) -> Iterator[fx.Node]:
+    """`node` and every node that `peel_exact` passes on the way down, the last one included."""
+    while True:
+        yield node
+        source = _view_source(node)
+        if source is None:
+            if not is_cast(node) or not _widens(node):
+                return
+            source = node.args[0]
+        node = source
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two nodes carry the same values in the same order."""
+    return isinstance(a, fx.Node) and isinstance(b, fx.Node) and peel_exact(a) is peel_exact(b)
+
+
+def literal(arg: object) -> float | None:
+    """The number that `arg` is: a Python number, or a tensor filled with one; None if only known at run time."""
+    if isinstance(arg, bool):
+        return None
+    if isinstance(arg, (int, float)):
+        return float(arg)
+    if not isinstance(arg, fx.Node):
+        return None
+    node = peel_views(arg)
+    if is_cast(node):
+        inner = literal(node.args[0])
+        return None if inner is None else float(torch.tensor(inner, dtype=dtype(node)))
+    if is_call(node, aten.full.default, aten.full_like.default, aten.scalar_tensor.default):
+        fill = literal(node.args[0 if node.target is aten.scalar_tensor.default else 1])
+        return None if fill is None else float(torch.tensor(fill, dtype=dtype(node)))
+    return _constant(node)
+
+
+def _constant(node: fx.Node) -> float | None:
+    """The number in a one-element tensor that tracing stored on the module (`torch.tensor(1e-10)` in the model)."""
+    module = node.graph.owning_module
+    if node.op != "get_attr" or module is None or not str(node.target).startswith("_tensor_constant"):
+        return None
+    tensor = getattr(module, str(node.target), None)
+    real = isinstance(tensor, torch.Tensor) and type(tensor) is torch.Tensor and tensor.numel() == 1
+    return float(tensor) if real and tensor.dtype.is_floating_point else None
+
+
+def is_scalar(arg: object) -> bool:
+    """Whether `arg` is a number, literal or not: no tensor, or a tensor of one element."""
+    if not isinstance(arg, fx.Node) or value(arg) is None:
+        return True
+    return isinstance(numel(arg), int) and numel(arg) == 1
+
+
+def operands(node: fx.Node) -> tuple[object, object]:
+    """Both operands of a binary node."""
+    return node.args[0], node.args[1]
+
+
+def with_literal(node: fx.Node) -> tuple[object, float] | None:
+    """(other operand, number) of a commutative binary node that has a literal operand, else None."""
+    a, b = operands(node)
+    for tensor, number in ((a, b), (b, a)):
+        read = literal(number)
+        if read is not None and isinstance(tensor, fx.Node):
+            return tensor, read
+    return None
+
+
+def broadcast_last(operand: fx.Node, target: tuple) -> tuple[fx.Node, int] | None:
+    """(root, n) if `operand`, used with an operand of shape `target`, repeats every element of root n times in a row.
+
+    Either the operation broadcasts a last dimension of 1, or an `expand` before it did (what `repeat_interleave` and
+    `expand_as` become). None if it does neither, or repeats along another dimension.
+    """
+    node, wide = operand, target
+    if same_shape(shape(operand), target):
+        node = peel_exact(operand)
+        if not is_call(node, aten.expand.default):
+            return None
+        wide, node = shape(node), node.args[0]
+    if not _only_last_dimension_is_one(shape(node), wide) or not isinstance(wide[-1], int):
+        return None
+    return peel_exact(node), wide[-1]
+
+
+def _only_last_dimension_is_one(narrow: tuple, wide: tuple) -> bool:
+    if len(narrow) > len(wide) or not narrow:
+        return False
+    narrow = (1,) * (len(wide) - len(narrow)) + narrow
+    return equal(narrow[-1], 1) and same_shape(narrow[:-1], wide[:-1])
+
+
+def is_vector_of(operand: fx.Node, target: tuple) -> bool:
+    """Whether `operand` is broadcast over leading dimensions only: the same vector for every row of `target`."""
+    own = shape(operand)
+    stripped = own
+    while stripped and equal(stripped[0], 1):
+        stripped = stripped[1:]
+    if not stripped or len(stripped) > len(target):
+        return False
+    if not same_shape(stripped, target[len(target) - len(stripped) :]):
+        return False
+    return len(own) < len(target) or not same_shape(own, target)
+
+
+def clamp_bounds(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | None:
+    """(value, low, high) if `node` clamps by literals, through any run of clamps; None if it does not clamp.
+
+    Bounds of values with 16 bits are rounded to their dtype, as PyTorch does.
+    """
+    low, high, current, found = None, None, peel_views(node), False
+    while (step := _clamp_step(current)) is not None:
+        current, step_low, step_high = step
+        # Outer bounds win over inner ones: clamp(clamp(x, a), b).
+        low = step_low if low is None else low if step_low is None else max(low, step_low)
+        high = step_high if high is None else high if step_high is None else min(high, step_high)
+        found = True
+        current = peel_views(current)
+    return (current, low, high) if found else None
+
+
+def _clamp_step(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | None:
+    if is_narrowing(node) and dtype(node) in NARROW:
+        # Inductor spells a clamp of 16 bits as widen, clamp, narrow: that rounds nothing but the bounds.
+        step = _clamp_step(peel_exact(node.args[0]))
+        if step is None or dtype(peel_exact(step[0])) != dtype(node):
+            return None
+        return peel_exact(step[0]), *(None if b is None else _as_stored(node, b) for b in step[1:])
+    if is_call(node, aten.clamp.default):
+        bounds = [*node.args[1:], None, None][:2]
+        bounds = [bounds[0] if len(node.args) > 1 else node.kwargs.get("min"), bounds[1]]
+        bounds[1] = bounds[1] if len(node.args) > 2 else node.kwargs.get("max")
+        if any(b is not None and literal(b) is None for b in bounds):
+            return None
+        return node.args[0], *(None if b is None else _as_stored(node, literal(b)) for b in bounds)
+    if is_call(node, aten.hardtanh.default) and len(node.args) == 3:
+        return node.args[0], *(_as_stored(node, float(b)) for b in node.args[1:])
+    for targets, is_low in (
+        ((aten.clamp_min.default, aten.clamp_min.Tensor, aten.maximum.default), True),
+        ((aten.clamp_max.default, aten.clamp_max.Tensor, aten.minimum.default), False),
+    ):
+        if is_call(node, *targets):
+            pair = with_literal(node)
+            if pair is None:
+                return None
+            bound = _as_stored(node, pair[1])
+            return (pair[0], bound, None) if is_low else (pair[0], None, bound)
+    return None
+
+
+def _as_stored(node: fx.Node, number: float) -> float:
+    """`number` as an operation on values of 16 bits sees it; float32 keeps the number as it was written."""
+    return float(torch.tensor(number, dtype=dtype(node))) if dtype(node) in NARROW else number
+
+
+def source_line(node: fx.Node) -> str | None:
+    """`file:line` of the user's code that made `node`, as far as tracing recorded it."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else None
+
+
+def describe(node: object) -> str:
+    """A node in a sentence: its operation, dtype and shape."""
+    if not isinstance(node, fx.Node):
+        return repr(node)
+    name = node.target if isinstance(node.target, str) else str(node.target)
+    val = value(node)
+    if val is None:
+        return f"%{node.name} = {name}"
+    return f"%{node.name} = {name} ({str(val.dtype).removeprefix('torch.')} {list(val.shape)})"

@@ -1,0 +1,317 @@
+"""Reading a gated RMS norm off from its value.
+
+The value is a product, maybe in an odd order and maybe rounded on the way. `_levels` cuts it at its roundings: the
+factors of one level are multiplied in float32, where their order changes no more than the last bit. Which factor stands
+on which side of a cut is what `GatedNorm.rounding` says.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from fusionlib.match.activation import OTHER_ACTIVATIONS, Activation, read_activation
+from fusionlib.match.graph import (
+    NARROW,
+    aten,
+    describe,
+    dtype,
+    equal,
+    is_add,
+    is_call,
+    is_div,
+    is_mul,
+    is_narrowing,
+    is_vector_of,
+    literal,
+    numel,
+    operands,
+    peel_exact,
+    same,
+    shape,
+    with_literal,
+)
+from fusionlib.match.reasons import Stop
+from fusionlib.match.result import NormRead, Trail
+from fusionlib.match.root import Root, find_root, read_root, repeats_along
+from fusionlib.spec import GatedNorm
+
+_SHOULD_BE = "norm(x) * weight * act(gate), or norm(x * act(gate)) * weight"
+
+
+@dataclass
+class _Level:
+    """Factors multiplied in float32, and the dtype their product is rounded to (None: not rounded)."""
+
+    rounded: torch.dtype | None
+    node: fx.Node
+    factors: dict[str, object] = field(default_factory=dict)
+    inner: fx.Node | None = None
+
+
+def read_norm(y: fx.Node, trail: Trail) -> NormRead:
+    """The gated norm whose value is `y`. Raises Stop where it is none that `GatedNorm` can spell."""
+    candidate = find_root(y)
+    if candidate is None:
+        raise _no_norm(y)
+    root = read_root(candidate, trail)
+    levels = _levels(y, root, trail)
+    labels = [label for level in levels for label in level.factors]
+    for needed in ("root", "x"):
+        if needed not in labels:
+            raise Stop("mean_source", root.node, "the value times the root of its own mean of squares", describe(y))
+    act = next((level.factors["gate"] for level in levels if "gate" in level.factors), None)
+    if act is not None:
+        return _norm_first(y, root, levels, act, trail)
+    return _gate_first(y, root, levels, trail)
+
+
+def _norm_first(y: fx.Node, root: Root, levels: list[_Level], act: Activation, trail: Trail) -> NormRead:
+    x = peel_exact(root.value)
+    points = _cuts(y, levels, ("gate", "weight", "core"), {"weight": "weight", "core": "norm"})
+    return _finish(y, x, act, root, levels, points, True, trail)
+
+
+def _gate_first(y: fx.Node, root: Root, levels: list[_Level], trail: Trail) -> NormRead:
+    gated = peel_exact(root.value)
+    points = _cuts(y, levels, ("weight", "core"), {"core": "norm"})
+    product, rounded = gated, None
+    if is_narrowing(gated) and dtype(gated) in NARROW:
+        product, rounded = peel_exact(gated.args[0]), dtype(gated)
+    x, act = _gated_product(y, product)
+    if dtype(product) in NARROW:
+        rounded = dtype(product)
+    if rounded is not None:
+        points["gate"] = rounded
+    trail.add("gated x", gated)
+    return _finish(y, peel_exact(x), act, root, levels, points, False, trail)
+
+
+def _gated_product(y: fx.Node, product: fx.Node) -> tuple[fx.Node, Activation]:
+    if is_mul(product):
+        for x, other in (operands(product), operands(product)[::-1]):
+            act = read_activation(other) if isinstance(other, fx.Node) else None
+            if act is not None and isinstance(x, fx.Node):
+                return x, act
+    if is_mul(product) and any(_foreign_activation(arg) for arg in operands(product)):
+        raise Stop("activation", product, "silu or sigmoid of the gate", describe(product))
+    raise Stop("no_gate", y, f"a gate: {_SHOULD_BE}", "an RMS norm without one")
+
+
+def _cuts(y: fx.Node, levels: list[_Level], order: tuple[str, ...], names: dict[str, str]) -> dict[str, torch.dtype]:
+    """The rounding points and their dtypes, from which factors stand on which side of each rounding."""
+    rank = {"root": "core", "x": "core"}
+    points = {"output": levels[0].rounded} if levels[0].rounded is not None else {}
+    seen = -1
+    for index, level in enumerate(levels):
+        ranks = sorted(order.index(rank.get(label, label)) for label in level.factors)
+        if ranks[0] <= seen:
+            raise Stop("order", level.node, _SHOULD_BE, f"{'/'.join(level.factors)} inside another rounding")
+        seen = ranks[-1]
+        if index:
+            first = order[ranks[0]]
+            if first not in names:
+                raise Stop("rounding", level.node, "a rounding point of fusionlib.GatedNorm", describe(level.node))
+            points[names[first]] = level.rounded
+    return points
+
+
+def _finish(
+    y: fx.Node,
+    x: fx.Node,
+    act: Activation,
+    root: Root,
+    levels: list[_Level],
+    points: dict[str, torch.dtype],
+    norm_before_gate: bool,
+    trail: Trail,
+) -> NormRead:
+    """Check shapes and rounding dtypes, and spell what was read as a `GatedNorm`."""
+    trail.add("x", x)
+    trail.add("gate", act.gate)
+    if not equal(numel(act.gate), numel(y)):
+        raise Stop("gate_shape", act.gate, f"a gate of shape {list(shape(y))}", describe(act.gate))
+    if not equal(numel(x), numel(y)):
+        raise Stop("mean_source", x, f"a value of shape {list(shape(y))}", describe(x))
+    if act.rounded is not None:
+        points["activation"] = act.rounded
+    for point, rounded in points.items():
+        if rounded != dtype(x):
+            node = act.node if point == "activation" else y
+            raise Stop("rounding", node, f"roundings to {dtype(x)}, the dtype of x", f"{point} rounded to {rounded}")
+    if dtype(x) is torch.float32:
+        points = {"output": torch.float32}  # nothing to round: one spelling for it
+    weight = next((level.factors["weight"] for level in levels if "weight" in level.factors), None)
+    offset = 0
+    if weight is not None:
+        weight, offset = _weight_and_offset(weight)
+        trail.add("weight", weight)
+    spec = GatedNorm(root.size, root.eps, act.kind, norm_before_gate, offset, frozenset(points))
+    return NormRead(x, act.gate, weight, spec)
+
+
+def _weight_and_offset(weight: fx.Node) -> tuple[fx.Node, int]:
+    """(the weight, 1) for 1 + weight in float32; any other vector, an addition in 16 bits included, is the weight."""
+    if is_add(weight) and dtype(weight) is torch.float32:
+        pair = with_literal(weight)
+        if pair is not None and pair[1] in (0.0, 1.0):
+            return peel_exact(pair[0]), int(pair[1])
+    return weight, 0
+
+
+def _levels(y: fx.Node, root: Root, trail: Trail) -> list[_Level]:
+    """The product `y` cut at its roundings, outermost first."""
+    levels: list[_Level] = []
+    node: fx.Node | None = y
+    while node is not None:
+        if len(levels) > 3:
+            raise Stop("rounding", node, "at most three roundings on the way", "more of them")
+        level = _level(node, root, trail, {label for done in levels for label in done.factors})
+        if levels and not levels[-1].factors:
+            raise Stop("rounding", node, "one rounding of a product", "two in a row")
+        levels.append(level)
+        node = level.inner
+    if not levels[-1].factors:
+        raise Stop("not_gated_norm", y, _SHOULD_BE, describe(y))
+    return levels
+
+
+def _level(node: fx.Node, root: Root, trail: Trail, taken: set[str]) -> _Level:
+    top, rounded = peel_exact(node), None
+    while is_narrowing(top) and dtype(top) in NARROW:
+        if rounded not in (None, dtype(top)):
+            raise Stop("rounding", top, f"one rounding, to {rounded}", f"another to {dtype(top)}")
+        rounded, top = dtype(top), peel_exact(top.args[0])
+    if dtype(top) in NARROW:
+        if rounded not in (None, dtype(top)):
+            raise Stop("rounding", top, f"one rounding, to {rounded}", f"another to {dtype(top)}")
+        rounded = dtype(top)
+    level = _Level(rounded, peel_exact(node))
+    spare: list[fx.Node] = []
+    for operand, target in _factors(top, root):
+        _place(level, operand, target, root, spare, taken | set(level.factors))
+    _settle(level, spare, root)
+    for label in level.factors:
+        trail.add(label if label != "root" else "rsqrt", level.node)
+    return level
+
+
+def _factors(top: fx.Node, root: Root) -> list[tuple[fx.Node, tuple]]:
+    """The operands of a product in float32, whatever its association, each with the shape it is used at."""
+    found: list[tuple[fx.Node, tuple]] = []
+    stack: list[tuple[fx.Node, tuple, bool]] = [(top, shape(top), True)]
+    while stack:
+        operand, target, is_top = stack.pop()
+        node = peel_exact(operand)
+        leaf = _is_root(operand, node, root) or same(node, root.value) or (not is_top and dtype(node) in NARROW)
+        if leaf or (not is_top and _is_part(operand, node, target)):
+            found.append((operand, target))
+        elif is_mul(node) and all(isinstance(arg, fx.Node) for arg in operands(node)):
+            if root.divides and any(_is_root(arg, peel_exact(arg), root) for arg in operands(node)):
+                raise Stop("not_gated_norm", node, "a division by the root of the mean", "a product with it")
+            stack.extend((arg, shape(node), False) for arg in reversed(operands(node)))
+        elif root.divides and _divides_by(node, root):
+            stack.append((node.args[1], shape(node), False))
+            stack.append((node.args[0], shape(node), False))
+        else:
+            found.append((operand, target))
+    return found
+
+
+def _divides_by(node: fx.Node, root: Root) -> bool:
+    operand = node.args[1] if is_div(node) else None
+    return isinstance(operand, fx.Node) and _is_root(operand, peel_exact(operand), root)
+
+
+def _is_root(operand: fx.Node, node: fx.Node, root: Root) -> bool:
+    return node is root.node or (is_call(node, aten.expand.default) and peel_exact(node.args[0]) is root.node)
+
+
+def _is_part(operand: fx.Node, node: fx.Node, target: tuple) -> bool:
+    """Whether a factor is one part of the norm, although it may itself be a product."""
+    return is_vector_of(operand, target) or read_activation(node) is not None
+
+
+def _place(level: _Level, operand: fx.Node, target: tuple, root: Root, spare: list[fx.Node], taken: set[str]) -> None:
+    """Say which part of the norm a factor is, or keep it in `spare` or as the next level."""
+    node = peel_exact(operand)
+    label: str | None = None
+    part: object = node
+    if _is_root(operand, node, root):
+        label = "root"
+        if not repeats_along(root, operand, target):
+            raise Stop("mean_axis", root.node, f"one root for each run of {root.size} elements", f"used at {target}")
+    elif same(node, root.value):
+        label = "x"
+    elif (act := read_activation(node)) is not None:
+        label, part = "gate", act
+    elif is_vector_of(operand, target):
+        label = "weight"
+    if label is None and dtype(node) in NARROW and _holds(node, root):
+        if level.inner is not None:
+            raise Stop("rounding", node, "one rounded factor", "two of them")
+        level.inner = node
+    elif label is None:
+        spare.append(operand)
+    elif label in taken:
+        raise Stop("order", node, _SHOULD_BE, f"a second {label}: {describe(node)}")
+    else:
+        level.factors[label] = part
+
+
+def _holds(node: fx.Node, root: Root) -> bool:
+    """Whether the norm's root is a factor somewhere below `node`."""
+    return find_root(node) is not None and (is_narrowing(node) or is_mul(node) or is_div(node))
+
+
+def _settle(level: _Level, spare: list[fx.Node], root: Root) -> None:
+    """A spare factor is the z of z * sigmoid(z) taken apart by association; anything else is refused."""
+    for operand in spare:
+        act = level.factors.get("gate")
+        if isinstance(act, Activation) and act.kind == "sigmoid" and same(operand, act.gate) and act.rounded is None:
+            level.factors["gate"] = Activation("silu", act.gate, None, act.node)
+            continue
+        if "root" in level.factors and "x" not in level.factors:
+            raise Stop(
+                "mean_source", root.node, f"the root of the mean of {describe(peel_exact(operand))}", "another's"
+            )
+        raise _foreign(operand, level)
+
+
+def _foreign(operand: fx.Node, level: _Level) -> Stop:
+    """The reason for a factor that is no part of a gated norm."""
+    node = peel_exact(operand)
+    if literal(operand) is not None or numel(node) == 1:
+        return Stop("not_gated_norm", node, _SHOULD_BE, f"a further factor: {describe(node)}")
+    if dtype(node) in NARROW and (is_mul(node) or is_add(node)):
+        return Stop("rounding", node, "factors multiplied in float32", f"a product that is rounded: {describe(node)}")
+    if _foreign_activation(operand) or "gate" not in level.factors:
+        if equal(shape(operand)[-1], 1):
+            return Stop("gate_shape", node, "a gate with an element for each of the value's", describe(node))
+        return Stop("activation", node, "silu or sigmoid of the gate", describe(node))
+    return Stop("not_gated_norm", node, _SHOULD_BE, f"a further factor: {describe(node)}")
+
+
+def _foreign_activation(operand: object) -> bool:
+    if not isinstance(operand, fx.Node):
+        return False
+    node = peel_exact(operand)
+    node = peel_exact(node.args[0]) if is_narrowing(node) else node
+    return is_call(node, *OTHER_ACTIVATIONS)
+
+
+def _no_norm(y: fx.Node) -> Stop:
+    """Why no RMS norm was found above `y`: a LayerNorm, or something else entirely."""
+    queue, seen = deque([peel_exact(y)]), set()
+    while queue and len(seen) < 48:
+        node = queue.popleft()
+        if node in seen:
+            continue
+        seen.add(node)
+        if is_call(node, aten.native_layer_norm.default, aten.var_mean.correction, aten.layer_norm.default):
+            return Stop("layer_norm", node, "a mean of squares", describe(node))
+        queue.extend(node.all_input_nodes[:3])
+    return Stop("not_gated_norm", y, _SHOULD_BE, describe(y))

@@ -1,0 +1,142 @@
+"""Quantisation ops that hide their arithmetic: an open registry of readers, one per op.
+
+A reader gets the call's arguments by their schema names and says what the op computes, or raises `Stop`. Mutating ops
+are read behind `auto_functionalized`, where Inductor keeps them until late.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fusionlib.match.graph import describe, peel_exact, same_shape, shape, value
+from fusionlib.match.reasons import Stop
+from fusionlib.match.result import QuantRead, Trail
+from fusionlib.reference import scale_storage
+from fusionlib.spec import GroupQuant, SpecError
+
+
+@dataclass(frozen=True)
+class OpaqueQuant:
+    """What one call computes: `value` [tokens, hidden] quantised by `spec`.
+
+    `codes` and `scale` name its outputs: the index of a returned tensor, or the name of an argument it writes to.
+    """
+
+    value: fx.Node
+    spec: GroupQuant
+    codes: int | str = 0
+    scale: int | str = 1
+
+
+Reader = Callable[[dict[str, object]], OpaqueQuant]
+_READERS: dict[object, Reader] = {}
+
+
+def register_quant_op(target: torch._ops.OpOverload, reader: Reader) -> None:
+    """Let the matcher treat calls of `target` as quantisations; `reader(arguments) -> OpaqueQuant` says of what kind.
+
+    Registering an op again replaces its reader.
+    """
+    if not isinstance(target, torch._ops.OpOverload):
+        raise TypeError(f"target={target!r} must be an operator overload such as torch.ops.ns.name.default")
+    _READERS[target] = reader
+
+
+def registered() -> dict[object, Reader]:
+    """The registered readers by op."""
+    return dict(_READERS)
+
+
+def _functionalised(node: fx.Node) -> torch._ops.OpOverload | None:
+    wrappers = (torch.ops.higher_order.auto_functionalized, torch.ops.higher_order.auto_functionalized_v2)
+    return node.args[0] if node.op == "call_function" and node.target in wrappers else None
+
+
+def is_opaque_quant(node: fx.Node) -> bool:
+    """Whether `node` calls a registered op, by itself or functionalised."""
+    return node.op == "call_function" and (node.target in _READERS or _functionalised(node) in _READERS)
+
+
+def read_opaque_quant(node: fx.Node, trail: Trail) -> QuantRead:
+    """The quantisation that `node` computes, as its reader says."""
+    trail.add("opaque quantisation", node)
+    target = _functionalised(node) or node.target
+    arguments = _arguments(node, target)
+    try:
+        read = _READERS[target](arguments)
+    except SpecError as error:
+        raise Stop("opaque_quant", node, "arguments that fusionlib.GroupQuant can spell", str(error)) from error
+    if len(shape(read.value)) != 2:
+        raise Stop("opaque_quant", node, "a value of [tokens, hidden]", describe(read.value))
+    codes, scale = (_output(node, target, which) for which in (read.codes, read.scale))
+    if codes is None:
+        raise Stop("opaque_quant", node, "codes that are used", "an output that nobody reads")
+    _check_outputs(node, read, codes, scale)
+    return QuantRead(node, peel_exact(read.value), read.spec, codes, scale, opaque=True)
+
+
+def _check_outputs(node: fx.Node, read: OpaqueQuant, codes: fx.Node, scale: fx.Node | None) -> None:
+    """What the call returns must be what the fused op would put there, strides of the scale included."""
+    tokens, hidden = shape(read.value)
+    wanted = [(codes, (tokens, hidden), None, read.spec.dtype)]
+    if scale is not None:
+        if not isinstance(hidden, int):
+            raise Stop("symbolic_group", node, "a row length known at compile time", describe(read.value))
+        wanted.append((scale, *scale_storage(tokens, hidden // read.spec.group_size, read.spec)))
+    for output, size, stride, kind in wanted:
+        found = value(output)
+        fits = found is not None and found.dtype == kind and same_shape(tuple(found.shape), size)
+        if not fits or (stride is not None and not same_shape(tuple(found.stride()), stride)):
+            expected = f"an output of {kind}, shape {list(size)}" + (f", strides {list(stride)}" if stride else "")
+            raise Stop("opaque_quant", node, expected, describe(output))
+
+
+def _arguments(node: fx.Node, target: torch._ops.OpOverload) -> dict[str, object]:
+    names = [argument.name for argument in target._schema.arguments]
+    given = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+    if target is node.target:
+        given.update(zip(names, node.args, strict=False))
+    given.update(node.kwargs)
+    return given
+
+
+def _output(node: fx.Node, target: torch._ops.OpOverload, which: int | str) -> fx.Node | None:
+    """The getitem that takes an output from the call, or None if nobody reads it."""
+    if isinstance(which, str):
+        mutated = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        if target is node.target:
+            raise Stop("opaque_quant", node, "a functionalised call of this mutating op", "a call that writes in place")
+        # A functionalised op without returns leaves a None in front.
+        which = max(len(target._schema.returns), 1) + _written_tensor(node, which, mutated)
+    found = [u for u in node.users if u.target is operator.getitem and u.args[1] == which]
+    if len(found) > 1:
+        raise Stop("opaque_quant", node, "each output taken once", f"output {which} taken {len(found)} times")
+    return found[0] if found else None
+
+
+def _written_tensor(node: fx.Node, name: str, mutated: list[str]) -> int:
+    """The position of a written argument among the tensors that a functionalised call gives back."""
+    if "_all_bases" not in node.kwargs:
+        return mutated.index(name)
+    described = [
+        key for key in node.kwargs if key.startswith(f"_{name}_") and not key.endswith(("_base_index", "_alias"))
+    ]
+    if described:  # a part of a larger tensor, which is what comes back
+        raise Stop("opaque_quant", node, f"a whole tensor for {name}", "a view of a larger one")
+    return node.kwargs[f"_{name}_base_index"]
+
+
+def _read_own(arguments: dict[str, object]) -> OpaqueQuant:
+    names = ("group_size", "dtype", "floor", "floor_on", "division")
+    names += ("scale_format", "scale_layout", "round_scale", "fp8_max")
+    return OpaqueQuant(arguments["y"], GroupQuant(*(arguments[name] for name in names)))
+
+
+def register_own() -> None:
+    """Register fusionlib's own opaque op; importing `fusionlib.op` defined it."""
+    register_quant_op(torch.ops.fusionlib.group_quant.default, _read_own)

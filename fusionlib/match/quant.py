@@ -1,0 +1,154 @@
+"""Reading a group quantisation off from the cast that ends it."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from fusionlib.match.graph import (
+    NARROW,
+    aten,
+    broadcast_last,
+    clamp_bounds,
+    describe,
+    dtype,
+    equal,
+    is_call,
+    is_cast,
+    is_div,
+    is_mul,
+    is_scalar,
+    literal,
+    numel,
+    operands,
+    peel_exact,
+    same,
+    shape,
+)
+from fusionlib.match.reasons import Stop
+from fusionlib.match.result import QuantRead, Trail
+from fusionlib.match.scale import ScaleRead, read_scale
+from fusionlib.spec import FP8_MAXIMA, GroupQuant
+
+_FP8 = {torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz}
+
+
+def is_fp8_cast(node: fx.Node) -> bool:
+    """Whether `node` casts floats to FP8: where a quantisation ends. (Exponent-only scales are no codes.)"""
+    return is_cast(node) and dtype(node) in _FP8 and dtype(node.args[0]) not in _FP8
+
+
+def read_fp8_cast(cast: fx.Node, trail: Trail) -> QuantRead:
+    """The quantisation that ends in `cast`. Raises Stop where it is none that `GroupQuant` can spell."""
+    code_dtype = dtype(cast)
+    if code_dtype not in FP8_MAXIMA:
+        raise Stop("fp8_dtype", cast, "one of the FP8 dtypes of fusionlib.GroupQuant", str(code_dtype))
+    trail.add("cast", cast)
+    quotient, bounds = _below_clamp(cast, trail)
+    numerator, scale_operand, repeated, division = _scaled(quotient)
+    trail.add("quotient", quotient)
+    root, group = _scale_root(quotient, scale_operand, repeated, code_dtype)
+    _in_float32(quotient, "the quotient")
+    trail.add("scale", root)
+    read = read_scale(root, code_dtype, trail)
+    if not same(read.value, numerator):
+        raise Stop("amax_source", read.value, f"the maximum of {describe(peel_exact(numerator))}", describe(read.value))
+    if not equal(numel(numerator), numel(cast)):
+        raise Stop("amax_source", quotient, "a value with an element for each code", describe(peel_exact(numerator)))
+    if read.group_size != group:
+        raise Stop(
+            "amax_source", root, f"one maximum for each of {group} elements", f"one for {read.group_size} elements"
+        )
+    _check_clamp(cast, bounds, read)
+    spec = GroupQuant(
+        group,
+        code_dtype,
+        read.floor,
+        read.floor_on,
+        division,
+        "ue8m0" if read.ue8m0 else "float32",
+        round_scale=read.round_scale,
+        fp8_max=None if read.fp8_max == FP8_MAXIMA[code_dtype][0] else read.fp8_max,
+    )
+    return QuantRead(cast, peel_exact(numerator), spec, cast, root)
+
+
+def _below_clamp(cast: fx.Node, trail: Trail) -> tuple[fx.Node, tuple[float | None, float | None] | None]:
+    clamped = peel_exact(cast.args[0])
+    read = clamp_bounds(clamped)
+    if read is None:
+        return clamped, None
+    trail.add("clamp", clamped)
+    return peel_exact(read[0]), read[1:]
+
+
+def _check_clamp(cast: fx.Node, bounds: tuple | None, read: ScaleRead) -> None:
+    """The clamp must be to ±fp8_max. Without one the codes are the same only while |y| / scale cannot exceed it by
+    more than its own rounding: not once the scale itself was rounded, nor for an infinity over a finite scale."""
+    limit = read.fp8_max
+    if bounds is None:
+        if read.round_scale or read.ue8m0:
+            raise Stop("clamp", cast, f"a clamp to ±{limit:g}, since the scale is rounded", "no clamp")
+        return
+    if None in bounds:
+        raise Stop("clamp", cast, f"a clamp to ±{limit:g}", f"bounds {bounds}")
+    if bounds != (-limit, limit):
+        raise Stop("fp8_max", cast, f"a clamp to ±{limit:g}, the maximum the scale was made with", f"bounds {bounds}")
+
+
+def _in_float32(node: fx.Node, what: str) -> None:
+    if dtype(node) in NARROW:
+        raise Stop("rounding", node, f"{what} in float32", describe(node))
+
+
+def _scaled(quotient: fx.Node) -> tuple[fx.Node, object, object, str]:
+    """(value, scale, the operand that is repeated along the group, division) of a scaled value."""
+    expected = "value / scale or value * (1 / scale)"
+    if is_div(quotient) and isinstance(quotient.args[0], fx.Node):
+        return quotient.args[0], quotient.args[1], quotient.args[1], "divide"
+    if not is_mul(quotient):
+        raise Stop("quant_division", quotient, expected, describe(quotient))
+    for factor, other in (operands(quotient), operands(quotient)[::-1]):
+        scale = _reciprocal_of(factor) if isinstance(factor, fx.Node) else None
+        if scale is not None and isinstance(other, fx.Node):
+            _in_float32(peel_exact(factor), "the reciprocal of the scale")
+            return other, scale, factor, "reciprocal"
+    for factor in operands(quotient):
+        if is_scalar(factor):
+            raise _static(quotient, factor)
+    raise Stop("quant_division", quotient, expected, describe(quotient))
+
+
+def _reciprocal_of(factor: fx.Node) -> fx.Node | None:
+    """The scale whose reciprocal `factor` is, maybe repeated along the group."""
+    node = peel_exact(factor)
+    if is_call(node, aten.expand.default):
+        node = peel_exact(node.args[0])
+    if is_call(node, aten.reciprocal.default):
+        return node.args[0]
+    if is_div(node) and literal(node.args[0]) == 1.0 and isinstance(node.args[1], fx.Node):
+        return node.args[1]
+    return None
+
+
+def _static(quotient: fx.Node, scale: object) -> Stop:
+    node = scale if isinstance(scale, fx.Node) else quotient
+    return Stop("per_tensor_static", node, "a scale from the maximum of each group", describe(scale))
+
+
+def _scale_root(quotient: fx.Node, scale: object, repeated: object, code_dtype: torch.dtype) -> tuple[fx.Node, int]:
+    """(the node that has the scale's value, elements per scale)."""
+    if not isinstance(scale, fx.Node) or literal(scale) is not None:
+        raise _static(quotient, scale)
+    target = shape(quotient)
+    below = peel_exact(scale)
+    if is_call(below, aten.expand.default):
+        below = peel_exact(below.args[0])
+    for operand in (repeated, scale):
+        read = broadcast_last(operand, target)
+        if read is not None:
+            return below, read[1]
+    # Not one number per run: reading it on says more precisely what it is.
+    read_scale(below, code_dtype, Trail())
+    code = "per_tensor_dynamic" if is_scalar(scale) else "group_crosses_tokens"
+    raise Stop(code, quotient, "one scale for each run of the last dimension", describe(below))

@@ -1,0 +1,100 @@
+"""Why a site is refused: stable codes, each with what it means and what a person can do about it.
+
+The codes are an interface: tests, reports and documentation name them, so a code is never reused for something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One way to be refused: a stable code, what it means, and the way out."""
+
+    code: str
+    sentence: str
+    fix: str
+
+
+_TABLE = (
+    # What is quantised, and how.
+    ("per_tensor_static", "The scale is a number known before the row is read, not the maximum of a group.",
+     "Quantise dynamically by group, or keep this layer unfused: a static scale needs no fusion of this kind."),
+    ("per_tensor_dynamic", "One scale is computed for the whole tensor.",
+     "Take the maximum over the last dimension only: one scale per group or per token."),
+    ("block_group", "The maximum is taken over a block of several rows.",
+     "Use one group per row (1x128) for activations; blocks of 128x128 are for weights."),
+    ("group_crosses_tokens", "A group reaches from one token into the next, or runs across tokens.",
+     "Choose a group size that divides the elements of a token and group the last dimension."),
+    ("symbolic_group", "The group or norm size is not known when the graph is compiled.",
+     "Make the size a Python int: only the number of tokens may be dynamic."),
+    ("amax_source", "The maximum is taken of another value than the one that is quantised.",
+     "Take the maximum of exactly the value that is divided by the scale, after the same rounding."),
+    ("fp8_max", "Scale or clamp use another maximum than the FP8 dtype has.",
+     "Use the dtype's own maximum in both (448 for float8_e4m3fn, 240 or 224 for float8_e4m3fnuz)."),
+    ("scale_arithmetic", "The scale is not computed as the maximum divided by the FP8 maximum.",
+     "Write scale = amax / fp8_max; multiplying by 1 / fp8_max rounds differently."),
+    ("quant_division", "The value is not scaled by a division by the scale nor by one reciprocal of it.",
+     "Write y / scale or y * (1 / scale); y * (fp8_max / amax) rounds differently."),
+    ("ue8m0", "The scale is rounded to a power of two in a way that is not equal to the one by exponent bits.",
+     "Use fusionlib.reference.power_of_two_at_least: exp2(ceil(log2(s))) is off by two near powers of two."),
+    ("clamp", "The clamp before the cast is missing a side, or is missing where it matters.",
+     "Clamp the quotient to [-fp8_max, fp8_max] before the cast."),
+    ("fp8_dtype", "The FP8 dtype has no quantisation here.",
+     "Use float8_e4m3fn, float8_e4m3fnuz or float8_e5m2."),
+    ("opaque_quant", "A known opaque quantisation op is called in a way that its reader cannot express.",
+     "See what was found; register a reader for this op with fusionlib.match.register_quant_op."),
+    # What is normed, and how.
+    ("not_gated_norm", "What is quantised is not the product of a gated RMS norm.",
+     "Nothing, if this is another layer; else write it as norm(x) * weight * act(gate)."),
+    ("no_gate", "An RMS norm without a gate is quantised.",
+     "Nothing: this fusion is for gated norms."),
+    ("layer_norm", "The mean is subtracted: this is LayerNorm, not RMSNorm.",
+     "Nothing, if the model needs LayerNorm."),
+    ("mean_axis", "The mean of squares is not taken over the last dimension.",
+     "Take the mean over the last dimension, with the groups as a dimension of their own."),
+    ("mean_source", "The mean of squares is taken of another value than the one that is normed.",
+     "Take the mean of exactly the value that is multiplied by its reciprocal root, after the same rounding."),
+    ("activation", "The gate goes through an activation that is not silu or sigmoid, or through none.",
+     "Use silu or sigmoid."),
+    ("gate_shape", "The gate is broadcast: it has fewer elements than the value.",
+     "Expand it in the model, or apply it to the heads elsewhere."),
+    ("weight_shape", "The weight is no vector over the norm or the row.",
+     "Use one weight per element of the norm, or one per element of the token."),
+    ("scalar_not_literal", "A number that decides the result is only known at run time.",
+     "Make it a Python number that is constant for the compiler (compile with dynamic=None or False)."),
+    ("rounding", "The graph rounds where the fused computation cannot.",
+     "Compute in float32 between the rounding points of fusionlib.GatedNorm and GroupQuant."),
+    ("order", "Norm, weight and gate are applied in an order that the fused computation does not have.",
+     "Use norm * weight * act(gate), or norm(x * act(gate)) * weight."),
+    # Where and when.
+    ("device", "The pass does not rewrite for this device.",
+     "Pass devices=(...) with this device to FusionPass."),
+    ("unsupported", "The fused op cannot run these tensors.",
+     "See what was found: it names the value, the limit and the way out."),
+    ("mutation", "A tensor that the fused op would read is written in between.",
+     "Clone it before the write, or move the write behind the quantisation."),
+    ("training", "The graph saves intermediate values for a backward pass.",
+     "Compile under torch.no_grad() or torch.inference_mode()."),
+    ("intermediate_used", "A value inside the computation is used elsewhere too.",
+     "Only the normed value, the codes and the scale may be used outside."),
+    ("symbolic_shape", "A shape with several dynamic sizes cannot be rebuilt from the fused result.",
+     "Flatten batch and sequence to one token dimension before the norm."),
+    ("internal_error", "fusionlib failed on this site; the graph is left as it was.",
+     "Please report it with the traceback in the log."),
+)  # fmt: skip
+
+#: Every reason by its code, in the order in which the documentation lists them.
+REASONS: dict[str, Reason] = {row[0]: Reason(*row) for row in _TABLE}
+
+
+class Stop(Exception):
+    """Ends the reading of one site: which reason, at which node, what was expected there and what was found."""
+
+    def __init__(self, code: str, node, expected: str, found: str) -> None:
+        super().__init__(f"{code}: expected {expected}, found {found}")
+        self.reason = REASONS[code]
+        self.node = node
+        self.expected = expected
+        self.found = found

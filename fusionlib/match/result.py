@@ -1,0 +1,75 @@
+"""What matching one anchor gives: a `Match` with specs and tensors, or a `Miss` with the node that stopped it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import fx
+
+from fusionlib.match.reasons import Reason
+from fusionlib.spec import GatedNorm, GroupQuant
+
+
+class Pair(NamedTuple):
+    """A part of the computation and the node that plays it."""
+
+    role: str
+    node: fx.Node
+
+
+class Trail(list):
+    """The pairs found so far, in the order in which matching found them: how far it got."""
+
+    def add(self, role: str, node: fx.Node) -> None:
+        """Record that `node` plays `role`."""
+        self.append(Pair(role, node))
+
+
+@dataclass(frozen=True)
+class Miss:
+    """An anchor that could not be read, and why."""
+
+    anchor: fx.Node
+    reason: Reason
+    node: fx.Node
+    expected: str
+    found: str
+    pairs: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True)
+class QuantRead:
+    """One quantisation, read from its anchor: `y` is quantised by `spec` into `codes` and `scale`.
+
+    `codes` and `scale` are the nodes that a rewrite replaces; `scale` is None where nobody but the cast needs it.
+    """
+
+    anchor: fx.Node
+    y: fx.Node
+    spec: GroupQuant
+    codes: fx.Node
+    scale: fx.Node | None
+    opaque: bool = False
+
+
+@dataclass(frozen=True)
+class NormRead:
+    """One gated norm, read from its value: the deepest nodes that are its tensors, and its spec."""
+
+    x: fx.Node
+    gate: fx.Node
+    weight: fx.Node | None
+    spec: GatedNorm
+
+
+@dataclass(frozen=True)
+class Match:
+    """A site that the specs reproduce: what to compute from which tensors, and what it replaces."""
+
+    anchor: fx.Node
+    normed: fx.Node
+    hidden: int
+    norm: NormRead
+    quant: QuantRead
+    pairs: tuple[Pair, ...] = field(default=())

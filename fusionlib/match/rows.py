@@ -1,0 +1,83 @@
+"""How the elements of a site are cut into tokens: the number of elements per token, from the shapes on the way."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import fx
+
+from fusionlib.match.graph import chain, equal, numel, shape
+from fusionlib.match.reasons import Stop
+from fusionlib.match.result import NormRead, QuantRead
+
+
+def hidden_size(norm: NormRead, quant: QuantRead) -> int:
+    """Elements per token. Raises Stop where a group, the norm or the weight does not fit a token.
+
+    The longest static row that the value takes between norm and codes is a token's: the flattening in front of the
+    quantisation. Where the model never flattens, the heads of x make the row.
+    """
+    rows = _rows(norm, quant)
+    hidden = max(rows, default=0)
+    if hidden == 0:
+        raise Stop("symbolic_group", quant.y, "a row length known at compile time", f"shape {list(shape(quant.y))}")
+    group, size = quant.spec.group_size, norm.spec.norm_size
+    if hidden % group:
+        raise Stop("group_crosses_tokens", quant.anchor, f"groups that divide a token's {hidden}", f"groups of {group}")
+    if hidden % size:
+        raise Stop("mean_axis", quant.y, f"norms that divide a token's {hidden} elements", f"norms of {size}")
+    unit = max(group, size)
+    if hidden == unit:
+        hidden = _heads_row(norm, hidden)
+    if norm.weight is not None:
+        hidden = _with_weight(norm, hidden, rows)
+    return hidden
+
+
+def _rows(norm: NormRead, quant: QuantRead) -> list[int]:
+    """Static last dimensions of every form the value takes from the norm to the codes."""
+    forms = [quant.y, norm.x]
+    forms += [node for node in _views_below(quant.y)]
+    forms += [user for user in quant.codes.users if user.op == "call_function"]
+    least = max(norm.spec.norm_size, quant.spec.group_size)
+    rows = [shape(node)[-1] for node in forms if len(shape(node)) >= 2 and equal(numel(node), numel(quant.y))]
+    rows = [row for row in rows if isinstance(row, int)]
+    flat = [row for row in rows if row >= least]
+    # Groups of a row that is no multiple of them: the row itself says so.
+    return flat or [row for row in rows if row % least]
+
+
+def _views_below(y: fx.Node) -> list[fx.Node]:
+    """Users of `y` that are views or widenings of it, and theirs."""
+    found, stack = [], [y]
+    while stack:
+        for user in stack.pop().users:
+            steps = list(chain(user)) if user.op == "call_function" else []
+            if len(steps) > 1 and y in steps:
+                found.append(user)
+                stack.append(user)
+    return found
+
+
+def _heads_row(norm: NormRead, hidden: int) -> int:
+    """The row that the heads of x or of the gate make, where the value itself is never flattened."""
+    for node in (norm.x, norm.gate):
+        sizes = shape(node)
+        tail = sizes[1:] if len(sizes) == 3 else sizes[2:]
+        row = prod(tail) if len(sizes) in (3, 4) else 0
+        if isinstance(row, int) and row > hidden and row % hidden == 0:
+            return row
+    return hidden
+
+
+def _with_weight(norm: NormRead, hidden: int, rows: list[int]) -> int:
+    """The row under which the weight is one per element of the norm or of the token."""
+    count = numel(norm.weight)
+    if count in (norm.spec.norm_size, hidden):
+        return hidden
+    fits = isinstance(count, int) and (count in rows or count % max(rows) == 0)
+    if fits and count % max(norm.spec.norm_size, 1) == 0:
+        return count
+    raise Stop(
+        "weight_shape", norm.weight, f"{norm.spec.norm_size} or {hidden} elements", f"shape {list(shape(norm.weight))}"
+    )

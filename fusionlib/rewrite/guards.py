@@ -1,0 +1,108 @@
+"""What must hold for a site to be rewritten: device, inference, no writes in between, no other users, the contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from fusionlib.contract import supports
+from fusionlib.match.graph import describe, source_line, value
+from fusionlib.match.reasons import Stop
+from fusionlib.rewrite.plan import SitePlan, free_to_use, input_sizes, outside_users, readable, reshaped
+
+
+@dataclass
+class GraphFacts:
+    """What guards need to know of a whole graph, found in one walk."""
+
+    order: dict[fx.Node, int] = field(default_factory=dict)
+    writes: list[tuple[int, fx.Node, fx.Node]] = field(default_factory=list)  # (position, writer, storage written)
+    training: bool = False
+
+    @classmethod
+    def of(cls, graph: fx.Graph) -> GraphFacts:
+        """Walk `graph` once."""
+        facts = cls()
+        for position, node in enumerate(graph.nodes):
+            facts.order[node] = position
+            if node.op == "placeholder" and str(node.target).startswith(("primals_", "tangents_")):
+                facts.training = True
+            facts.writes += [(position, node, storage(written)) for written in _written(node)]
+        return facts
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose storage a call writes to."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not schema.is_mutable:
+        return []
+    names = {a.name: i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write}
+    given = [node.args[i] if i < len(node.args) else node.kwargs.get(name) for name, i in names.items()]
+    return [arg for arg in given if isinstance(arg, fx.Node)]
+
+
+def storage(node: fx.Node) -> fx.Node:
+    """The node whose storage `node` is a view of, as far as schemas say."""
+    while node.op == "call_function" and node.args:
+        schema = getattr(node.target, "_schema", None)
+        views = schema is not None and any(
+            r.alias_info is not None and not r.alias_info.is_write for r in schema.returns
+        )
+        if not (views or getattr(node.target, "__name__", "") == "getitem") or not isinstance(node.args[0], fx.Node):
+            break
+        node = node.args[0]
+    return node
+
+
+def check(site: SitePlan, facts: GraphFacts, devices: tuple[str, ...]) -> None:
+    """Raise Stop if the site must be left as it is."""
+    x = site.first.norm.x
+    device = value(x).device
+    if device.type not in devices:
+        raise Stop("device", x, f"a tensor on {' or '.join(devices)}", f"one on {device.type}")
+    if facts.training:
+        raise Stop("training", site.first.anchor, "a graph without a backward", "inputs that gradients are taken of")
+    _no_write_between(site, facts)
+    _no_other_users(site)
+    _supported(site)
+
+
+def _no_write_between(site: SitePlan, facts: GraphFacts) -> None:
+    """The call reads where the norm ended; what it reads must be what the graph read before."""
+    if not facts.writes:
+        return
+    end = facts.order[site.normed]
+    for node in site.inputs():
+        begin = min((facts.order[user] for user in node.users if user in site.cone), default=end)
+        base = storage(node)
+        for position, writer, written in facts.writes:
+            if begin < position <= end and written is base:
+                raise Stop("mutation", writer, f"%{node.name} unchanged until %{site.normed.name}", describe(writer))
+
+
+def _no_other_users(site: SitePlan) -> None:
+    for node in sorted(site.cone):
+        outside = outside_users(node, site.cone)
+        if outside and not free_to_use(node, site):
+            where = source_line(outside[0])
+            found = f"{describe(node)} also used by %{outside[0].name}" + (f" at {where}" if where else "")
+            raise Stop("intermediate_used", node, "no user outside of the computation", found)
+
+
+def _supported(site: SitePlan) -> None:
+    norm = site.first.norm
+    x, gate = (_as_read(node, site) for node in (norm.x, norm.gate))
+    weight = x.new_ones(norm.spec.norm_size) if norm.weight is None else value(norm.weight).reshape(-1)
+    for quant in site.quants:
+        problem = supports(x, gate, weight, norm.spec, quant.spec)
+        if problem is not None:
+            raise Stop("unsupported", quant.match.anchor, "tensors that the fused op can run", problem)
+
+
+def _as_read(node: fx.Node, site: SitePlan) -> torch.Tensor:
+    """The fake tensor that the op would get for x or gate."""
+    source, must_copy = readable(node, site)
+    val = value(source).clone(memory_format=torch.contiguous_format) if must_copy else value(source)
+    return reshaped(val, input_sizes(source, site.first.hidden))

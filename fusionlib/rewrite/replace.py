@@ -1,0 +1,181 @@
+"""Putting the fused call into the graph, with the metadata that Inductor expects, and taking the old nodes out."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fusionlib.match.graph import aten, dtype, prims, shape, value
+from fusionlib.op import norm_arguments, quant_arguments
+from fusionlib.rewrite.plan import QuantPlan, SitePlan, Size, input_sizes, output_sizes, readable, tokens_of
+from fusionlib.spec import GroupQuant
+
+_INHERITED = ("stack_trace", "nn_module_stack", "source_fn_stack", "seq_nr", "original_aten")
+
+
+class Editor:
+    """Inserts calls before one node, each with the fake value of its result and the history of `origin`."""
+
+    def __init__(self, before: fx.Node, origin: fx.Node, mode: FakeTensorMode) -> None:
+        self._graph, self._before, self._origin, self._mode = before.graph, before, origin, mode
+
+    def call(self, target, *args, **kwargs) -> fx.Node:
+        """A call of `target`; its fake implementation decides its shapes and strides."""
+        with self._graph.inserting_before(self._before):
+            node = self._graph.call_function(target, args, kwargs)
+        fakes = fx.map_arg(args, lambda arg: arg.meta["val"])
+        with self._mode:
+            node.meta["val"] = target(*fakes, **kwargs)
+        self._inherit(node)
+        if isinstance(target, torch._ops.OpOverload) and target.namespace == "fusionlib":
+            # Without these "needs exact strides" is not enforced, and a strided gate may be copied or permuted.
+            node.meta["eager_input_vals"] = (fakes, {})
+        return node
+
+    def _inherit(self, node: fx.Node) -> None:
+        node.meta.update({k: self._origin.meta[k] for k in _INHERITED if k in self._origin.meta})
+
+    def at(self, node: fx.Node) -> Editor:
+        """An editor that inserts before `node` instead: there every size that `node` needs is known."""
+        return Editor(node, self._origin, self._mode)
+
+    def item(self, node: fx.Node, index: int) -> fx.Node:
+        """One result of a call that returns several."""
+        with self._graph.inserting_before(self._before):
+            item = self._graph.call_function(operator.getitem, (node, index))
+        item.meta["val"] = node.meta["val"][index]
+        self._inherit(item)
+        return item
+
+    def reshape(self, node: fx.Node, sizes: list[Size] | None) -> fx.Node:
+        """`node` in another shape; None leaves it."""
+        if sizes is None:
+            return node
+        return self.call(aten.reshape.default, node, [self._size(size) for size in sizes])
+
+    def _size(self, size: Size):
+        return self.call(aten.sym_size.int, *size) if isinstance(size, tuple) else size
+
+    def cast(self, node: fx.Node, wanted: torch.dtype) -> fx.Node:
+        """`node` in another dtype, which its values are known to fit."""
+        return node if dtype(node) == wanted else self.call(prims.convert_element_type.default, node, wanted)
+
+
+def rewrite_site(site: SitePlan) -> None:
+    """Replace one site by one fused call, and a quantisation of the same norm by another spec by one more call."""
+    # Everything that the norm reads comes before its value, everything that is replaced comes at or behind it.
+    editor = Editor(site.normed, site.first.anchor, value(site.normed).fake_mode)
+    sizes = _plan_outputs(site)
+    codes, scale, normed = _fused_call(editor, site)
+    for quant in site.quants:
+        if quant is site.quants[0]:
+            results = codes, scale
+        elif quant.spec != site.quants[0].spec:
+            results = _quant_call(editor, normed, quant.spec)
+        else:
+            read = quant.match.quant
+            results = _apart(editor, codes, read.codes), _apart(editor, scale, read.scale)
+        _replace_quant(editor, quant, results, sizes)
+    if normed is not None:
+        site.normed.replace_all_uses_with(editor.reshape(normed, sizes[site.normed]))
+    _erase(site)
+
+
+def _apart(editor: Editor, shared: fx.Node, replaced: fx.Node | None) -> fx.Node:
+    """A shared result, copied if it leaves the graph: two outputs must not become one tensor."""
+    stack, seen = [replaced] if replaced is not None else [], set()
+    while stack:
+        for user in stack.pop().users:
+            if user.op == "output":
+                return editor.call(aten.clone.default, shared)
+            schema = getattr(user.target, "_schema", None)
+            if user not in seen and schema is not None and any(r.alias_info is not None for r in schema.returns):
+                seen.add(user)
+                stack.append(user)
+    return shared
+
+
+def _plan_outputs(site: SitePlan) -> dict[fx.Node, list[Size] | None]:
+    """The reshapes of all results; raises before anything is changed where one has none."""
+    tokens, hidden = tokens_of(site), site.first.hidden
+    sizes = {site.normed: output_sizes(site.normed, site, (tokens, hidden))}
+    for quant in site.quants:
+        read = quant.match.quant
+        sizes[read.codes] = output_sizes(read.codes, site, (tokens, hidden))
+        if read.scale is not None and not read.opaque:
+            sizes[read.scale] = output_sizes(read.scale, site, (tokens, hidden // read.spec.group_size))
+    return sizes
+
+
+def _fused_call(editor: Editor, site: SitePlan) -> tuple[fx.Node, fx.Node, fx.Node | None]:
+    norm = site.first.norm
+    x, gate = (_input(editor, node, site) for node in (norm.x, norm.gate))
+    weight = _weight(editor, site)
+    name = "rms_norm_gated_group_quant" + "_with_norm" * site.wants_normed
+    target = getattr(torch.ops.fusionlib, name).default
+    scalars = (*norm_arguments(norm.spec), *quant_arguments(site.quants[0].spec))
+    call = editor.call(target, x, gate, weight, None, *scalars)
+    normed = editor.item(call, 2) if site.wants_normed else None
+    return editor.item(call, 0), editor.item(call, 1), normed
+
+
+def _input(editor: Editor, node: fx.Node, site: SitePlan) -> fx.Node:
+    source, must_copy = readable(node, site)
+    if must_copy:
+        source = editor.call(aten.clone.default, source, memory_format=torch.contiguous_format)
+    return editor.reshape(source, input_sizes(source, site.first.hidden))
+
+
+def _weight(editor: Editor, site: SitePlan) -> fx.Node:
+    norm = site.first.norm
+    if norm.weight is None:  # a norm without a weight: times one, which changes nothing
+        size, device = norm.spec.norm_size, value(norm.x).device
+        return editor.call(aten.full.default, [size], 1.0, dtype=torch.float32, device=device)
+    return norm.weight if len(shape(norm.weight)) == 1 else editor.reshape(norm.weight, [-1])
+
+
+def _quant_call(editor: Editor, normed: fx.Node, spec: GroupQuant) -> tuple[fx.Node, fx.Node]:
+    call = editor.call(torch.ops.fusionlib.group_quant.default, normed, *quant_arguments(spec))
+    return editor.item(call, 0), editor.item(call, 1)
+
+
+def _replace_quant(editor: Editor, quant: QuantPlan, results: tuple[fx.Node, fx.Node], sizes: dict) -> None:
+    read, (codes, scale) = quant.match.quant, results
+    read.codes.replace_all_uses_with(editor.at(read.codes).reshape(codes, sizes[read.codes]))
+    if read.scale is None:
+        return
+    if read.opaque:
+        read.scale.replace_all_uses_with(scale)
+    elif quant.target is not None:
+        for node, transposed in quant.target.nodes:
+            turned = editor.at(node).call(aten.permute.default, scale, [1, 0]) if transposed else scale
+            node.replace_all_uses_with(turned)
+    else:
+        here = editor.at(read.scale)
+        rebuilt = here.cast(here.reshape(scale, sizes[read.scale]), dtype(read.scale))
+        read.scale.replace_all_uses_with(rebuilt)
+
+
+def _erase(site: SitePlan) -> None:
+    """Erase what nobody needs any more: the cone, and copies of a scale that the op now writes itself."""
+    dead = set(site.cone)
+    for quant in site.quants:
+        for node, _ in quant.target.nodes if quant.target is not None else ():
+            dead.update(_between(node, quant.match.quant.scale))
+    dead.update(user for node in tuple(dead) for user in node.users if user.target is operator.getitem)
+    for node in sorted(dead, reverse=True):
+        if not node.users:
+            node.graph.erase_node(node)
+
+
+def _between(node: fx.Node, scale: fx.Node) -> set[fx.Node]:
+    found, stack = set(), [node]
+    while stack:
+        current = stack.pop()
+        if current is not scale and current.op == "call_function" and current not in found:
+            found.add(current)
+            stack.extend(current.all_input_nodes)
+    return found

@@ -1,0 +1,277 @@
+"""Must not fuse: for every reason code the smallest example that triggers it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fusionlib import GroupQuant, op
+from fusionlib.match import REASONS, OpaqueQuant, register_quant_op
+from fusionlib.match import opaque as opaque_module
+from fusionlib.rewrite import FusionPass
+from tests.spellings import FP8, NormSpelling, QuantSpelling, inputs, run_rewritten
+
+NORM, QUANT = NormSpelling(), QuantSpelling()
+
+
+def normed(x, z, w):
+    return NORM(x, z, w).flatten(1)
+
+
+def quantised(y, amax, limit=448.0, clamp=448.0):
+    scale = amax.clamp(min=1e-10) / limit
+    return (y / scale).clamp(-clamp, clamp).to(FP8), scale
+
+
+def with_quant(quant):
+    return lambda x, z, w: quant(normed(x, z, w).float().view(x.shape[0], -1, 128))
+
+
+def with_norm(norm):
+    return lambda x, z, w: QUANT(norm(x, z, w).flatten(1))
+
+
+def amax(v):
+    return v.abs().amax(-1, keepdim=True)
+
+
+def rms(v, dim=-1):
+    return v * torch.rsqrt(v.pow(2).mean(dim, keepdim=True) + 1e-6)
+
+
+def crossing(x, z, w):
+    return QuantSpelling(group=384)(normed(x, z, w).reshape(-1, 384))
+
+
+def rounded_twice(x, z, w):
+    return (rms(x.float()) * w.float() * (z * torch.sigmoid(z)).float()).to(x.dtype)
+
+
+def ue8m0_by_log2(v):
+    scale = torch.exp2(torch.ceil(torch.log2(amax(v).clamp(min=1e-4) / 448.0)))
+    return (v / scale).clamp(-448, 448).to(FP8), scale
+
+
+def intermediate(x, z, w):
+    value = x.float()
+    root = torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
+    y = (value * root * w.float() * F.silu(z.float())).to(x.dtype)
+    return *QUANT(y.flatten(1)), root
+
+
+def weight_per_two_heads(x, z, w):
+    pairs = rms(x.float()).view(6, 2, 2, 128) * torch.cat([w, w]).view(2, 128)
+    return QUANT((pairs * F.silu(z.float()).view(6, 2, 2, 128)).to(x.dtype).reshape(6, 512))
+
+
+EXAMPLES = {
+    "per_tensor_static": with_quant(lambda v: (v / 0.02).clamp(-448, 448).to(FP8)),
+    "per_tensor_dynamic": with_quant(lambda v: quantised(v, v.abs().amax())),
+    "block_group": with_quant(lambda v: quantised(v, v.abs().amax((0, 2), keepdim=True))),
+    "group_crosses_tokens": crossing,
+    "amax_source": lambda x, z, w: quantised(normed(x, z, w).float().view(6, -1, 128), amax(x.float())),
+    "fp8_max": with_quant(lambda v: quantised(v, amax(v), limit=240.0, clamp=240.0)),
+    "scale_arithmetic": with_quant(lambda v: quantised(v, amax(v) * 2 * 448.0, 448.0)),
+    "quant_division": with_quant(lambda v: ((v * (448.0 / amax(v))).clamp(-448, 448).to(FP8), amax(v))),
+    "ue8m0": with_quant(ue8m0_by_log2),
+    "clamp": with_quant(lambda v: ((v / (amax(v) / 448.0)).clamp(max=448).to(FP8), amax(v))),
+    "fp8_dtype": with_quant(lambda v: (v / (amax(v) / 57344.0)).to(torch.float8_e5m2fnuz)),
+    "not_gated_norm": lambda x, z, w: QUANT(torch.tanh(x).flatten(1)),
+    "no_gate": with_norm(lambda x, z, w: rms(x.float()) * w),
+    "layer_norm": with_norm(lambda x, z, w: F.layer_norm(x, (128,), w) * F.silu(z)),
+    "mean_axis": with_norm(lambda x, z, w: rms(x.float(), dim=1) * w * F.silu(z.float())),
+    "mean_source": with_norm(
+        lambda x, z, w: z.float() * torch.rsqrt(x.float().pow(2).mean(-1, True) + 1e-6) * w * F.silu(z.float())
+    ),
+    "activation": with_norm(lambda x, z, w: rms(x.float()) * w * torch.tanh(z.float())),
+    "gate_shape": with_norm(lambda x, z, w: rms(x.float()) * w * F.silu(z[..., :1].float())),
+    "weight_shape": weight_per_two_heads,
+    "rounding": with_norm(rounded_twice),
+    "order": with_norm(lambda x, z, w: (rms(x.float()) * F.silu(z.float())).to(x.dtype) * w),
+    "intermediate_used": intermediate,
+}
+
+
+def refusal(fn, *tensors, code, **options):
+    """fn is refused with `code`, and its outputs are those of eager."""
+    got, report, _ = run_rewritten(fn, *tensors, **options)
+    sites = list(report)
+    assert sites and {site.code for site in sites} == {code}, str(report)
+    site = sites[0]
+    assert site.sentence and site.fix and site.expected and site.found and site.line
+    want = fn(*tensors)
+    pairs = zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]
+    for a, b in pairs:
+        assert torch.equal(a.float().nan_to_num(), b.float().nan_to_num())
+    return site
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_smallest_example(code):
+    refusal(EXAMPLES[code], *inputs(), code=code)
+
+
+MISREADINGS = {
+    "divided by the reciprocal root": with_norm(
+        lambda x, z, w: x.float() / torch.rsqrt(x.float().pow(2).mean(-1, True) + 1e-6) * w * F.silu(z.float())
+    ),
+    "multiplied with the root": with_norm(
+        lambda x, z, w: x.float() * torch.sqrt(x.float().pow(2).mean(-1, True) + 1e-6) * w * F.silu(z.float())
+    ),
+    "divided by the root and multiplied with it": with_norm(
+        lambda x, z, w: (v := torch.sqrt(x.float().pow(2).mean(-1, True) + 1e-6)) * (x.float() / v) * w * F.silu(z)
+    ),
+    "the weight divides": with_norm(lambda x, z, w: rms(x.float()) / w * F.silu(z.float())),
+    "a bias behind the gate": with_norm(lambda x, z, w: rms(x.float()) * w * F.silu(z.float()) + w),
+    "negated": with_norm(lambda x, z, w: -(rms(x.float()) * w * F.silu(z.float()))),
+    "two gates": with_norm(lambda x, z, w: rms(x.float()) * w * F.silu(z.float()) * F.silu(x.float())),
+    "two weights": with_norm(lambda x, z, w: rms(x.float()) * w * w * F.silu(z.float())),
+    "half a product": with_norm(lambda x, z, w: rms(x.float()) * w * F.silu(z.float()) * 0.5),
+    "mean of cubes": with_norm(
+        lambda x, z, w: x * torch.rsqrt(x.float().pow(3).mean(-1, True) + 1e-6) * w * F.silu(z.float())
+    ),
+    "eps on the outside": with_norm(
+        lambda x, z, w: x * (torch.rsqrt(x.float().pow(2).mean(-1, True)) + 1e-6) * w * F.silu(z.float())
+    ),
+    "gate of other heads": with_norm(lambda x, z, w: rms(x.float()) * w * F.silu(z.float().flip(1)).exp()),
+    "transposed heads": lambda x, z, w: QUANT(NORM(x, z, w).transpose(1, 2).reshape(6, 512)),
+    "one value against many scales": lambda x, z, w: quantised(
+        NORM(x, z, w)[:, :1].float(), amax(NORM(x, z, w).float())
+    ),
+    "minimum instead of maximum": with_quant(lambda v: quantised(v, v.abs().amin(-1, keepdim=True))),
+    "maximum without magnitude": with_quant(lambda v: quantised(v, v.amax(-1, keepdim=True))),
+    "scale added to": with_quant(lambda v: quantised(v, amax(v) + 1e-3)),
+    "quotient added to": with_quant(lambda v: ((v / (amax(v) / 448.0)) + 0.5).clamp(-448, 448).to(FP8)),
+}
+
+
+@pytest.mark.parametrize("name", MISREADINGS)
+def test_look_alikes_are_refused(name):
+    fn, tensors = MISREADINGS[name], inputs()
+    _, report, _ = run_rewritten(fn, *tensors)
+    assert len(report.refused) == 1 and not report.fused, str(report)
+    assert report.refused[0].code != "internal_error", str(report)
+
+
+def test_device():
+    refusal(lambda x, z, w: QUANT(normed(x, z, w)), *inputs(), code="device", fusion=FusionPass())
+
+
+def test_epsilon_only_known_at_run_time():
+    def fn(x, z, w, eps):
+        v = x.float()
+        y = v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + eps) * w.float() * F.silu(z.float())
+        return QUANT(y.to(x.dtype).flatten(1))
+
+    refusal(fn, *inputs(), torch.tensor(1e-6), code="scalar_not_literal")
+
+
+def test_group_size_only_known_at_run_time():
+    def fn(x, z, w):
+        y = NORM(x, z, w).flatten(1).float()
+        return quantised(y, amax(y))
+
+    x, z, _ = inputs()
+    torch._dynamo.mark_dynamic(x, 1)
+    torch._dynamo.mark_dynamic(z, 1)
+    refusal(fn, x, z, torch.rand(128), code="symbolic_group")
+
+
+def test_training():
+    x, z, w = inputs()
+
+    def fn(x, z, w):
+        return QUANT(normed(x, z, w))
+
+    with torch.enable_grad():
+        fusion = FusionPass(("cpu",))
+        torch._dynamo.reset()
+        compiled = torch.compile(fn, options={"post_grad_custom_pre_pass": fusion})
+        compiled(x, z, w.requires_grad_())[1].sum().backward()
+    assert w.grad is not None and {site.code for site in fusion.report()} == {"training"}
+
+
+@pytest.fixture
+def library():
+    """An op of another project: writes its results into arguments."""
+    readers = opaque_module.registered()
+    with torch.library._scoped_library("fusionlib_test", "DEF") as lib:
+        lib.define("quant_(Tensor y, Tensor(a!) codes, Tensor(b!) scale, int group) -> ()")
+        lib.impl("quant_", _write_quant, "CompositeExplicitAutograd")
+        torch.library.register_fake("fusionlib_test::quant_", lambda *a: None, lib=lib)
+        yield torch.ops.fusionlib_test.quant_
+    opaque_module._READERS.clear()
+    opaque_module._READERS.update(readers)
+
+
+def _write_quant(y, codes, scale, group):
+    values = op.group_quant(y, GroupQuant(group))
+    codes.copy_(values[0])
+    scale.copy_(values[1])
+
+
+def into_buffers(quant_):
+    def fn(x, z, w):
+        y = normed(x, z, w)
+        codes, scale = torch.empty_like(y, dtype=FP8), y.new_empty(y.shape[0], 4, dtype=torch.float32)
+        quant_(y, codes, scale, 128)
+        return codes, scale
+
+    return fn
+
+
+def test_a_mutating_op_is_read_through_auto_functionalized(library):
+    register_quant_op(
+        library.default, lambda a: OpaqueQuant(a["y"], GroupQuant(a["group"]), codes="codes", scale="scale")
+    )
+    fn, tensors = into_buffers(library), inputs()
+    got, report, _ = run_rewritten(fn, *tensors)
+    assert len(report.fused) == 1, str(report)
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(got, fn(*tensors), strict=True))
+
+
+def test_an_op_that_writes_into_a_part_of_a_tensor_is_refused(library):
+    register_quant_op(
+        library.default, lambda a: OpaqueQuant(a["y"], GroupQuant(a["group"]), codes="codes", scale="scale")
+    )
+
+    def fn(x, z, w):
+        y = normed(x, z, w)
+        codes, scale = torch.empty_like(y, dtype=FP8), y.new_empty(12, 8, dtype=torch.float32)[:6, :4]
+        library(y, codes, scale, 128)
+        return codes, scale
+
+    assert "view" in refusal(fn, *inputs(), code="opaque_quant").found
+
+
+def test_a_reader_that_promises_another_layout_is_refused(library):
+    spec = GroupQuant(scale_layout="column_major")
+    register_quant_op(library.default, lambda a: OpaqueQuant(a["y"], spec, codes="codes", scale="scale"))
+    assert "strides" in refusal(into_buffers(library), *inputs(), code="opaque_quant").expected
+
+
+def test_opaque_arguments_without_a_spec(library):
+    register_quant_op(
+        library.default, lambda a: OpaqueQuant(a["y"], GroupQuant(-a["group"]), codes="codes", scale="scale")
+    )
+    fn = into_buffers(library)
+    _, report, _ = run_rewritten(fn, *inputs())
+    assert [site.code for site in report] == ["opaque_quant"]
+
+
+def test_unsupported_weight_dtype():
+    site = refusal(lambda x, z, w: QUANT(normed(x, z, w)), *inputs()[:2], torch.rand(256)[::2], code="unsupported")
+    assert "contiguous" in site.found
+
+
+def test_a_failure_inside_is_a_refusal(monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr("fusionlib.match.matcher.read_norm", broken)
+    site = refusal(lambda x, z, w: QUANT(normed(x, z, w)), *inputs(), code="internal_error")
+    assert "planted" in site.found
+
+
+def test_reasons_are_explained():
+    for code, reason in REASONS.items():
+        assert reason.code == code and reason.sentence.endswith(".") and reason.fix.endswith(".")

@@ -1,0 +1,114 @@
+"""Every *RMSNormGated of the installed transformers, with every quantisation spelling: fused, and equal to eager."""
+
+import functools
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusionlib.layers import BlockFP8Linear
+from tests.spellings import QuantSpelling, agree, run_rewritten
+
+transformers = pytest.importorskip("transformers")
+
+QUANTS = {
+    "ours": QuantSpelling(),
+    "reciprocal": QuantSpelling(reciprocal=True),
+    "aiter's floor": QuantSpelling(floor=1 / (448 * 512), floor_on="scale"),
+    "torchao": QuantSpelling(floor=None, in_activation_dtype=True, repeat="repeat_interleave"),
+}
+
+
+@functools.cache
+def gated_norms() -> dict[str, str]:
+    """Class name -> module, found by scanning the sources: importing all models would take minutes."""
+    models = Path(transformers.__file__).parent / "models"
+    found = {}
+    for path in sorted(models.glob("*/modeling_*.py")):
+        for name in re.findall(r"^class (\w*RMSNormGated)\(", path.read_text(encoding="utf-8"), re.MULTILINE):
+            found[name] = f"transformers.models.{path.parent.name}.{path.stem}"
+    return found
+
+
+def build(name: str) -> tuple[torch.nn.Module, tuple[int, ...]]:
+    """The norm and the shape it takes: heads of 128, or rows of 512 in groups of 256."""
+    cls = getattr(importlib.import_module(gated_norms()[name]), name)
+    options = inspect.signature(cls.__init__).parameters
+    if "group_size" in options:
+        return cls(512, group_size=256), (2, 5, 512)
+    if "n_groups" in options:
+        return cls(512, n_groups=2, norm_before_gate=False), (2, 5, 512)
+    return cls(128), (10, 4, 128)
+
+
+def check(norm, shape, quant, dtype=torch.bfloat16):
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand_like(norm.weight) + 0.5)
+    x, gate = (torch.randn(shape).to(torch.bfloat16) for _ in range(2))
+
+    def fn(x, gate):
+        return quant(norm(x, gate).reshape(10, 512))
+
+    got, report, _ = run_rewritten(fn, x, gate)
+    assert len(report.fused) == 1 and not report.refused, str(report)
+    with torch.no_grad():
+        agree(got, fn(x, gate), quant.group)
+
+
+def test_the_scan_finds_the_known_ones():
+    assert {"Qwen3NextRMSNormGated", "MambaRMSNormGated", "KimiLinearRMSNormGated"} <= set(gated_norms())
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+@pytest.mark.parametrize("name", gated_norms())
+def test_class_fuses(name, quant):
+    norm, shape = build(name)
+    check(norm.to(torch.bfloat16), shape, QUANTS[quant])
+
+
+@pytest.mark.parametrize("name", gated_norms())
+def test_class_with_a_float32_weight_fuses(name):
+    norm, shape = build(name)
+    check(norm, shape, QUANTS["ours"])
+
+
+@pytest.mark.parametrize("norm_before_gate", [True, False])
+def test_falcon_h1_in_both_orders(norm_before_gate):
+    cls = importlib.import_module(gated_norms()["FalconH1RMSNormGated"]).FalconH1RMSNormGated
+    check(cls(512, n_groups=4, norm_before_gate=norm_before_gate).bfloat16(), (2, 5, 512), QUANTS["ours"])
+
+
+def test_small_qwen3_next_fuses_in_every_linear_attention_layer():
+    from transformers import Qwen3NextConfig
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextForCausalLM
+
+    config = Qwen3NextConfig(
+        vocab_size=128,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+    )
+    model = Qwen3NextForCausalLM(config).to(torch.bfloat16).eval()
+    mixers = [layer.linear_attn for layer in model.model.layers if hasattr(layer, "linear_attn")]
+    for mixer in mixers:
+        mixer.out_proj = BlockFP8Linear.from_linear(mixer.out_proj)
+
+    def logits(ids):
+        return model(ids, use_cache=False).logits
+
+    ids = torch.randint(0, 128, (1, 12))
+    got, report, _ = run_rewritten(logits, ids)
+    assert len(report.fused) == len(mixers) == 3 and not report.refused, str(report)
+    with torch.no_grad():
+        assert torch.equal(got, logits(ids))
