@@ -28,8 +28,12 @@ def stock_pass() -> TracedPass:
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.name)
 def test_every_spelling_runs_and_the_traced_way_finds_what_the_scoreboard_says(spelling):
     traced = stock_pass()
+    torch.manual_seed(11)
     got, want = run_spelling(traced, spelling)
     assert traced.fired == (spelling.name in FOUND)
+    if not traced.fired:  # then the values are those of Inductor's decompositions, which need not be eager's
+        torch.manual_seed(11)
+        want, _ = run_spelling(lambda graph: None, spelling)
     assert len(got) == len(want) and all(map(same, got, want))
 
 
