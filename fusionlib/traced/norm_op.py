@@ -1,0 +1,47 @@
+"""An opaque gated norm, as serving engines have one: the norm alone, its arithmetic hidden from the compiler."""
+
+from __future__ import annotations
+
+import torch
+
+from fusionlib import reference
+from fusionlib.op import norm_arguments
+from fusionlib.spec import GatedNorm
+
+_NAME = "fusionlib::rms_norm_gated"
+_SCHEMA = (
+    "(Tensor x, Tensor gate, Tensor weight, float eps, str activation, bool norm_before_gate, int weight_offset, "
+    "int norm_size, str rounding) -> Tensor"
+)
+
+
+def _spec(eps, activation, norm_before_gate, weight_offset, norm_size, rounding) -> GatedNorm:
+    points = frozenset(rounding.split(",")) if rounding else frozenset()
+    return GatedNorm(norm_size, eps, activation, norm_before_gate, weight_offset, points)
+
+
+def _compute(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, *scalars) -> torch.Tensor:
+    return reference.rms_norm_gated(x, gate, weight, _spec(*scalars))
+
+
+def _fake(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, *scalars) -> torch.Tensor:
+    return x.flatten(1).new_empty(x.flatten(1).shape, dtype=_spec(*scalars).output_dtype(x.dtype))
+
+
+def define_norm_op() -> None:
+    """Define `torch.ops.fusionlib.rms_norm_gated` unless it is: importing this module registers nothing."""
+    if hasattr(torch.ops.fusionlib, "rms_norm_gated"):
+        return
+    torch.library.define(_NAME, _SCHEMA, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+    # The reference, on CPU and wherever else a model runs: what counts here is that the compiler cannot look in.
+    for device in ("cpu", "cuda"):
+        torch.library.impl(_NAME, device, _compute)
+    torch.library.register_fake(_NAME, _fake)
+
+
+def rms_norm_gated(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, norm: GatedNorm) -> torch.Tensor:
+    """`reference.rms_norm_gated` as one opaque op: x, gate [tokens, ...] -> [tokens, hidden].
+
+    `define_norm_op()` must have been called; not from here, since this function is traced.
+    """
+    return torch.ops.fusionlib.rms_norm_gated(x, gate, weight, *norm_arguments(norm))

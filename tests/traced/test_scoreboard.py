@@ -1,0 +1,60 @@
+"""How many of the ways to write the computation the traced pattern finds: exactly these, no more and no fewer."""
+
+import pytest
+import torch
+
+from fusionlib import GatedNorm, GroupQuant
+from fusionlib.traced import HeadShape, TracedPass
+from fusionlib.traced.spellings import OPAQUE_NORM, SPELLINGS
+from tests.support import same
+from tests.traced.support import run_spelling
+
+FOUND = {
+    "as the reference",
+    "rows of heads, [tokens*heads, head_dim]",
+    "a chain of reshapes",
+    "symbolic token count",
+    "strided gate",
+    "fp16 activations",
+    "opaque quantisation",
+    "column-major scales",  # the pattern ends at the scale; the copy that turns it stays behind as a kernel of its own
+}
+
+
+def stock_pass() -> TracedPass:
+    return TracedPass([HeadShape(4, GatedNorm.vllm(128))], [GroupQuant.vllm(128)], devices=("cpu",))
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.name)
+def test_every_spelling_runs_and_the_traced_way_finds_what_the_scoreboard_says(spelling):
+    traced = stock_pass()
+    torch.manual_seed(11)
+    got, want = run_spelling(traced, spelling)
+    assert traced.fired == (spelling.name in FOUND)
+    if not traced.fired:  # then the values are those of Inductor's decompositions, which need not be eager's
+        torch.manual_seed(11)
+        want, _ = run_spelling(lambda graph: None, spelling)
+    assert len(got) == len(want) and all(map(same, got, want))
+
+
+def test_an_opaque_norm_is_found_by_the_pattern_that_knows_the_op():
+    traced = stock_pass()
+    got, want = run_spelling(traced, OPAQUE_NORM)
+    assert traced.fired == 1
+    assert all(map(same, got, want))
+
+
+def test_the_table_has_every_class_and_no_name_twice():
+    assert len({spelling.name for spelling in SPELLINGS}) == len(SPELLINGS) >= 30
+    assert {spelling.kind for spelling in SPELLINGS} == {"layout", "dtype", "scalars", "spelling", "users", "quant"}
+    assert {spelling.name for spelling in SPELLINGS} >= FOUND
+
+
+def test_the_same_seed_gives_the_same_values():
+    spelling = SPELLINGS[0]
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        fn, inputs = spelling.build()
+        outputs.append(fn(*inputs))
+    assert all(map(same, *outputs))
