@@ -246,7 +246,7 @@ def every_norm():
                 yield GatedNorm(128, 1e-5, "sigmoid" if count % 2 else "silu", before, count % 2, frozenset(rounding))
 
 
-@pytest.mark.parametrize("norm", every_norm(), ids=lambda n: f"{'norm' * n.norm_before_gate}-{n.rounding_text}")
+@pytest.mark.parametrize("norm", list(every_norm()), ids=lambda n: f"{'norm' * n.norm_before_gate}-{n.rounding_text}")
 def test_every_set_of_rounding_points_is_read_back(norm):
     def fn(x, z, w):
         return reference.group_quant(reference.rms_norm_gated(x, z, w, norm), GroupQuant.aiter())
