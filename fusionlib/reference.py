@@ -70,7 +70,9 @@ def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch
     amax = groups.abs().amax(-1, keepdim=True)
     if quant.floor is not None and quant.floor_on == "amax":
         amax = amax.clamp(min=quant.floor)
-    scale = amax / quant.limit
+    # A tensor as divisor: by a Python number, PyTorch on CUDA multiplies with its reciprocal instead
+    # (aten/native/cuda/BinaryDivTrueKernel.cu), one bit off the division done on CPU and in the kernel.
+    scale = amax / amax.new_full((), quant.limit)
     if quant.round_scale:
         scale = scale.to(y.dtype).float()
     if quant.floor is not None and quant.floor_on == "scale":

@@ -128,12 +128,15 @@ def test_a_notebook_is_committed_clean(path):
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
 
 
-def test_the_example_in_the_readme_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def test_the_examples_in_the_readme_run():
+    op, rewrite = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     names: dict = {}
-    exec(example, names)
+    exec(op, names)
     assert names["q"].shape == names["y"].shape == (16, 4096)
     assert names["scale"].shape == (16, 32)
+    names = {}
+    exec(rewrite, names)
+    assert names["fusion"].report().summary.startswith("1 fused, 0 refused")
 
 
 def test_importing_the_package_loads_no_plotly_and_no_jupyter():

@@ -1,0 +1,64 @@
+"""`fusionlib explain` from the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from fusionlib.cli import main
+from fusionlib.explain_command import reasons_table
+from fusionlib.match.reasons import REASONS
+
+PROBE = """
+import torch
+from fusionlib import GatedNorm, GroupQuant
+from fusionlib.layers import AttentionOutput
+
+def fuses():
+    return (AttentionOutput(4, 128, 256).requires_grad_(False), *torch.randn(2, 5, 4, 128, dtype=torch.bfloat16))
+
+def misses():
+    return lambda y: (y / 2.0).to(torch.float8_e4m3fn), torch.randn(4, 128)
+
+def wrong():
+    return 7
+"""
+
+
+@pytest.fixture
+def probe(tmp_path, monkeypatch):
+    (tmp_path / "explain_probe.py").write_text(PROBE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "explain_probe"
+
+
+def test_a_model_that_fuses(probe, capsys):
+    assert main(["explain", f"{probe}:fuses"]) == 0
+    assert "1 fused, 0 refused" in capsys.readouterr().out
+
+
+def test_a_refusal_names_its_code_and_its_line(probe, capsys):
+    assert main(["explain", f"{probe}:misses"]) == 1
+    out = capsys.readouterr().out
+    assert "0 fused, 1 refused" in out and "explain_probe.py" in out
+    assert any(f"[{code}]" in out for code in REASONS)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("explain_probe", "MODULE:CALLABLE"),
+        ("explain_probe:absent", "absent"),
+        ("no_such_module:make", "no_such_module"),
+        ("explain_probe:wrong", "returned int"),
+    ],
+)
+def test_a_wrong_target_is_named(probe, capsys, target, words):
+    assert main(["explain", target]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_documentation_lists_every_reason():
+    page = Path(__file__).resolve().parents[1] / "docs" / "reasons.md"
+    assert reasons_table() in page.read_text()
+    assert all(f"| `{code}` |" in reasons_table() for code in REASONS)
