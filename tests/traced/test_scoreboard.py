@@ -1,24 +1,16 @@
 """How many of the ways to write the computation the traced pattern finds: exactly these, no more and no fewer."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from fusionlib import GatedNorm, GroupQuant
 from fusionlib.traced import HeadShape, TracedPass
+from fusionlib.traced.scoreboard import FOUND, scoreboard
 from fusionlib.traced.spellings import OPAQUE_NORM, SPELLINGS
 from tests.support import same
 from tests.traced.support import run_spelling
-
-FOUND = {
-    "as the reference",
-    "rows of heads, [tokens*heads, head_dim]",
-    "a chain of reshapes",
-    "symbolic token count",
-    "strided gate",
-    "fp16 activations",
-    "opaque quantisation",
-    "column-major scales",  # the pattern ends at the scale; the copy that turns it stays behind as a kernel of its own
-}
 
 
 def stock_pass() -> TracedPass:
@@ -58,3 +50,8 @@ def test_the_same_seed_gives_the_same_values():
         fn, inputs = spelling.build()
         outputs.append(fn(*inputs))
     assert all(map(same, *outputs))
+
+
+def test_the_documentation_has_the_table():
+    page = Path(__file__).resolve().parents[2] / "docs" / "scoreboard.md"
+    assert scoreboard() in page.read_text()
