@@ -18,7 +18,7 @@ FOUND = frozenset(
         "strided gate",
         "fp16 activations",
         "opaque quantisation",
-        "column-major scales",  # the pattern ends at the scale; the copy that turns it stays behind as a kernel of its own
+        "column-major scales",  # the pattern ends at the scale; the copy that turns it stays behind as a kernel
     }
 )
 
