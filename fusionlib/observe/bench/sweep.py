@@ -78,8 +78,11 @@ def sweep_case(
         order.shuffle(numbers)
         for number in numbers:
             samples[number].append(timer.sample(handles[number][2]))
+    timed = [(kernel, config) for kernel, config, _ in handles]
+    handles.clear()
+    timer.release()
     rows = []
-    for number, (kernel, config, _) in enumerate(handles):
+    for number, (kernel, config) in enumerate(timed):
         median, p10, p90 = percentiles(samples[number])
         rows.append(SweepRow(case.name, case.unit, case.units, kernel, asdict(config), median, p10, p90, config == own))
     return rows
