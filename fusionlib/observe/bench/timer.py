@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -106,8 +106,11 @@ class GraphTimer:
                 graph.capture_begin()
                 try:
                     cycle.outputs += [call() for call in calls[first : first + CALLS_PER_GRAPH]]
-                finally:
-                    graph.capture_end()
+                except BaseException:
+                    with suppress(RuntimeError):  # that the capture broke off is known; why is what counts
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
                 cycle.graphs.append(graph)
         self._run(cycle)
         elapsed = max(self._run(cycle), 1e-3)

@@ -1,5 +1,7 @@
 """The sweep: a grid of what Triton takes, and the best of what was timed."""
 
+from dataclasses import fields
+
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
@@ -30,6 +32,10 @@ def on_cpu(monkeypatch):
         return VARIANTS["fused"].make(case)
 
     monkeypatch.setattr(sweep, "KERNELS", {"fused": call, "light": call})
+
+
+def test_every_field_of_the_launch_is_swept():
+    assert list(sweep.GRID) == [field.name for field in fields(LaunchConfig)]
 
 
 @pytest.mark.parametrize("lanes", [32, 64])
