@@ -194,10 +194,10 @@ def error_histogram(errors: Mapping[str, torch.Tensor], bins: int = 61) -> Drawi
         )  # fmt: skip
     fig.update_xaxes(title_text="relative error, %", zeroline=True)
     fig.update_yaxes(title_text="elements, %", rangemode="tozero")
-    typical = {name: error.double().pow(2).mean().sqrt().item() for name, error in errors.items()}
-    parts = [f"{name}: {value:.2%} root mean square" for name, value in typical.items()]
+    typical = {name: error.double().abs().median().item() for name, error in errors.items()}
+    parts = [f"{name}: {value:.2%}" for name, value in typical.items()]
     order = sorted(typical, key=typical.get)
-    summary = f"{'; '.join(parts)}. {order[0]} loses least"
+    summary = f"Half of the elements are off by no more than: {'; '.join(parts)}. {order[0]} loses least"
     summary += f", {order[-1]} {typical[order[-1]] / typical[order[0]]:.1f} times as much." if len(order) > 1 else "."
     alt = f"Outlines of {len(errors)} histograms of the relative error around zero; the narrower one is better."
     return Drawing(fig, "What each format loses, all tokens.", alt, summary)
