@@ -34,6 +34,22 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
 _KINDS = ("gpu", "cpu")
+#: Hosts and users may be called so, and so may what is measured; such a word gives nobody away.
+_NO_NAMES = {"root", "user", "localhost", "ubuntu", "debian", "runner", "admin", "cpu", "gpu", "python", "linux"}
+_NO_NAMES |= {
+    "nvidia",
+    "amd",
+    "cuda",
+    "rocm",
+    "torch",
+    "triton",
+    "fusionlib",
+    "kernel",
+    "h100",
+    "h200",
+    "b200",
+    "fused",
+}
 
 Label = str | int | bool
 
@@ -289,8 +305,7 @@ def own_names() -> list[str]:
     names = {socket.gethostname(), socket.gethostname().split(".")[0]}
     with contextlib.suppress(KeyError, OSError):  # no such user: nothing to give away
         names.add(getpass.getuser())
-    common = {"root", "user", "localhost", "ubuntu", "runner", "cpu", "gpu", "python"}
-    return sorted(name for name in names if len(name) > 2 and name.lower() not in common)
+    return sorted(name for name in names if len(name) > 2 and name.lower() not in _NO_NAMES)
 
 
 def _text(value: Any) -> bool:

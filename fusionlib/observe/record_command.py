@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fusionlib.notebooks.errors import UsageError
 
+MANIFEST_NAME = "MANIFEST.json"
 VARIANTS = ("eager", "two_kernel", "inductor", "fused")
 _GPU_TOKENS, _CPU_TOKENS = (64, 8192), (4, 64)
 _ON_A_CPU = (
@@ -88,6 +89,8 @@ def write_traces(recordings: list, out: Path, command: str) -> int:
 
     machine = this_machine()
     target = out / machine.slug
+    if not _is_ours(target):
+        raise UsageError(f"{target} exists and holds something other than recorded traces; give another --out")
     partial = out / f".{machine.slug}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -111,12 +114,29 @@ def write_traces(recordings: list, out: Path, command: str) -> int:
             print(f"nothing was recorded; {target} is as it was", file=sys.stderr)
             return 1
         write_manifest(partial, make_manifest(command, recordings[0].seed, machine=machine, files=files))
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        _replace(target, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"traces: {target}")
     return 1 if missing else 0
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether `folder` may be replaced: it is absent, empty, or holds a manifest and what belongs to one."""
+    if not folder.exists():
+        return True
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
+    return all(name == MANIFEST_NAME or name.endswith(".json.gz") for name in names)
+
+
+def _replace(target: Path, made: Path) -> None:
+    """Put the folder `made` in place of `target`, which is gone only once `made` is there."""
+    old = made.with_name(f"{made.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    made.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fusionlib.observe import evidence
+from fusionlib.observe.bench.results import read_results
 from fusionlib.observe.clean import SIZE_LIMIT
 from fusionlib.observe.manifest import (
     MANIFEST_NAME,
@@ -57,6 +58,7 @@ def test_what_is_recorded_is_a_gpus_and_whole():
             assert trace.kernels and trace.launches and len(trace.marks) == recorded.steps
     for recorded in evidence.benchmarks(DATA):
         assert recorded.manifest.machine.kind == "gpu" and recorded.path.stem == recorded.device
+        assert read_results(recorded.document, recorded.path.name).rows
         assert recorded.manifest.commit is not None
 
 

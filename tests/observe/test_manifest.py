@@ -14,6 +14,7 @@ from fusionlib.observe.manifest import (
     file_entry,
     leaks,
     make_manifest,
+    own_names,
     read_manifest,
     this_machine,
     verify,
@@ -122,6 +123,15 @@ def test_leaks_are_found_and_web_addresses_are_none():
     assert leaks(text, secrets=["gpubox17"]) == ["/tmp/torchinductor_alice/x", "alice", "gpubox17"]
     assert leaks("bytes/s, 32x128, data/traces, 1/2", secrets=["box"]) == []
     assert leaks("a boxer's box", secrets=["box"]) == ["box"]
+
+
+def test_a_host_called_like_its_gpu_can_still_record(tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "h200.cluster")
+    monkeypatch.setattr("getpass.getuser", lambda: "alice")
+    assert own_names() == ["alice", "h200.cluster"]
+    write_manifest(tmp_path, make_manifest("fusionlib record", 0, machine=H200))
+    with pytest.raises(ManifestError, match="alice"):
+        write_manifest(tmp_path, make_manifest("fusionlib record for Alice", 0, machine=H200))
 
 
 def test_slugs():

@@ -149,6 +149,23 @@ def test_a_variant_that_fails_is_named_and_the_others_are_kept(tmp_path, capsys,
 
 
 @pytest.mark.skipif(HAS_GPU, reason="is about a machine without a GPU")
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys, quick):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "thesis.txt").write_text("mine")
+    assert cli.main(["record", "--out", str(tmp_path), "--tokens", "1", "--variants", "eager"]) == 2
+    assert "something other than recorded traces" in capsys.readouterr().err
+    assert (tmp_path / "cpu" / "thesis.txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(HAS_GPU, reason="is about a machine without a GPU")
+def test_recording_again_replaces_the_whole(tmp_path, quick):
+    arguments = ["record", "--out", str(tmp_path), "--variants", "eager", "--tokens"]
+    assert cli.main([*arguments, "1", "2"]) == cli.main([*arguments, "3"]) == 0
+    assert [file.name for file in verify(tmp_path / "cpu").files] == ["eager-3.json.gz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["cpu"]
+
+
+@pytest.mark.skipif(HAS_GPU, reason="is about a machine without a GPU")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -168,7 +185,7 @@ def test_on_a_cpu_it_pretends_nothing(capsys, monkeypatch, arguments, words):
 
 
 def test_the_commands_variants_are_the_recorders():
-    assert record_command.VARIANTS == record.VARIANTS
+    assert record_command.VARIANTS == record.VARIANTS and record_command.MANIFEST_NAME == MANIFEST_NAME
 
 
 @pytest.mark.gpu

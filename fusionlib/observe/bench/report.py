@@ -19,7 +19,7 @@ def text(results: Results, manifest: Manifest) -> str:
     head = f"{machine.device}, driver {machine.driver}, torch {machine.torch}, triton {machine.triton}, {manifest.date}"
     parts = [head]
     parts += [_table(results, *group) for group in _groups(results)]
-    parts += [_sweep(results), _dependent(results), _verdicts(results), skipped(results)]
+    parts += [_sweep(results), *_thresholds(results), _dependent(results), _verdicts(results), skipped(results)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -75,6 +75,30 @@ def _sweep(results: Results) -> str:
     if not lines:
         return ""
     return "\n".join(["sweep", *aligned([["case", "kernel", "best", "us", "heuristic us", "best/heuristic"], *lines])])
+
+
+def _thresholds(results: Results) -> list[str]:
+    """For each length of unit: what each configuration of ours reaches of the best, by units of the call.
+
+    This is what the heuristic's thresholds are read from: a line that stays near 1 from one column to another may serve
+    them all. The steadiest lines come first.
+    """
+    parts = []
+    ours = [row for row in results.sweep if row.kernel == "fused" and "/contiguous/" in row.case]
+    for unit in dict.fromkeys(row.unit for row in ours):
+        rows = [row for row in ours if row.unit == unit]
+        columns = sorted({row.units for row in rows})
+        best = {units: min(row.median_us for row in rows if row.units == units) for units in columns}
+        shares: dict[str, dict[int, float]] = {}
+        for row in rows:
+            shares.setdefault(words(row.launch), {})[row.units] = best[row.units] / row.median_us
+        order = sorted(shares, key=lambda launch: -min(shares[launch].get(units, 0.0) for units in columns))
+        lines = [
+            [launch, *(f"{shares[launch][u]:.2f}" if u in shares[launch] else "-" for u in columns)] for launch in order
+        ]
+        title = f"sweep, units of {unit}: share of the best launch, by units of the call"
+        parts.append("\n".join([title, *aligned([["", *map(str, columns)], *lines])]))
+    return parts
 
 
 def _dependent(results: Results) -> str:

@@ -7,6 +7,7 @@ from fusionlib.observe.manifest import Machine, make_manifest
 from tests.observe.bench.fakes import row
 
 H200 = Machine("NVIDIA H200", "gpu", "570.1", "2.11.0", "3.6.0", "12.8")
+MANIFEST = make_manifest("fusionlib bench", 0, machine=H200)
 
 
 def test_the_tables():
@@ -37,6 +38,23 @@ def test_the_tables():
     assert "a fused 1 rows, 1 warps 2.00 2.50 0.80" in lines
     assert "64 3.40 3.10" in lines
     assert max(map(len, said.splitlines())) <= 160
+
+
+def test_thresholds_are_read_from_shares_of_the_best():
+    """At 32 units one row is best, at 8192 units eight are; the line that serves both comes first."""
+    times = {(1, 32): 2.0, (1, 8192): 40.0, (4, 32): 2.5, (4, 8192): 25.0, (8, 32): 4.0, (8, 8192): 20.0}
+    sweep = [
+        SweepRow(f"s/{units}/contiguous/alone", 128, units, "fused", {"rows": rows, "num_warps": 1}, us, us, us, False)
+        for (rows, units), us in times.items()
+    ]
+    lines = [" ".join(line.split()) for line in text(Results({}, sweep=sweep), MANIFEST).splitlines()]
+    start = lines.index("sweep, units of 128: share of the best launch, by units of the call")
+    assert lines[start + 1 : start + 5] == [
+        "32 8192",
+        "4 rows, 1 warps 0.80 0.80",
+        "1 rows, 1 warps 1.00 0.50",
+        "8 rows, 1 warps 0.50 1.00",
+    ]
 
 
 def test_nothing_measured_is_said_without_tables():
