@@ -35,21 +35,32 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
 _KINDS = ("gpu", "cpu")
 #: Hosts and users may be called so, and so may what is measured; such a word gives nobody away.
-_NO_NAMES = {"root", "user", "localhost", "ubuntu", "debian", "runner", "admin", "cpu", "gpu", "python", "linux"}
-_NO_NAMES |= {
-    "nvidia",
-    "amd",
-    "cuda",
-    "rocm",
-    "torch",
-    "triton",
-    "fusionlib",
-    "kernel",
-    "h100",
-    "h200",
-    "b200",
-    "fused",
-}
+_NO_NAMES = frozenset(
+    [
+        "root",
+        "user",
+        "localhost",
+        "ubuntu",
+        "debian",
+        "runner",
+        "admin",
+        "cpu",
+        "gpu",
+        "python",
+        "linux",
+        "nvidia",
+        "amd",
+        "cuda",
+        "rocm",
+        "torch",
+        "triton",
+        "fusionlib",
+        "kernel",
+        "h100",
+        "h200",
+        "b200",
+    ]
+)
 
 Label = str | int | bool
 

@@ -130,7 +130,7 @@ def test_a_host_called_like_its_gpu_can_still_record(tmp_path, monkeypatch):
     monkeypatch.setattr("getpass.getuser", lambda: "alice")
     assert own_names() == ["alice", "h200.cluster"]
     write_manifest(tmp_path, make_manifest("fusionlib record", 0, machine=H200))
-    with pytest.raises(ManifestError, match="alice"):
+    with pytest.raises(ManifestError, match="Alice"):
         write_manifest(tmp_path, make_manifest("fusionlib record for Alice", 0, machine=H200))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from fusionlib.notebooks.errors import UsageError
 
-VARIANTS = ("eager", "two_kernel", "inductor", "aiter", "fla", "fused", "light")
+VARIANTS = ("eager", "two_kernel", "inductor", "aiter", "fla", "fused", "light", "reciprocal")
 CONTEXTS = ("alone", "producer", "chain")
 GATES = ("contiguous", "strided")
 SHAPES = ("32x128", "16x128", "48x128", "64x128", "mamba2", "per_token")
@@ -38,7 +38,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--quick", action="store_true", help="one shape, four sizes, 10 rounds")
     parser.add_argument("--tokens", nargs="+", type=_positive, help="default: 1 to 32768 in ten steps")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="default: all")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:-1]), help="default: all but the last"
+    )
     parser.add_argument("--gates", nargs="+", choices=GATES, default=list(GATES), help="default: both")
     parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, default=list(CONTEXTS), help="default: all")
     parser.add_argument("--rounds", type=_positive, default=30, help="samples of each variant; default: %(default)s")

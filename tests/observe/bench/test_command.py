@@ -64,7 +64,7 @@ def test_the_commands_words_are_the_modules_own():
 
 
 def test_what_is_measured_by_default():
-    assert len(command._cases(parsed())) == 90
+    assert len(command._cases(parsed())) == 90 and "reciprocal" not in parsed().variants
     quick = command._cases(parsed("--quick"))
     assert {case.shape.name for case in quick} == {"32x128"} and {case.context for case in quick} == {"alone"}
     assert sorted({case.tokens for case in quick}) == [1, 64, 1024, 8192]
