@@ -48,7 +48,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--sweep", action="store_true", help="sweep launch configurations instead")
     parser.add_argument("--dependent-launch", action="store_true", help="also programmatic dependent launch (NVIDIA)")
     parser.add_argument("--check", action="store_true", help="check results only, measure nothing; also on a CPU")
-    parser.add_argument("--out", type=Path, help="a .json file, or a folder for <device>.json; default: only print")
+    parser.add_argument(
+        "--out", type=Path, help="a .json file, or a folder for <device>.json or <device>-sweep.json; default: none"
+    )
     parser.set_defaults(run=run)
 
 
@@ -117,7 +119,8 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
 
     print(text(results, manifest))
     if namespace.out is not None:
-        path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{manifest.machine.slug}.json"
+        name = manifest.machine.slug + ("-sweep" if namespace.sweep else "")
+        path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_results(path, results, manifest)
         print(f"results: {path}")
