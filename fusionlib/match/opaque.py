@@ -6,8 +6,9 @@ are read behind `auto_functionalized`, where Inductor keeps them until late.
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,17 @@ def register_quant_op(target: torch._ops.OpOverload, reader: Reader) -> None:
     if not isinstance(target, torch._ops.OpOverload):
         raise TypeError(f"target={target!r} must be an operator overload such as torch.ops.ns.name.default")
     _READERS[target] = reader
+
+
+@contextlib.contextmanager
+def readers_kept() -> Iterator[None]:
+    """Forget at the end which readers were registered inside."""
+    before = registered()
+    try:
+        yield
+    finally:
+        _READERS.clear()
+        _READERS.update(before)
 
 
 def registered() -> dict[object, Reader]:
