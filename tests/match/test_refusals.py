@@ -106,6 +106,21 @@ def test_look_alikes_are_refused(name):
     assert report.refused[0].code != "internal_error", str(report)
 
 
+BIASES = {
+    "before the gate": lambda x, z, w: (rms(x.float()) * w + w) * F.silu(z.float()),
+    "behind the gate": lambda x, z, w: rms(x.float()) * w * F.silu(z.float()) + w,
+    "gate first": lambda x, z, w: w.float() + w * rms(x.float() * F.silu(z.float())),
+    "added in 16 bits": lambda x, z, w: (rms(x.float()).to(x.dtype) * w + w) * F.silu(z.float()),
+    "one for each element of the row": lambda x, z, w: (rms(x.float()) * w).flatten(1) + w.repeat(4),
+}
+
+
+@pytest.mark.parametrize("where", BIASES)
+def test_a_bias_is_named_wherever_it_is_added(where):
+    site = refusal(lambda x, z, w: QUANT(BIASES[where](x, z, w).to(x.dtype).flatten(1)), *inputs(), code="bias")
+    assert "added by" in site.found
+
+
 def test_device():
     refusal(lambda x, z, w: QUANT(normed(x, z, w)), *inputs(), code="device", fusion=FusionPass())
 
