@@ -12,9 +12,8 @@ import plotly.graph_objects as go
 
 from fusionlib.observe.nesting import Slice
 from fusionlib.show import Drawing, Table
-from fusionlib.show.names import cut, short_name, wrapped
+from fusionlib.show.names import cut, short_name, us, wrapped
 from fusionlib.show.theme import PALETTE
-from fusionlib.show.timeline import us
 
 NODES, SLICES, LONGEST = (
     0.30,

@@ -53,3 +53,8 @@ def wrapped(name: str, width: int = 60, lines: int = 6) -> str:
     if len(parts) > lines:
         parts = [*parts[:lines], f"… {len(name)} characters in all"]
     return "<br>".join(escape(part) for part in parts)
+
+
+def us(value: float) -> str:
+    """Microseconds with as many digits as a reader can use."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
