@@ -95,14 +95,16 @@ class Canvas:
                 starts[call.correlation] = (call.start_us - origin, row)
                 self.add("launch", label, call.name, call.start_us - origin, call.duration_us, row, _call_hover(call))
         streams: dict[tuple, float] = {}
+        reached: dict[tuple, float] = {}  # gaps are drawn inside the step only
         for kernel in trace.kernels:
             place = (kernel.device, kernel.stream)
             if place not in streams:
                 streams[place] = self.row(f"GPU {_known(kernel.device)}, stream {_known(kernel.stream)}", GAPPED)
             row, start = streams[place], kernel.start_us - origin
             self.add("kernel", label, kernel.name, start, kernel.duration_us, row, kernel_hover(kernel), kernel.nodes)
-            if kernel.gap_us is not None and kernel.gap_us > 0:
-                self.gap(label, start - kernel.gap_us, kernel.gap_us, row)
+            if place in reached and start > reached[place]:
+                self.gap(label, reached[place], start - reached[place], row)
+            reached[place] = max(reached.get(place, start), start + kernel.duration_us)
             if kernel.launch is not None:
                 self.arrows.append((*starts[kernel.launch.correlation], start, row))
 
