@@ -10,7 +10,7 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from fusionlib.observe.nesting import Slice
+from fusionlib.observe.nodes import Slice
 from fusionlib.show import Drawing, Table
 from fusionlib.show.names import cut, short_name, us, wrapped
 from fusionlib.show.theme import PALETTE

@@ -14,7 +14,7 @@ _GENERIC = re.compile(r"^(?:TensorIterator\w*|OpMath\w*|\w*elementwise_kernel|re
 def _without_brackets(name: str) -> tuple[str, str]:
     """`name` without its template and call arguments, and what these were."""
     kept, dropped, depth = [], [], 0
-    for character in name:
+    for character in name.replace("->", "→"):
         if character in "<({":
             depth += 1
         (dropped if depth else kept).append(character)

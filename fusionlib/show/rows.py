@@ -8,7 +8,7 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from fusionlib.observe.nesting import nested
+from fusionlib.observe.structure import nest
 from fusionlib.observe.trace import Kernel, Launch, Trace
 from fusionlib.show.names import short_name, us, wrapped
 from fusionlib.show.theme import CLEAR, GRID, PALETTE
@@ -110,7 +110,7 @@ class Canvas:
 
     def cpu_rows(self, label: str, trace: Trace) -> None:
         """Top-level operators with their gaps, then what they call."""
-        origin, tree = origin_us(trace), nested(trace.ops)
+        origin, tree = origin_us(trace), nest(trace.ops)
         rows = [self.row("operators", GAPPED)]
         if any(entry.depth == 1 for entry in tree):
             rows.append(self.row("called by them"))
@@ -249,7 +249,7 @@ def kernel_hover(kernel: Kernel) -> str:
     """All that the trace says about a GPU event, escaped, a line each; what it does not say is left out."""
     lines = [
         wrapped(kernel.name),
-        f"{us(kernel.duration_us)} µs on GPU {_known(kernel.device)}, stream {_known(kernel.stream)}",
+        f"{us(kernel.duration_us)} µs on {escape(place)}",
     ]
     if kernel.queue_us is not None:
         late = " (it started before the call returned)" if kernel.queue_us < 0 else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fusionlib.observe.nesting import Nested, nested
+from fusionlib.observe.structure import Nested, nest
 from fusionlib.observe.trace import Kernel, Op, Trace
 from fusionlib.show import Drawing, Table
 from fusionlib.show.names import us
@@ -144,4 +144,4 @@ def _alt(variants: Mapping[str, Trace], measured: Mapping[str, Times]) -> str:
 
 
 def _top(trace: Trace) -> list[Nested]:
-    return [entry for entry in nested(trace.ops) if entry.depth == 0]
+    return [entry for entry in nest(trace.ops) if entry.depth == 0]

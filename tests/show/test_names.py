@@ -46,6 +46,8 @@ def test_a_whole_name_is_escaped_and_bounded():
     assert wrapped("") == "(no name)"
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.125, "0.12"), (9.5, "9.50"), (123.45, "123.5"), (-0.5, "-0.50"), (12345.6, "12346")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.125, "0.12"), (9.5, "9.50"), (123.45, "123.5"), (-0.5, "-0.50"), (12345.6, "12346")]
+)
 def test_microseconds(value, text):
     assert us(value) == text

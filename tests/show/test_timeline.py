@@ -4,10 +4,9 @@ import pytest
 
 pytest.importorskip("plotly", reason="the notebooks extra is not installed")
 
+from fusionlib.show.timeline import TimelineError, delta_table, timeline, times
 from tests.show import traces
 from tests.show.traces import kernel, launch, op, trace_of
-
-from fusionlib.show.timeline import TimelineError, delta_table, timeline, times
 
 HOSTILE = "<script>alert(1)</script><a href='x'>"
 
@@ -21,6 +20,10 @@ def steps(tmp_path):
 def bars(fig, name):
     (trace,) = [trace for trace in fig.data if trace.name and trace.name.startswith(name)]
     return trace
+
+
+def gap_labels(fig):
+    return [trace for trace in fig.data if trace.type == "scatter" and trace.mode == "text"]
 
 
 def test_times_of_two_kernels(steps):
@@ -69,7 +72,7 @@ def test_gaps_lie_between_kernels_of_one_stream_and_carry_their_length(steps):
     gaps = bars(fig, "gap")
     assert (list(gaps.base), list(gaps.x)) == ([11], [1.5])
     assert gaps.marker.pattern.shape == "/"
-    assert [list(trace.text) for trace in fig.data if trace.mode == "text"] == [["1.50 µs"]]
+    assert [list(trace.text) for trace in gap_labels(fig)] == [["1.50 µs"]]
 
 
 def test_a_gap_that_began_before_the_step_is_not_drawn(tmp_path, steps):
@@ -157,7 +160,7 @@ def test_labels_of_gaps_do_not_run_into_each_other(tmp_path):
     """Forty gaps are more than there is room to label; those labelled are a label apart."""
     events = [kernel(i + 1, 2.0 * i, 1.0, "k") for i in range(41)]
     fig = timeline({"many": trace_of(tmp_path / "t", events)}).fig
-    (labels,) = [trace for trace in fig.data if trace.mode == "text"]
+    (labels,) = gap_labels(fig)
     assert len(bars(fig, "gap").x) == 40 and 5 <= len(labels.x) < 40
     apart = [b - a for a, b in zip(labels.x, labels.x[1:], strict=False)]
     assert min(apart) >= len("1.00 µs") * 0.0125 * 81
