@@ -247,10 +247,8 @@ def _call_hover(call: Launch) -> str:
 
 def kernel_hover(kernel: Kernel) -> str:
     """All that the trace says about a GPU event, escaped, a line each; what it does not say is left out."""
-    lines = [
-        wrapped(kernel.name),
-        f"{us(kernel.duration_us)} µs on {escape(place)}",
-    ]
+    place = escape(f"GPU {_known(kernel.device)}, stream {_known(kernel.stream)}")
+    lines = [wrapped(kernel.name), f"{us(kernel.duration_us)} µs on {place}"]
     if kernel.queue_us is not None:
         late = " (it started before the call returned)" if kernel.queue_us < 0 else ""
         lines.append(f"queue delay {us(kernel.queue_us)} µs after the launch call{late}")
