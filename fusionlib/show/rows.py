@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -9,7 +10,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from fusionlib.observe.structure import nest
-from fusionlib.observe.trace import Kernel, Launch, Trace
+from fusionlib.observe.trace import Kernel, Launch, Op, Trace
 from fusionlib.show.names import short_name, us, wrapped
 from fusionlib.show.theme import CLEAR, GRID, PALETTE
 
@@ -19,11 +20,16 @@ VISIBLE = 0.004  # the least share of the axis at which a gap is labelled: about
 LABEL = 0.52  # how far below the middle of a row its gaps are labelled, in rows
 PIXELS = 42  # of a row
 
+#: Ranges, not operators, that torch.compile's run time puts into a trace around what it calls.
+_FRAME = re.compile(
+    r"Torch-Compiled Region|TorchDynamo Cache Lookup|Pregraph bytecode|AOTDispatcher|CompiledFunction|## Call Compiled"
+)
 #: What a bar can be: its name in the legend, its colour, and the hatching that tells it without colour.
 KINDS = {
     "launch": ("launch call (CPU)", PALETTE["blue"], ""),
     "kernel": ("kernel (GPU)", PALETTE["vermillion"], ""),
     "operator": ("operator (CPU)", PALETTE["blue"], ""),
+    "frame": ("torch.compile (CPU)", PALETTE["olive"], ""),
     "gap": ("gap: nothing runs", PALETTE["grey"], "/"),
 }
 
@@ -32,6 +38,21 @@ def launches(trace: Trace) -> list[Launch]:
     """The calls that started something, once each, in order of start; others only wait."""
     found = {kernel.launch.correlation: kernel.launch for kernel in trace.kernels if kernel.launch}
     return sorted(found.values(), key=lambda launch: launch.start_us)
+
+
+def operator_levels(trace: Trace) -> list[tuple[Op, int]]:
+    """The operators of a CPU trace down to those called by outer ones, as (operator, level), in order of start.
+
+    Level 0 is no operator but a range in which torch.compile's own code runs, 1 an operator that no other called, 2 one
+    that such an operator called; what lies deeper is left out.
+    """
+    tree, level, found = nest(trace.ops), {}, []
+    for place, entry in enumerate(tree):
+        above = 0 if entry.parent is None else level[entry.parent]
+        level[place] = 0 if above == 0 and _FRAME.match(entry.op.name) else above + 1
+        if level[place] <= 2:
+            found.append((entry.op, level[place]))
+    return found
 
 
 def origin_us(trace: Trace) -> float:
@@ -109,24 +130,22 @@ class Canvas:
                 self.arrows.append((*starts[kernel.launch.correlation], start, row))
 
     def cpu_rows(self, label: str, trace: Trace) -> None:
-        """Top-level operators with their gaps, then what they call."""
-        origin, tree = origin_us(trace), nest(trace.ops)
-        rows = [self.row("operators", GAPPED)]
-        if any(entry.depth == 1 for entry in tree):
-            rows.append(self.row("called by them"))
+        """What torch.compile wraps around operators, if it did; the operators with their gaps; what these call."""
+        origin, levels = origin_us(trace), operator_levels(trace)
+        present = {level for _, level in levels}
+        rows = {
+            level: self.row(name, GAPPED if level == 1 else ROW)
+            for level, name in enumerate(("torch.compile", "operators", "called by them"))
+            if level in present
+        }
         reached: float | None = None
-        for entry in tree:
-            if entry.depth > 1:
-                continue
-            op, start = entry.op, entry.op.start_us - origin
-            hover = [wrapped(op.name), f"{us(op.duration_us)} µs, from {us(start)} µs"]
-            if entry.parent is not None:
-                hover.append(f"called by {escape(short_name(tree[entry.parent].op.name))}")
-            row = rows[entry.depth]
-            self.add("operator", label, op.name, start, op.duration_us, row, "<br>".join(hover))
-            if entry.depth == 0:
+        for op, level in levels:
+            start = op.start_us - origin
+            hover = f"{wrapped(op.name)}<br>{us(op.duration_us)} µs, from {us(start)} µs"
+            self.add("operator" if level else "frame", label, op.name, start, op.duration_us, rows[level], hover)
+            if level == 1:
                 if reached is not None and start > reached:
-                    self.gap(label, reached, start - reached, row)
+                    self.gap(label, reached, start - reached, rows[level])
                 reached = max(reached or 0.0, start + op.duration_us)
 
     def add(

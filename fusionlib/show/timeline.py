@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fusionlib.observe.structure import Nested, nest
 from fusionlib.observe.trace import Kernel, Op, Trace
 from fusionlib.show import Drawing, Table
 from fusionlib.show.names import us
-from fusionlib.show.rows import Canvas, extent_us
+from fusionlib.show.rows import Canvas, extent_us, operator_levels
+
+
+MOST = 2000  # events of one variant: more are neither legible nor quickly drawn
 
 
 class TimelineError(ValueError):
@@ -47,7 +49,9 @@ def times(trace: Trace) -> Times:
     Raises:
         TimelineError: if it holds neither GPU events nor operators.
     """
-    events: Sequence[Kernel] | Sequence[Op] = trace.kernels or [entry.op for entry in _top(trace)]
+    events: Sequence[Kernel] | Sequence[Op] = trace.kernels or [
+        op for op, level in operator_levels(trace) if level == 1
+    ]
     if not events:
         raise TimelineError(f"{trace.path.name}: no GPU events and no operators; record a step that runs something")
     spans = sorted((event.start_us, event.start_us + event.duration_us) for event in events)
@@ -73,6 +77,13 @@ def timeline(variants: Mapping[str, Trace], *, where: str = "", full: Mapping[st
     if not variants:
         raise TimelineError("no traces were given; give at least one, as label -> trace")
     measured = {label: times(trace) for label, trace in variants.items()}
+    for label, trace in variants.items():
+        count = len(trace.kernels) or len(trace.ops)
+        if count > MOST:
+            raise TimelineError(
+                f"{label}: {count} events, over the limit of {MOST} that one figure can show; cut a part of the trace "
+                "with fusionlib.observe.sources.window, or open the file in ui.perfetto.dev"
+            )
     canvas = Canvas(max(extent_us(trace) for trace in variants.values()))
     for label, trace in variants.items():
         canvas.variant(label, trace, measured[label].on_gpu)
@@ -139,9 +150,8 @@ def _alt(variants: Mapping[str, Trace], measured: Mapping[str, Times]) -> str:
             "launch to what it started, and hatched bars fill the gaps."
         )
     if not all(entry.on_gpu for entry in measured.values()):
-        parts.append("On the CPU each has a row of operators, a row of the operators these call, and hatched gaps.")
+        parts.append(
+            "On the CPU each has a row of operators with hatched gaps, a row of the operators that these call, and "
+            "above them a row for torch.compile where that was at work."
+        )
     return " ".join(parts)
-
-
-def _top(trace: Trace) -> list[Nested]:
-    return [entry for entry in nest(trace.ops) if entry.depth == 0]

@@ -51,6 +51,12 @@ def test_nothing_to_draw_is_named(tmp_path):
         timeline({})
 
 
+def test_a_trace_too_long_for_one_figure_is_refused_with_the_way_out(tmp_path):
+    long = trace_of(tmp_path / "t", [kernel(i + 1, float(i), 0.5, "k") for i in range(2001)])
+    with pytest.raises(TimelineError, match=r"mine: 2001 events, over the limit of 2000 .* window"):
+        timeline({"mine": long})
+
+
 def test_every_variant_starts_at_its_own_first_event(steps):
     fig = timeline({"two": steps["two"], "one": steps["one"]}).fig
     calls, kernels = bars(fig, "launch call"), bars(fig, "kernel")
@@ -119,6 +125,26 @@ def test_a_cpu_timeline_says_that_it_is_one(steps):
     assert "no kernels, and it says nothing about a GPU" in drawing.summary
     assert "kernel" not in drawing.alt
     assert not [t for t in drawing.fig.data if t.name and ("kernel" in t.name or "launch" in t.name)]
+
+
+def test_what_torch_compile_adds_is_no_operator(tmp_path):
+    """The region's own ranges get a row of their own; the time between the operators inside it is a gap."""
+    events = [
+        op(None, 0, 100, "Torch-Compiled Region: 0/0"),
+        op(None, 10, 80, "## Call CompiledFxGraph f5asumvyuj ##"),
+        op(1, 20, 10, "graph_0_cpp_fused_mean_mul"),
+        op(2, 40, 30, "fusionlib::group_quant"),
+        op(3, 45, 5, "aten::amax"),
+        op(4, 110, 5, "aten::mm"),
+    ]
+    trace = trace_of(tmp_path / "t", events)
+    found = times(trace)
+    assert (found.events, found.busy_us, found.gap_us, found.span_us) == (3, 45.0, 50.0, 95.0)
+    fig = timeline({"compiled": trace}).fig
+    assert list(bars(fig, "torch.compile").base) == [0, 10]
+    operators = bars(fig, "operator")
+    assert list(operators.base) == [20, 40, 45, 110] and len(set(operators.y)) == 2
+    assert list(bars(fig, "gap").base) == [30, 70]
 
 
 def test_words_and_table_of_gpu_variants(steps):
