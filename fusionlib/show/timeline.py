@@ -14,7 +14,6 @@ from fusionlib.show import Drawing, Table
 from fusionlib.show.names import us
 from fusionlib.show.rows import Canvas, extent_us, operator_levels
 
-
 MOST = 2000  # events of one variant: more are neither legible nor quickly drawn
 
 
