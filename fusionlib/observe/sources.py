@@ -20,6 +20,8 @@ from fusionlib.observe.trace import Op, Trace
 
 #: The variants of `observe.record` and how a reader knows them, in the order in which they are shown.
 LABELS = {"eager": "eager", "two_kernel": "two kernels", "inductor": "Inductor, whole", "fused": "one kernel"}
+#: The same where there are no kernels.
+CPU_LABELS = LABELS | {"two_kernel": "two operations", "fused": "one operation"}
 LIVE_STEPS = 3
 
 
@@ -31,22 +33,36 @@ class Shown:
         kind: `live GPU`, `recorded GPU` or `live CPU`.
         device: the device's name as its driver gives it; `CPU` for a CPU.
         tokens: rows of the input.
-        steps: label -> trace of the fastest recorded step, the norm and the quantisation only.
+        traces: variant -> trace of the fastest recorded step, the norm and the quantisation only.
         shared: names of what follows in every variant, the GEMM, and was cut off.
-        files: label -> path of the whole recording relative to the repository; empty for a live one.
+        paths: variant -> path of the whole recording relative to the repository; empty for a live one.
     """
 
     kind: str
     device: str
     tokens: int
-    steps: Mapping[str, Trace]
+    traces: Mapping[str, Trace]
     shared: tuple[str, ...]
-    files: Mapping[str, str]
+    paths: Mapping[str, str]
 
     @property
     def on_gpu(self) -> bool:
         """Whether there are kernels in it."""
         return self.kind != "live CPU"
+
+    def label(self, variant: str) -> str:
+        """How a reader knows `variant`."""
+        return (LABELS if self.on_gpu else CPU_LABELS)[variant]
+
+    @property
+    def steps(self) -> dict[str, Trace]:
+        """The traces by label."""
+        return {self.label(variant): trace for variant, trace in self.traces.items()}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The paths by label."""
+        return {self.label(variant): path for variant, path in self.paths.items()}
 
     @property
     def words(self) -> str:
@@ -54,7 +70,7 @@ class Shown:
         how = {
             "live GPU": "recorded now on",
             "recorded GPU": "recorded earlier on",
-            "live CPU": "operators, recorded now on this",
+            "live CPU": "operators recorded now on this",
         }
         return f"{how[self.kind]} {self.device}, {self.tokens} tokens"
 
@@ -113,7 +129,7 @@ def _live(kind: str, device: str, tokens: int, variants: Sequence[str], *, graph
         if where == "cpu":
             torch.set_num_threads(1)  # or a wait for another thread is told as an operator's time
         whole = {
-            LABELS[variant]: fastest_step(
+            variant: fastest_step(
                 record_step(variant, tokens, steps=LIVE_STEPS, device=where, graph=graph and where == "cuda")
             )
             for variant in variants
@@ -149,10 +165,10 @@ def _before(date: str) -> tuple[int, ...]:
 
 
 def _from_recordings(found: Sequence[RecordedTrace]) -> Shown:
-    cut, shared = without_common_end({LABELS[trace.variant]: fastest_step(trace.read()) for trace in found})
-    files = {LABELS[trace.variant]: f"data/traces/{trace.device}/{trace.path.name}" for trace in found}
+    cut, shared = without_common_end({trace.variant: fastest_step(trace.read()) for trace in found})
+    paths = {trace.variant: f"data/traces/{trace.device}/{trace.path.name}" for trace in found}
     first = found[0]
-    return Shown("recorded GPU", first.manifest.machine.device, first.tokens, cut, shared, files)
+    return Shown("recorded GPU", first.manifest.machine.device, first.tokens, cut, shared, paths)
 
 
 def fastest_step(trace: Trace) -> Trace:

@@ -167,7 +167,7 @@ class Canvas:
         if duration / self.extent < VISIBLE:
             return
         room = (len(text) + 1) * CHARACTER * self.extent
-        middle = max(start + duration / 2, room / 2)  # the first one's label must not run out to the left
+        middle = min(max(start + duration / 2, room / 2), 1.01 * self.extent - room / 2)  # none must run out at an end
         before = [x for x, y, _ in self.gap_labels if y == row + LABEL]
         if not before or middle - before[-1] >= room:
             self.gap_labels.append((middle, row + LABEL, text))

@@ -123,7 +123,7 @@ def _summary(measured: Mapping[str, Times]) -> str:
         many = "kernels" if entry.on_gpu else "operators on the CPU"
         text = f"{label}: {entry.events} {what if entry.events == 1 else many}, {us(entry.busy_us)} µs in them"
         text += f" and {us(entry.gap_us)} µs between them, {us(entry.span_us)} µs from first to last"
-        if entry is not base and entry.on_gpu == base.on_gpu and entry.span_us > 0:
+        if entry is not base and entry.on_gpu and base.on_gpu and entry.span_us > 0:
             ratio = base.span_us / entry.span_us
             text += f", {ratio:.{0 if ratio >= 100 else 2}f} times as fast as {next(iter(measured))}"
         sentences.append(text + ".")

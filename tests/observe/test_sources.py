@@ -66,7 +66,7 @@ def test_without_a_gpu_and_without_recordings_the_cpu_is_recorded(tmp_path, monk
     monkeypatch.setattr("fusionlib.observe.sources.gpu_runs_the_kernel", lambda: False)
     shown = show_traces(4, ["eager"], data=tmp_path)
     assert (shown.kind, shown.device, shown.files) == ("live CPU", "CPU", {})
-    trace = shown.steps["eager"]
+    trace = shown.traces["eager"]
     assert not trace.kernels and {"aten::rsqrt", "aten::amax"} <= {op.name for op in trace.ops}
 
 
