@@ -19,7 +19,7 @@ from fusionlib.observe.structure import nest, steps
 from fusionlib.observe.trace import Op, Trace
 
 #: The variants of `observe.record` and how a reader knows them, in the order in which they are shown.
-LABELS = {"eager": "eager", "two_kernel": "two kernels", "inductor": "Inductor, whole", "fused": "one kernel"}
+LABELS = {"eager": "eager", "two_kernel": "two kernels", "inductor": "Inductor alone", "fused": "one kernel"}
 #: The same where there are no kernels.
 CPU_LABELS = LABELS | {"two_kernel": "two operations", "fused": "one operation"}
 LIVE_STEPS = 3

@@ -50,7 +50,7 @@ def operator_levels(trace: Trace) -> list[tuple[Op, int]]:
     for place, entry in enumerate(tree):
         above = 0 if entry.parent is None else level[entry.parent]
         level[place] = 0 if above == 0 and _FRAME.match(entry.op.name) else above + 1
-        if level[place] <= 2:
+        if level[place] in (1, 2) or entry.parent is None:  # of nested ranges the outermost will do
             found.append((entry.op, level[place]))
     return found
 
@@ -66,6 +66,10 @@ def extent_us(trace: Trace) -> float:
     """From there to the end of the last of them."""
     events = [*trace.kernels, *launches(trace)] if trace.kernels else trace.ops
     return max((event.start_us + event.duration_us for event in events), default=0.0) - origin_us(trace)
+
+
+#: What every other bar of a kind is coloured, where neighbours may touch or overlap.
+SECOND = {"kernel": PALETTE["orange"], "operator": PALETTE["sky"]}
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,7 @@ class Canvas:
         """The bars of one kind as one trace, so that one search finds any of them."""
         name, colour, pattern = KINDS[kind]
         # Neighbours that touch differ in lightness; the line keeps the shortest visible.
-        shades = [(colour, PALETTE["sky"])[kind == "operator" and place % 2] for place in range(len(bars))]
+        shades = [(colour, SECOND.get(kind, colour))[place % 2] for place in range(len(bars))]
         marker = {"color": shades, "line": {"color": shades, "width": 1}}
         if pattern:
             marker = {
