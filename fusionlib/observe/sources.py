@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 
 from fusionlib.doctor import Gpu
-from fusionlib.observe.evidence import RecordedTrace, data_folder, traces
+from fusionlib.observe.bench.cases import BASE
+from fusionlib.observe.bench.results import read_results
+from fusionlib.observe.evidence import RecordedBenchmark, RecordedTrace, data_folder, traces
 from fusionlib.observe.record import record_step
 from fusionlib.observe.structure import nest, steps
 from fusionlib.observe.trace import Op, Trace
@@ -234,3 +236,20 @@ def window(trace: Trace, first_us: float, last_us: float) -> Trace:
         launches=tuple(filter(inside, trace.launches)),
         marks=(),
     )
+
+
+def benchmark_times(benchmark: RecordedBenchmark, case: str = "") -> dict[str, dict[int, float]]:
+    """Median times of a recorded benchmark: variant -> tokens -> microseconds, the variants in its own order.
+
+    Args:
+        case: `shape/gate/context` of the cases wanted; by default 32 heads x 128, contiguous, alone.
+
+    Raises:
+        ManifestError: if the document has another form.
+    """
+    wanted = (case or f"{BASE}/contiguous/alone").split("/")
+    found: dict[str, dict[int, float]] = {}
+    for row in read_results(benchmark.document, benchmark.path.name).rows:
+        if [row.shape, row.gate, row.context] == wanted:
+            found.setdefault(row.variant, {})[row.tokens] = row.median_us
+    return found

@@ -5,8 +5,11 @@ import json
 
 import pytest
 
+from fusionlib.observe import evidence
+from fusionlib.observe.bench.cases import BASE
+from fusionlib.observe.bench.results import Results, Row, write_results
 from fusionlib.observe.manifest import Machine, file_entry, make_manifest, write_manifest
-from fusionlib.observe.sources import fastest_step, show_traces, window, without_common_end
+from fusionlib.observe.sources import benchmark_times, fastest_step, show_traces, window, without_common_end
 from tests.show import traces as synthetic
 from tests.show.traces import kernel, launch, op, trace_of
 
@@ -106,3 +109,18 @@ def test_a_window_is_counted_from_the_first_event(tmp_path):
     part = window(trace_of(tmp_path / "t", synthetic.TWO), 8.0, 10.0)  # of a trace that begins at 99
     assert [k.name for k in part.kernels] == ["norm"] and [c.correlation for c in part.launches] == [2]
     assert part.ops == ()
+
+
+def test_a_recorded_benchmark_gives_the_lines_of_a_figure(tmp_path):
+    def row(variant, tokens, median, gate="contiguous"):
+        shape, context = BASE, "alone"
+        case = f"{shape}/{tokens}/{gate}/{context}"
+        return Row(case, shape, tokens, gate, context, variant, median, median, median, 9, 2, 100, 1.0)
+
+    rows = [row("light", 1, 1.0), row("fused", 1, 1.5), row("fused", 64, 2.0), row("fused", 64, 9.0, "strided")]
+    path = tmp_path / "benchmarks" / "nvidia-h200.json"
+    path.parent.mkdir()
+    write_results(path, Results({}, rows), make_manifest("fusionlib bench", 0, machine=H200))
+    (benchmark,) = evidence.benchmarks(tmp_path)
+    assert benchmark_times(benchmark) == {"light": {1: 1.0}, "fused": {1: 1.5, 64: 2.0}}
+    assert benchmark_times(benchmark, f"{BASE}/strided/alone") == {"fused": {64: 9.0}}
