@@ -77,10 +77,15 @@ class _Bar:
     start: float
     duration: float
     row: float
-    text: str
+    name: str
     hover: str
     id: str
     nodes: str = ""
+
+    def text(self, extent: float) -> str:
+        """As much of the name as fits where the axis is `extent` µs long; gaps have none."""
+        room = int(self.duration / extent / CHARACTER) - 1
+        return escape(short_name(self.name, room)) if room >= 4 else ""
 
 
 class Canvas:
@@ -156,12 +161,10 @@ class Canvas:
         self, kind: str, label: str, name: str, start: float, duration: float, row: float, hover: str,
         nodes: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """One bar, with as much of its name as fits in it."""
-        room = int(duration / self.extent / CHARACTER) - 1
-        text = escape(short_name(name, room)) if room >= 4 else ""
+        """One bar."""
         bars = self.bars[kind]
         hover = f"<b>{escape(label)}</b><br>{hover}"
-        bars.append(_Bar(start, duration, row, text, hover, f"{kind} {len(bars) + 1}", ", ".join(nodes)))
+        bars.append(_Bar(start, duration, row, name, hover, f"{kind} {len(bars) + 1}", ", ".join(nodes)))
 
     def gap(self, label: str, start: float, duration: float, row: float) -> None:
         """One hatched bar, and its length below it unless that would run into the label before."""
@@ -211,10 +214,13 @@ class Canvas:
             ("all on one axis", self.extent),
             *((escape(short_name(label, 24)), span) for label, span in self.spans),
         ]
-        buttons = [
-            {"label": label, "method": "update", "args": [{}, {"xaxis.range": [-0.01 * span, 1.02 * span]}]}
-            for label, span in spans
-        ]
+        kinds = [bars for bars in self.bars.values() if bars]  # the figure's first traces, in this order
+
+        def view(span: float) -> list:
+            texts = [[bar.text(span) for bar in bars] for bars in kinds]  # a longer bar has room for more
+            return [{"text": texts}, {"xaxis.range": [-0.01 * span, 1.02 * span]}, list(range(len(kinds)))]
+
+        buttons = [{"label": label, "method": "update", "args": view(span)} for label, span in spans]
         return {
             "type": "dropdown", "buttons": buttons, "direction": "down", "x": 1, "xanchor": "right",
             "y": 1, "yanchor": "bottom", "pad": {"b": 34}, "showactive": True, "bgcolor": "rgba(128, 128, 128, 0.12)",
@@ -236,7 +242,7 @@ class Canvas:
         return go.Bar(
             orientation="h", name=name, base=[b.start for b in bars], x=[b.duration for b in bars],
             y=[b.row for b in bars], width=[0.44 if kind == "gap" else 0.66] * len(bars), marker=marker,
-            text=[b.text for b in bars], textposition="inside", insidetextanchor="middle", textangle=0,
+            text=[b.text(self.extent) for b in bars], textposition="inside", insidetextanchor="middle", textangle=0,
             insidetextfont={"size": 12, "color": "#000000"}, constraintext="inside", cliponaxis=True,
             hovertext=[b.hover for b in bars], hovertemplate="%{hovertext}<extra></extra>",
             customdata=[b.nodes for b in bars], ids=[b.id for b in bars], meta={"search": True} if found else None,

@@ -182,6 +182,16 @@ def test_a_short_variant_can_be_stretched(steps):
     assert not timeline({"two": steps["two"]}).fig.layout.updatemenus
 
 
+def test_where_the_axis_is_stretched_names_get_room(tmp_path):
+    events = [launch(1, 0, 1), kernel(1, 1, 2, "short_kernel")], [launch(1, 0, 1), kernel(1, 1, 200, "long_kernel")]
+    fig = timeline({name: trace_of(tmp_path / name, found) for name, found in zip("ab", events, strict=True)}).fig
+    assert [trace.name for trace in fig.data[:2]] == ["launch call (CPU)", "kernel (GPU)"]
+    assert list(fig.data[1].text) == ["", "long_kernel"]
+    whole, short, _ = (button.args for button in fig.layout.updatemenus[0].buttons)
+    assert whole[0]["text"][1] == ["", "long_kernel"] and list(whole[2]) == [0, 1]
+    assert short[0]["text"][1] == ["short_kernel", "long_kernel"]
+
+
 def test_labels_of_gaps_do_not_run_into_each_other(tmp_path):
     """Forty gaps are more than there is room to label; those labelled are a label apart."""
     events = [kernel(i + 1, 2.0 * i, 1.0, "k") for i in range(41)]
