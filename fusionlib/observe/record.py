@@ -115,6 +115,7 @@ def record_step(variant: str, tokens: int, *, path: str | Path | None = None, **
         TraceError: if the cleaned trace is too large or cannot be written.
     """
     recording = Recording(variant, tokens, **options).resolved()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above its notices of start and stop, which it writes to stderr
     with tempfile.TemporaryDirectory() as folder:
         raw, cleaned = Path(folder, "raw.json"), Path(folder, recording.name)
         _profile(make_step(recording), recording).export_chrome_trace(str(raw))
@@ -218,7 +219,6 @@ def _captured(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
 
 def _profile(step: Callable[[], torch.Tensor], recording: Recording) -> torch.profiler.profile:
     """The profiler behind the marked steps. Nothing waits between the steps, as nothing does in a decode loop."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above its notices of start and stop, which it writes to stderr
     gpu = recording.device == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if gpu else []

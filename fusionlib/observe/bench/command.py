@@ -2,7 +2,7 @@
 
 Examples::
 
-    fusionlib bench --quick                       four sizes of one shape, few rounds: a minute or two
+    fusionlib bench --quick                       four sizes of one shape, few rounds
     fusionlib bench --out data/benchmarks         everything, written to data/benchmarks/<device>.json
     fusionlib bench --sweep --tokens 1 64 8192    launch configurations, for the heuristic's thresholds
     fusionlib bench --check --tokens 4            on a CPU: no times, only whether the variants agree with eager

@@ -73,6 +73,8 @@ def measure(timer: Timer, settings: Settings, tokens: Sequence[int] = (1, 64, 25
         for name, taken in samples.items():
             entry[f"{name}_us"], entry[f"{name}_p10_us"], entry[f"{name}_p90_us"] = percentiles(taken)
         found.append(entry)
+        handles.clear()
+        timer.release()
     return found
 
 

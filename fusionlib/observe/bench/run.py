@@ -57,13 +57,17 @@ def check_all(
     `light_config` names the light's tuned launch for a case; without it the light takes our kernel's heuristic.
     """
     plan = []
+    made: dict[tuple, Prepared] = {}  # a case alone and behind a producer compile the same
     for case in cases:
         inputs = case.inputs(settings.device, settings.seed)
         expected = VARIANTS["eager"].make(case)(inputs.x, inputs.gate, inputs.weight)
         prepared = []
         for name in names:
             try:
-                prepared.append(_prepared(VARIANTS[name], case, inputs, expected, light_config))
+                key = (name, case.shape.name, case.tokens, case.gate, case.quant)
+                if key not in made:
+                    made[key] = _prepared(VARIANTS[name], case, inputs, expected, light_config)
+                prepared.append(made[key])
             except Unavailable as error:
                 results.skipped.append(Skipped(case.name, name, str(error)))
             except Wrong as error:
@@ -139,6 +143,7 @@ def time_all(
             results.skipped += [Skipped(case.name, p.variant.name, problem) for p in prepared]
             continue
         rows = time_case(case, prepared, timer, settings, order, results)
+        timer.release()
         results.rows += rows
         say(f"timed    {case.name}: " + ", ".join(f"{row.variant} {row.median_us:.2f}" for row in rows) + " us")
 

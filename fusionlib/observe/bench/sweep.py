@@ -1,6 +1,6 @@
 """Launch configurations swept: for our heuristic's thresholds, and to tune the light as hard as ours.
 
-The grid is of `kernel.LaunchConfig`'s own fields, so a field that the kernel gains is swept once it is listed here.
+The grid is of `kernel.LaunchConfig`'s own fields: a field that the kernel gains must be listed here.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,14 +19,8 @@ from fusionlib.observe.bench.run import Say, Settings, heuristic, make_buffers
 from fusionlib.observe.bench.timer import Timer, copies_for
 from fusionlib.observe.bench.variants import Call, fused_call, light_call
 
-#: Values to try for each field of LaunchConfig; a field that is not here keeps its default.
-GRID: dict[str, tuple[Any, ...]] = {
-    "rows": (1, 2, 4, 8, 16, 32),
-    "num_warps": (1, 2, 4, 8, 16),
-    "num_stages": (1, 2, 3),
-    "cache": ("", ".cg"),
-    "evict_first": (False, True),
-}
+#: Values to try for each field of LaunchConfig. The kernel has no loop, so there is no number of stages to try.
+GRID: dict[str, tuple[Any, ...]] = {"rows": (1, 2, 4, 8, 16, 32), "num_warps": (1, 2, 4, 8, 16)}
 LEAST_ELEMENTS, MOST_ELEMENTS = 2, 64  # values a thread holds; more spill, fewer leave lanes idle
 
 
@@ -36,11 +30,10 @@ def configurations(case: Case, lanes: int = 32) -> list[Any]:
 
     from fusionlib.kernel import LaunchConfig
 
-    names = [field.name for field in fields(LaunchConfig) if field.name in GRID]
     block = triton.next_power_of_2(case.unit)
     found = []
-    for values in itertools.product(*(GRID[name] for name in names)):
-        config = LaunchConfig(**dict(zip(names, values, strict=True)))
+    for values in itertools.product(*GRID.values()):
+        config = LaunchConfig(**dict(zip(GRID, values, strict=True)))
         threads = config.num_warps * lanes
         if threads <= 1024 and LEAST_ELEMENTS <= config.rows * block / threads <= MOST_ELEMENTS:
             found.append(config)
@@ -78,8 +71,11 @@ def sweep_case(
         order.shuffle(numbers)
         for number in numbers:
             samples[number].append(timer.sample(handles[number][2]))
+    timed = [(kernel, config) for kernel, config, _ in handles]
+    handles.clear()
+    timer.release()
     rows = []
-    for number, (kernel, config, _) in enumerate(handles):
+    for number, (kernel, config) in enumerate(timed):
         median, p10, p90 = percentiles(samples[number])
         rows.append(SweepRow(case.name, case.unit, case.units, kernel, asdict(config), median, p10, p90, config == own))
     return rows

@@ -21,6 +21,9 @@ class FakeTimer:
         self.prepared.append(len(calls))
         return handle
 
+    def release(self):
+        self.released = getattr(self, "released", 0) + 1
+
     def sample(self, handle):
         self.sampled.append(handle)
         return self.times.get(handle, 10.0 + handle) * (1.0 + 0.1 * (self.sampled.count(handle) % 3))
