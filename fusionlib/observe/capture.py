@@ -189,7 +189,7 @@ def _record(node: fx.Node) -> NodeRecord:
 
 def target_name(node: fx.Node) -> str:
     """What `node` calls, as one would write it; the text of a function itself holds its address."""
-    if isinstance(node.target, str) or isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+    if isinstance(node.target, str | torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         return str(node.target)
     module = getattr(node.target, "__module__", None) or "torch"
     return f"{module.removeprefix('_')}.{getattr(node.target, '__name__', type(node.target).__name__)}"
