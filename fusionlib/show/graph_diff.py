@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusionlib.show import graph_parts as parts
 from fusionlib.show.drawing import Drawing, Table
-from fusionlib.show.graph_layout import Focus, Layout, focus, lay_out, stub_label
+from fusionlib.show.graph_layout import Focus, Layout, connected, focus, lay_out, stub_label
 from fusionlib.show.graph_states import Edge, Playback, State, play
 from fusionlib.show.graph_text import COLUMNS, Facts, amount, hover, label, operation, row
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fusionlib.rewrite.recorder import Recording
 
 ABOVE = 196  # pixels over the graph: the sentence, the buttons, the slider, the legend
+MOST_CHANGED = 120  # nodes drawn together; a site of the fusion changes about thirty
 SENTENCE_CHARACTERS = 74  # of the line above the graph, on a narrow page
 #: The kinds of box and of edge that have a trace of their own, in the traces' order.
 EDGES = ("kept", "removed", "added")
@@ -38,8 +39,8 @@ def graph_diff(
     recording: Recording,
     *,
     facts: Facts | None = None,
-    centre: Collection[str] | None = None,
-    hops: int = 1,
+    site: str | None = None,
+    hops: int | None = 1,
     title: str = "What the pass changed",
 ) -> Drawing:
     """The union of a graph before and after a rewrite, laid out once, so that what stays does not move.
@@ -49,14 +50,19 @@ def graph_diff(
     Args:
         recording: the rewrite.
         facts: bytes and modules of the nodes, from a capture's stages.
-        centre: names of nodes to draw beside those that changed.
-        hops: how far around these nodes are drawn; the rest is folded into stubs. None draws everything.
+        site: the name of a node that changed: only what changed with it is drawn. By default everything that changed,
+            or its first connected part where that is too much for one figure.
+        hops: how far around what changed is drawn; the rest is folded into stubs. None draws everything.
         title: the caption's first words.
+
+    Raises:
+        ValueError: if `site` is no node that changed.
     """
     import plotly.graph_objects as go
 
-    facts, playback = facts or Facts(), play(recording)
-    drawn = _focus(playback, centre or (), hops)
+    facts, ends = facts or Facts(), play(recording, most=1)
+    drawn = _focus(ends, site, hops)
+    playback = play(recording, about=drawn.shown)
     labels = _labels(playback, drawn)
     layout = lay_out(labels, drawn.edges(playback.edges))
     views = [_at(playback, drawn, state) for state in playback.states]
@@ -76,13 +82,20 @@ def graph_diff(
     )
 
 
-def _focus(playback: Playback, centre: Collection[str], hops: int | None) -> Focus:
-    union = [key for key in playback.nodes]
-    changed = [*playback.removed, *playback.added, *(key for key in centre if key in playback.nodes)]
-    passing = set(union) - playback.before.live - playback.after.live
+def _focus(playback: Playback, site: str | None, hops: int | None) -> Focus:
+    """What to draw: the nodes that changed, or one connected part of them, and `hops` around."""
+    union, edges = list(playback.nodes), playback.edges
+    changed = [key for key in union if key not in set(playback.kept)]
+    if site is not None and site not in changed:
+        raise ValueError(f"site={site!r} is no node that changed; those are {', '.join(changed) or 'none'}")
     if hops is None or not changed:
-        return focus(union, playback.edges, None)
-    return focus(union, playback.edges, {*changed, *passing}, hops)
+        return focus(union, edges, None)
+    if site is not None or len(changed) > MOST_CHANGED:
+        # Old and new nodes of a site touch only through what they both read, or what reads the one and then the other.
+        touching = {edge for edge in edges if set(edge) & set(changed)}
+        within = connected(dict.fromkeys([*changed, *(end for edge in touching for end in edge)]), touching)
+        changed = set(changed) & next(part for part in within if site is None or site in part)
+    return focus(union, edges, changed, hops)
 
 
 def _labels(playback: Playback, drawn: Focus) -> dict[str, list[str]]:
@@ -176,7 +189,8 @@ def _controls(layout: Layout, labels: Mapping, views: list[_View], both: _View) 
         "sliders": [
             {
                 "steps": steps, "active": 0, "y": 1 + (ABOVE - 76) / height, "yanchor": "top",
-                "pad": {"t": 0, "b": 0}, "currentvalue": {"prefix": "played up to step ", "font": {"size": 13}, "offset": 6},
+                "pad": {"t": 0, "b": 0},
+                "currentvalue": {"prefix": "played up to step ", "font": {"size": 13}, "offset": 6},
             }
         ],
     }  # fmt: skip
@@ -198,7 +212,7 @@ def _summary(recording: Recording, playback: Playback, drawn: Focus, facts: Fact
     )
     hidden = sum(map(len, drawn.stubs.values())) + drawn.apart
     if hidden:
-        text += f"{hidden} nodes further away are folded. "
+        text += f"{hidden} nodes are folded away. "
     before, after = (sum(_total(playback, facts, keys)) for keys in (playback.removed, playback.added))
     if before or after:
         text += (

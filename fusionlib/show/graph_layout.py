@@ -138,7 +138,7 @@ def focus(
     above = _reached(shown, {(b, a) for a, b in edges})
     stubs, apart = {}, 0
     for hidden in (above, set(names) - above):
-        for part in _parts([name for name in names if name in hidden - shown], near):
+        for part in connected([name for name in names if name in hidden - shown], edges):
             if any(near[name] & shown for name in part):
                 stubs[f"stub {len(stubs) + 1}"] = frozenset(part)
             else:
@@ -158,13 +158,15 @@ def _reached(start: Collection[str], edges: Collection[tuple[str, str]]) -> set[
     return seen
 
 
-def _parts(names: Sequence[str], near: Mapping[str, set[str]]) -> list[set[str]]:
-    """The connected parts of the graph that `names` span."""
-    left, parts = dict.fromkeys(names), []
-    while left:
-        part = _reached([next(iter(left))], {(a, b) for a in left for b in near[a] if b in left})
-        parts.append(part)
-        left = {name: None for name in left if name not in part}
+def connected(names: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[set[str]]:
+    """The connected parts of what `names` span, whichever way the edges point, in order of their first name."""
+    names = dict.fromkeys(names)
+    inside = {(a, b) for a, b in edges if a in names and b in names}
+    both_ways, parts, seen = inside | {(b, a) for a, b in inside}, [], set()
+    for name in names:
+        if name not in seen:
+            parts.append(_reached([name], both_ways))
+            seen |= parts[-1]
     return parts
 
 

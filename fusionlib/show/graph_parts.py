@@ -1,4 +1,4 @@
-"""The traces that a graph is drawn with: boxes, edges, and the nodes' texts. Look is told by dash, weight and symbol."""
+"""The traces that a graph is drawn with: boxes, edges, the nodes' texts. Dash, weight and symbol tell kinds apart."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,20 +67,37 @@ class Playback:
         return {edge for state in self.states for edge in state.edges}
 
 
-def play(recording: Recording, most: int = 60) -> Playback:
-    """The states of `recording`; if there are more than `most` events, several make one step."""
+def play(recording: Recording, most: int = 60, about: Collection[str] | None = None) -> Playback:
+    """The states of `recording`.
+
+    Args:
+        recording: what to play.
+        most: so many steps at most; if there are more events, several make one step.
+        about: keys; an event about none of them makes no step of its own. None takes every event.
+    """
+    trial, told = _Player(recording.before), []
+    for position, event in enumerate(recording.events):
+        if about is None or set(trial.apply(event)) & set(about):
+            told.append(position)
+    per_step = -(-len(told) // most) or 1
+    ends = {position: number for number, position in enumerate(told[per_step - 1 :: per_step], start=1)}
+    if told:
+        ends.setdefault(told[-1], len(ends) + 1)
     player = _Player(recording.before)
-    states = [player.state((), "Before the pass.")]
-    events = recording.events
-    per_step = -(-len(events) // most) or 1
-    steps = [events[start : start + per_step] for start in range(0, len(events), per_step)]
-    for number, step in enumerate(steps, start=1):
-        touched = [key for event in step for key in player.apply(event)]
-        words = "; ".join(dict.fromkeys(map(sentence, step)))
-        states.append(player.state(touched, f"Step {number} of {len(steps)}: {words}"))
-    if len(states) > 1:
+    states, touched, words = [player.state((), "Before the pass.")], [], []
+    for position, event in enumerate(recording.events):
+        keys = list(player.apply(event))
+        if about is None or set(keys) & set(about):
+            touched += keys
+            words.append(sentence(event))
+        if position in ends:
+            text = f"Step {ends[position]} of {len(ends)}: {'; '.join(dict.fromkeys(words))}"
+            states.append(player.state(touched, text))
+            touched, words = [], []
+    if recording.events:
         player.settle(recording.after)
-        states[-1] = player.state(states[-1].touched, states[-1].sentence)
+        last = states.pop() if len(states) > 1 else states[0]
+        states.append(player.state(last.touched, last.sentence))
     order = {key: place for place, key in enumerate(_reading_order(recording, player))}
     nodes = {key: player.nodes[key] for key in sorted(player.nodes, key=lambda key: order[key])}
     return Playback(nodes, tuple(states))
@@ -153,11 +170,12 @@ class _Player:
 
 def _reading_order(recording: Recording, player: _Player) -> list[str]:
     """Keys as a graph lists its nodes: those of before, each new one behind the last old one in front of it."""
-    order = [node.name for node in recording.before]
-    last = None
+    old, behind, last = {node.name for node in recording.before}, {}, ""
     for node in recording.after:
         key = player.key_of(node.name)
-        if key not in order:
-            order.insert(0 if last is None else order.index(last) + 1, key)
-        last = key
-    return order + [key for key in player.nodes if key not in order]
+        if key in old:
+            last = key
+        else:
+            behind.setdefault(last, []).append(key)
+    order = behind.get("", []) + [key for node in recording.before for key in (node.name, *behind.get(node.name, ()))]
+    return order + [key for key in player.nodes if key not in set(order)]

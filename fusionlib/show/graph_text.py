@@ -1,4 +1,4 @@
-"""The words of a node in a figure: its label, what hovering shows, its row in the table. All foreign text is escaped."""
+"""The words of a node in a figure: its label, what hovering shows, its row in the table. Foreign text is escaped."""
 
 from __future__ import annotations
 

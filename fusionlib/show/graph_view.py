@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 from fusionlib.show import graph_parts as parts
@@ -68,8 +67,8 @@ def graph_view(
         fig,
         caption=title if title.endswith(".") else f"{title}.",
         alt=(
-            f"A graph of {len(labels)} boxes from top to bottom, with an arrow wherever one reads the other. Calls that "
-            "move bytes have a solid border, views a dashed one; dotted boxes stand for what is folded away."
+            f"A graph of {len(labels)} boxes from top to bottom, with an arrow wherever one reads the other. Calls "
+            "that move bytes have a solid border, views a dashed one; dotted boxes stand for what is folded away."
         ),
         summary=_summary(found, kinds, drawn, facts),
         table=Table(f"The {len(drawn.shown)} nodes that are drawn", COLUMNS,
@@ -93,9 +92,9 @@ def _summary(found: dict[str, NodeRecord], kinds: dict[str, str], drawn: Focus, 
     if not any(name in facts.bytes for name in calls):
         return text + f"{len(calls)} of them are calls."
     moving = {name: facts.bytes[name].total for name in calls if kinds[name] == "call" and name in facts.bytes}
-    total = sum(moving.values())
-    text += f"Of {len(calls)} calls {len(moving)} move bytes, {amount(total)} together, and {len(calls) - len(moving)} none."
+    total, rest = amount(sum(moving.values())), len(calls) - len(moving)
+    text += f"Of {len(calls)} calls {len(moving)} move bytes, {total} together, and {rest} none."
     if moving:
         most = max(sorted(moving), key=moving.__getitem__)
-        text += f" The most, {amount(moving[most])}, moves {escape(most)}."
+        text += f" The most, {amount(moving[most])}, moves {most}."
     return text
