@@ -45,6 +45,7 @@ def looks() -> dict[str, Look]:
         "added": Look("✚ added", PALETTE["blue"], "solid", 4.0, "cross", 10, 0.16),
         "view": Look("◇ moves nothing", PALETTE["grey"], "dash", 1.0, "diamond-open", 9, 0.0),
         "call": Look("■ moves bytes", PALETTE["blue"], "solid", 2.5, "square", 8, 0.12),
+        "plain": Look("■ call", PALETTE["blue"], "solid", 1.5, "square", 8, 0.12),
         "value": Look("● input or output", PALETTE["green"], "solid", 1.5, "circle", 7),
         "stub": Look("… folded", PALETTE["grey"], "dot", 1.5, "circle-open", 7, 0.0),
         "touched": Look("this step", PALETTE["orange"], "solid", 5.0, "circle", 6, 0.0),

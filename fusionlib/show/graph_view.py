@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fusionlib.rewrite.recorder import NodeRecord
 
 ABOVE = 60  # pixels over the graph, for the legend
-KINDS = ("value", "call", "view", "stub")
+KINDS = ("value", "plain", "call", "view", "stub")
 
 
 def graph_view(
@@ -82,7 +82,9 @@ def _kind(node: NodeRecord | None, facts: Facts) -> str:
     if not node.op.startswith("call_"):
         return "value"
     found = facts.bytes.get(node.name)
-    return "view" if found is not None and not found.total else "call"
+    if found is None:
+        return "plain"
+    return "call" if found.total else "view"
 
 
 def _summary(found: dict[str, NodeRecord], kinds: dict[str, str], drawn: Focus, facts: Facts) -> str:
