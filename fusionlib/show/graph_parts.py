@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 LEAST_WIDTH = 620.0  # pixels that the plane has on a narrow page; a small graph is not stretched beyond
 HEAD = {"symbol": "triangle-down", "size": 7, "color": "#7d7d7d"}  # of an arrow; the theme's grey
 MARGIN = 12.0  # pixels around the plane
-SYMBOL = 13.0  # pixels from a box's left edge to its symbol's centre
+GAP = "\u00a0"  # between the symbol and the text
+SYMBOL = 12.0  # pixels from a box's left edge to its symbol's centre
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def node_trace(layout: Layout, labels: Mapping[str, Sequence[str]], hovers: Mapp
     points = node_points(layout, labels, kinds)
     return go.Scatter(
         **points, mode="markers+text", showlegend=False,
-        text=["<br>".join(lines) for lines in labels.values()], textposition="middle right", textfont={"size": 12},
+        text=["<br>".join(GAP + line for line in lines) for lines in labels.values()],
+        textposition="middle right", textfont={"size": 12},
         ids=[hovers[name].partition("</b>")[0].removeprefix("<b>") for name in labels],
         hovertext=[hovers[name] for name in labels], hoverinfo="text", meta={"search": True},
         selected={"marker": {"opacity": 1, "size": 17, "color": PALETTE["orange"]}},
