@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 CHARACTER = 7.0  # pixels of one character at 12 px, on the safe side for the fonts of the pages
 LINE = 16.0  # pixels of a line of text
 PADDING = (30.0, 10.0)  # pixels beside the text, the symbol included, and above and below together
+MOST_BOXES = 150  # beyond, a figure as wide as a page cannot be read, and its data grow past what a page should load
 CURVE_STEPS = 4  # straight pieces for each piece of dot's curves
 
 
@@ -49,7 +50,13 @@ def lay_out(labels: Mapping[str, Sequence[str]], edges: Iterable[tuple[str, str]
 
     Raises:
         LayoutError: where pygraphviz is missing.
+        ValueError: for more boxes than a figure can hold.
     """
+    if len(labels) > MOST_BOXES:
+        raise ValueError(
+            f"{len(labels)} boxes are more than the {MOST_BOXES} that can be read in one figure; draw a part of the "
+            "graph: fewer hops around fewer nodes"
+        )
     try:
         import pygraphviz
     except ImportError as error:

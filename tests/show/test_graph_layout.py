@@ -51,6 +51,11 @@ def test_no_nodes_is_no_error(layout):
     assert lay_out({}, []).boxes == {}
 
 
+def test_more_boxes_than_can_be_read_are_refused():
+    with pytest.raises(ValueError, match="151 boxes are more than the 150"):
+        lay_out({str(number): ["x"] for number in range(151)}, [])
+
+
 def test_without_pygraphviz_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygraphviz", None)
     with pytest.raises(LayoutError, match=r"fusionlib\[notebooks\]"):
