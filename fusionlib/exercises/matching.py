@@ -89,19 +89,21 @@ WHICH_FIRE = Exercise(
 # Near misses: each differs in one thing from what can be fused.
 
 
-def _norm(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def gated_norm(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x and gate [tokens, heads, head_dim], normed over the last dimension and rounded once."""
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
     return (value * weight.float() * functional.silu(gate.float())).to(x.dtype)
 
 
-def _quant(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantised(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """y [tokens, hidden] by groups of 128."""
     return reference.group_quant(y, GroupQuant.vllm())
 
 
 def one_scale(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One scale for the whole tensor."""
-    y = _norm(x, gate, weight).flatten(1).float()
+    y = gated_norm(x, gate, weight).flatten(1).float()
     scale = y.abs().amax().clamp(min=1e-10) / 448.0
     return (y / scale).clamp(-448.0, 448.0).to(torch.float8_e4m3fn), scale
 
@@ -111,7 +113,7 @@ def centred(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[
     value = x.float() - x.float().mean(-1, keepdim=True)
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
     y = (value * weight.float() * functional.silu(gate.float())).to(x.dtype)
-    return _quant(y.flatten(1))
+    return quantised(y.flatten(1))
 
 
 def other_amax(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +131,7 @@ def silu_in_bf16(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> t
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
     y = (value * weight.float() * (gate * torch.sigmoid(gate)).float()).to(x.dtype)
-    return _quant(y.flatten(1))
+    return quantised(y.flatten(1))
 
 
 def root_kept(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -137,7 +139,7 @@ def root_kept(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tupl
     value = x.float()
     root = torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
     y = (value * root * weight.float() * functional.silu(gate.float())).to(x.dtype)
-    return *_quant(y.flatten(1)), root
+    return *quantised(y.flatten(1)), root
 
 
 def summed(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,7 +147,7 @@ def summed(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[t
     value = x.float()
     value = value / torch.sqrt((value * value).sum(-1, keepdim=True) / x.shape[-1] + 1e-6)
     y = (functional.silu(gate.float()) * value * weight.float()).to(x.dtype)
-    return _quant(y.flatten(1))
+    return quantised(y.flatten(1))
 
 
 NEAR_MISSES: dict[str, Path] = {
@@ -224,25 +226,25 @@ def _fixed_scale_only(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor)
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
     y = (value * weight.float() * (gate * torch.sigmoid(gate)).float()).to(x.dtype)
-    return _quant(y.flatten(1))
+    return quantised(y.flatten(1))
 
 
 def _other_gate(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
-    return _quant((value * weight.float() * torch.sigmoid(gate.float())).to(x.dtype).flatten(1))
+    return quantised((value * weight.float() * torch.sigmoid(gate.float())).to(x.dtype).flatten(1))
 
 
 def _as_the_pattern(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return _quant(written_norm(x, gate, weight).flatten(1))
+    return quantised(written_norm(x, gate, weight).flatten(1))
 
 
 def _squared_by_product(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return _quant(written_norm(x, gate, weight, square=lambda v: v * v).flatten(1))
+    return quantised(written_norm(x, gate, weight, square=lambda v: v * v).flatten(1))
 
 
 def _not_quantised(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return _norm(x, gate, weight).flatten(1), x.new_ones(x.shape[0], HEADS)
+    return gated_norm(x, gate, weight).flatten(1), x.new_ones(x.shape[0], HEADS)
 
 
 def _examine(fn: Any) -> str | None:
@@ -273,7 +275,7 @@ def _wrong_value(outputs: Any, tensors: tuple[torch.Tensor, ...]) -> str | None:
         return f"it must return float8_e4m3fn codes [{TOKENS}, {hidden}] and a scale [{TOKENS}, {HEADS}]."
     quant = GroupQuant.vllm()
     got = reference.dequantise(codes, scale.float(), quant)
-    want_codes, want_scale = _quant(_norm(*tensors).flatten(1))
+    want_codes, want_scale = quantised(gated_norm(*tensors).flatten(1))
     want = reference.dequantise(want_codes, want_scale, quant)
     # Where it rounds is up to the answer, so a code may be one step away: 2^-3 of the value, or the step beside zero.
     # A scale that was rounded to bf16 adds 2^-8.

@@ -42,5 +42,7 @@ def short_path(path: str) -> str:
 
 
 def _last_frame(node: fx.Node) -> tuple[str, str, str] | None:
+    """The innermost frame, of those outside PyTorch if there are any: who calls a layer wrote it, not who made it."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    return frames[-1] if frames else None
+    own = [frame for frame in frames if not short_path(frame[0]).startswith("torch/")]
+    return (own or frames)[-1] if frames else None

@@ -288,7 +288,9 @@ def _table(site: Site, pairs: list[_Pair], stop: _Told | None) -> Table:
         for number, pair in enumerate(pairs, start=1)
     ]
     if stop is not None:
-        expected = f"expected {site.expected}; found {site.found}"
-        rows.append(("stop", expected, stop.name, stop.operation, stop.tensor, stop.source))
+        rows.append(("stop", "", stop.name, stop.operation, stop.tensor, stop.source))
+        words = (("expected", site.expected), ("found", site.found), ("fix", site.fix))
+        rows += [("", head, "", "", "", text) for head, text in words]
         rows += [("", part, "not reached", "", "", "") for part in _unreached(site)]
-    return Table("The pairs, one by one", ("", "part", "node", "operation", "dtype and shape", "source"), rows)
+    columns = ("", "part", "node", "operation", "dtype and shape", "source, or in words")
+    return Table("The pairs, one by one", columns, rows)

@@ -29,6 +29,12 @@ def test_the_last_frame_counts(monkeypatch):
     assert source_line(node_with(TRACE.split("  File")[1].join(["  File", ""]))) == "cell:4"
 
 
+def test_a_layer_of_pytorch_is_where_it_is_called():
+    inside = f'  File "{torch.nn.functional.__file__}", line 3, in rms_norm\n    return torch.rms_norm(x)\n'
+    assert source_line(node_with(TRACE + inside)) == "model.py:12"
+    assert source_line(node_with(inside)) == "torch/nn/functional.py:3"
+
+
 def test_nothing_recorded():
     assert source_line(node_with(None)) is None and source_text(node_with(None)) == ""
     without_text = node_with('  File "/home/someone/model.py", line 12, in inner\n')
