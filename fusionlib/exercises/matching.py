@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from fusionlib import reference
@@ -21,7 +22,8 @@ from fusionlib.traced import HeadShape, TracedPass
 from fusionlib.traced.scoreboard import FOUND
 from fusionlib.traced.spellings import HEAD_DIM, HEADS, SPELLINGS, TOKENS, make_inputs, written_norm
 
-Path = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Outputs = tuple[Tensor, ...]  # codes and scale, and what else a path returns
+Path = Callable[[Tensor, Tensor, Tensor], Outputs]
 
 #: What is changed against the pattern's own spelling, one thing at a time, and the row of the scoreboard that it is.
 CHANGES = {
@@ -36,7 +38,7 @@ CHANGES = {
 }
 
 
-def traced_finds(search: TracedPass, fn: Callable, *tensors: torch.Tensor) -> int:
+def traced_finds(search: TracedPass, fn: Callable, *tensors: Tensor) -> int:
     """How many sites a traced pass replaces in the graph of `fn(*tensors)`; nothing is run."""
     before = search.fired
     explain(fn, *tensors, devices=(), watch=lambda module, _: search(module.graph))
@@ -89,26 +91,26 @@ WHICH_FIRE = Exercise(
 # Near misses: each differs in one thing from what can be fused.
 
 
-def gated_norm(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def gated_norm(x: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
     """x and gate [tokens, heads, head_dim], normed over the last dimension and rounded once."""
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
     return (value * weight.float() * functional.silu(gate.float())).to(x.dtype)
 
 
-def quantised(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantised(y: Tensor) -> Outputs:
     """y [tokens, hidden] by groups of 128."""
     return reference.group_quant(y, GroupQuant.vllm())
 
 
-def one_scale(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def one_scale(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     """One scale for the whole tensor."""
     y = gated_norm(x, gate, weight).flatten(1).float()
     scale = y.abs().amax().clamp(min=1e-10) / 448.0
     return (y / scale).clamp(-448.0, 448.0).to(torch.float8_e4m3fn), scale
 
 
-def centred(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def centred(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     """The mean is subtracted before the squares are taken."""
     value = x.float() - x.float().mean(-1, keepdim=True)
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
@@ -116,7 +118,7 @@ def centred(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[
     return quantised(y.flatten(1))
 
 
-def other_amax(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def other_amax(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     """The scale is made from the value before its rounding to bf16, the codes from the one after."""
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
@@ -126,7 +128,7 @@ def other_amax(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tup
     return (y / scale).clamp(-448.0, 448.0).to(torch.float8_e4m3fn), scale
 
 
-def silu_in_bf16(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def silu_in_bf16(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     """z * sigmoid(z), both steps in bf16."""
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
@@ -134,7 +136,7 @@ def silu_in_bf16(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> t
     return quantised(y.flatten(1))
 
 
-def root_kept(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def root_kept(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     """The reciprocal root is returned as well."""
     value = x.float()
     root = torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
@@ -142,7 +144,7 @@ def root_kept(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tupl
     return *quantised(y.flatten(1)), root
 
 
-def summed(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def summed(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     """The mean is written as a sum and a division, and the value is divided by the root."""
     value = x.float()
     value = value / torch.sqrt((value * value).sum(-1, keepdim=True) / x.shape[-1] + 1e-6)
@@ -200,7 +202,7 @@ WHY_REFUSED = Exercise(
 # To be written by the reader.
 
 
-def refused_twice(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def refused_twice(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     """A path that is refused, and refused again once the first reason is gone."""
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
@@ -211,7 +213,7 @@ def refused_twice(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> 
     return codes.flatten(1), scale.squeeze(-1)
 
 
-def _fixed(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _fixed(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
     z = gate.float()
@@ -222,28 +224,28 @@ def _fixed(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[t
     return codes.flatten(1), scale.squeeze(-1)
 
 
-def _fixed_scale_only(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _fixed_scale_only(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
     y = (value * weight.float() * (gate * torch.sigmoid(gate)).float()).to(x.dtype)
     return quantised(y.flatten(1))
 
 
-def _other_gate(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _other_gate(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
     return quantised((value * weight.float() * torch.sigmoid(gate.float())).to(x.dtype).flatten(1))
 
 
-def _as_the_pattern(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _as_the_pattern(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     return quantised(written_norm(x, gate, weight).flatten(1))
 
 
-def _squared_by_product(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _squared_by_product(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     return quantised(written_norm(x, gate, weight, square=lambda v: v * v).flatten(1))
 
 
-def _not_quantised(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _not_quantised(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     return gated_norm(x, gate, weight).flatten(1), x.new_ones(x.shape[0], HEADS)
 
 
@@ -266,7 +268,7 @@ def _examine(fn: Any) -> str | None:
     return None
 
 
-def _wrong_value(outputs: Any, tensors: tuple[torch.Tensor, ...]) -> str | None:
+def _wrong_value(outputs: Any, tensors: tuple[Tensor, ...]) -> str | None:
     hidden = HEADS * HEAD_DIM
     if not isinstance(outputs, tuple) or len(outputs) != 2:
         return "it must return codes and scale, and nothing else."
@@ -311,7 +313,7 @@ def _known_graphs() -> frozenset[tuple[str, ...]]:
     return frozenset(found)
 
 
-def _operations(fn: Callable, tensors: tuple[torch.Tensor, ...]) -> tuple[str, ...]:
+def _operations(fn: Callable, tensors: tuple[Tensor, ...]) -> tuple[str, ...]:
     """The operations that compute in the graph of `fn`, in order; reshapes do not count."""
     graphs: list[tuple[str, ...]] = []
 
