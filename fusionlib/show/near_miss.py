@@ -6,6 +6,7 @@ last one is how far it got. Everything drawn is in the `Site`, so a report out o
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -158,9 +159,9 @@ def _matched(fig: go.Figure, pairs: list[_Pair], places: dict[str, float]) -> No
 
 def _stopped(fig: go.Figure, site: Site, stop: _Told, y: float, places: dict[str, float]) -> float:
     """The failing pair below the matched ones; returns where the next row goes."""
-    found = "" if site.found.startswith(f"%{stop.name} =") else f"found: {site.found}"
+    found = "" if site.found.startswith(f"%{stop.name} =") else f"found: {_short(site.found)}"
     again = f"the same node as in {int(places[stop.name]) + 1}" if stop.name in places else ""
-    left = ["<b>expected</b>", *_small(site.expected, "left")]
+    left = ["<b>expected</b>", *_small(_short(site.expected), "left")]
     right = [f"<b>{escape(stop.name)}</b>", *_small(stop.short, "right"), *_small(again, "right")]
     right += _small(found, "right")
     middle = y + _height(left, right) / 2 - 0.5 + 0.1
@@ -239,6 +240,11 @@ def _two_lines(head: str, detail: str, side: str) -> str:
 
 def _small(text: str, side: str) -> list[str]:
     return [f"<span style='font-size:12px'>{escape(line)}</span>" for line in textwrap.wrap(text, WIDTHS[side])]
+
+
+def _short(text: str) -> str:
+    """Operations without namespace and overload, as beside the nodes."""
+    return re.sub(r"\b(?:aten|prims)\.(\w+)\.\w+", r"\1", text)
 
 
 def _cut(text: str, length: int) -> str:

@@ -110,6 +110,13 @@ def test_a_miss_at_the_first_node_and_a_node_matched_before():
     assert "the same node as in 3" in texts(again)
 
 
+def test_operations_are_named_alike_everywhere_in_the_picture():
+    words = "the maximum of %y = prims.convert_element_type.default (bfloat16 [6, 4])"
+    drawing = near_miss(replace(MISS, expected=words))
+    assert "prims." not in texts(drawing) and "convert_element_type" in texts(drawing)
+    assert words in drawing.summary
+
+
 def test_a_report_out_of_a_cache_is_drawn_alike():
     (cached,) = CompileRecord.decode(CompileRecord((MISS,)).encode()).sites
     assert near_miss(cached).fig.to_json() == near_miss(MISS).fig.to_json()
