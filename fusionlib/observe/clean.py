@@ -44,9 +44,9 @@ _ARGS = (
 _HOST_PID = 1_000_000  # far from device numbers, which are the process numbers of GPU events
 
 _GPU_NAME = re.compile(r"(?:NVIDIA|AMD|Intel|Tesla|GeForce|Radeon|Instinct)[\w .()\-/]{0,60}")
-_PATH = re.compile(r"(?:[A-Za-z]:\\|\\\\|~/|(?<![\w<>)])/)[^\s,;:'\"<>()]*[\w.]")
-_USERS = re.compile(r"(?:torchinductor_|/home/|/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})([A-Za-z0-9][\w.\-]*)")
-_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{5,}\b|[\w.+\-]+@[\w\-]+(?:\.[\w\-]+)+|\b\d{1,3}(?:\.\d{1,3}){3}\b")
+PATH = re.compile(r"(?:[A-Za-z]:\\|\\\\|~/|(?<![\w<>)])/)[^\s,;:'\"<>()]*[\w.]")
+USERS = re.compile(r"(?:torchinductor_|/home/|/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})([A-Za-z0-9][\w.\-]*)")
+ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{5,}\b|[\w.+\-]+@[\w\-]+(?:\.[\w\-]+)+|\b\d{1,3}(?:\.\d{1,3}){3}\b")
 
 
 def clean_trace(
@@ -153,7 +153,7 @@ class _Cleaner:
         for event in self.events:
             name = event["name"]
             if name not in names:
-                names[name] = known.sub("<name>", _ADDRESS.sub("<address>", _PATH.sub("<path>", name)))
+                names[name] = known.sub("<name>", ADDRESS.sub("<address>", PATH.sub("<path>", name)))
                 if known.search(names[name]):
                     raise TraceError(f"{self.source}: a secret would remain in an event's name; choose a longer secret")
             event["name"] = names[name]
@@ -182,7 +182,7 @@ class _Cleaner:
 
 def _users(value: Any) -> set[str]:
     """User names that occur in paths anywhere in `value`."""
-    return set(_USERS.findall(json.dumps(value, ensure_ascii=False)))
+    return set(USERS.findall(json.dumps(value, ensure_ascii=False)))
 
 
 def _device(entry: dict[str, Any]) -> dict[str, Any]:
