@@ -5,8 +5,8 @@ Each builder takes data that somebody computed and returns the drawing with a se
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,15 @@ _COLOURS = ("blue", "vermillion", "green", "purple", "orange", "sky", "olive", "
 _PATTERNS = ("", "/", "x", "\\", "-", "+", ".", "|")
 
 
+def escape(text: str) -> str:
+    """Text that comes from outside, for a label inside a figure: plotly takes a few tags in it for markup."""
+    return html.escape(text, quote=False)
+
+
+def _pattern(shape: str) -> dict:
+    return {"shape": shape, "fillmode": "overlay", "fgcolor": "rgba(255, 255, 255, 0.6)", "solidity": 0.2, "size": 7}
+
+
 def touch_map(view: View, program: int | None = None, where: str = "") -> Drawing:
     """Where in memory one program of a kernel reads and writes, argument by argument, with a slider over programs.
 
@@ -40,19 +49,20 @@ def touch_map(view: View, program: int | None = None, where: str = "") -> Drawin
     accesses = [access for access in view.accesses if access.kernel == kernel]
     names = list(dict.fromkeys(access.argument for access in accesses))
     kinds = {access.argument: access.kind for access in accesses}
-    titles = [f"{escape(name)} ({kinds[name]})" for name in names]
-    fig = make_subplots(rows=len(names), cols=1, subplot_titles=titles, vertical_spacing=0.42 / len(names))
+    fig = make_subplots(rows=len(names), cols=1, vertical_spacing=0.42 / len(names))
     for row, name in enumerate(names, start=1):
         touched = sorted({run for access in accesses if access.argument == name for run in access.runs})
         _runs(fig, row, touched, "touched by any program", {"color": PALETTE["grey"], "opacity": 0.3}, True)
         end = max(first + length for first, length in touched)
-        fig.update_xaxes(range=[-0.01 * end, 1.01 * end], nticks=6, row=row, col=1)
+        fig.update_xaxes(range=[-0.01 * end, 1.01 * end], nticks=6, showgrid=False, row=row, col=1)
+        label = f"{escape(name)}<br>({kinds[name]})"
+        fig.update_yaxes(tickvals=[0], ticktext=[label], range=[-0.5, 0.5], showgrid=False, row=row, col=1)
     for number in range(view.programs):
         for row, name in enumerate(names, start=1):
             runs = [run for a in accesses if a.program == number and a.argument == name for run in a.runs]
             load = kinds[name] == "load"
             look = {"color": PALETTE["blue" if load else "vermillion"]}
-            look["pattern"] = {"shape": "" if load else "/"}
+            look["pattern"] = _pattern("" if load else "/")
             _runs(fig, row, runs, f"program {number}", look, number == chosen)
     fixed = [True] * len(names)
     steps = [
@@ -64,15 +74,12 @@ def touch_map(view: View, program: int | None = None, where: str = "") -> Drawin
         for number in range(view.programs)
     ]
     slider = {"active": chosen, "steps": steps, "currentvalue": {"prefix": "program "}, "pad": {"t": 34}}
-    fig.update_yaxes(visible=False, range=[-0.5, 0.5])
     fig.update_xaxes(title_text="element", row=len(names), col=1)
-    fig.update_layout(height=190 + 74 * len(names), barmode="overlay", bargap=0.2, showlegend=False, sliders=[slider])
-    for note in fig.layout.annotations:
-        note.update(x=0, xanchor="left", font={"size": 14})
+    fig.update_layout(height=150 + 70 * len(names), barmode="overlay", bargap=0.2, showlegend=False, sliders=[slider])
     mine = [access for access in accesses if access.program == chosen]
     return Drawing(
         fig,
-        caption=f"What each program of {view.version.name} touches{', ' + escape(where) if where else ''}.",
+        caption=f"What each program of {view.version.name} touches{', ' + where if where else ''}.",
         alt=(
             f"{len(names)} strips, one for each argument of the kernel. Each shows the argument's memory from its "
             "first element on; what one program loads or stores is coloured, what the others do is pale. A slider "
@@ -113,7 +120,7 @@ def _runs_words(access: Access, most: int = 8) -> str:
 
 def _touch_words(access: Access) -> str:
     runs = access.runs
-    words = f"{access.kind}s {access.elements} element{'s' * (access.elements != 1)} of {escape(access.argument)}"
+    words = f"{access.kind}s {access.elements} element{'s' * (access.elements != 1)} of {access.argument}"
     if len(runs) == 1:
         return f"{words} from {access.first} on, in one run"
     gaps = {after[0] - before[0] for before, after in pairwise(runs)}
@@ -141,7 +148,7 @@ def bytes_per_version(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
             fig.add_bar(
                 x=[case[version].get(part, 0) for version in versions], y=list(map(escape, versions)),
                 orientation="h", name=escape(part), legendgroup=part, showlegend=row == 1,
-                marker={"color": PALETTE[_COLOURS[number]], "pattern": {"shape": _PATTERNS[number], "solidity": 0.25}},
+                marker={"color": PALETTE[_COLOURS[number]], "pattern": _pattern(_PATTERNS[number])},
                 hovertemplate="%{y}, " + escape(part) + ": %{x:.3f} B<extra></extra>", row=row, col=1,
             )  # fmt: skip
         totals = [sum(case[version].values()) for version in versions]
@@ -161,14 +168,14 @@ def bytes_per_version(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
         totals = {version: sum(case[version].values()) for version in versions}
         first, last = totals[versions[0]], totals[versions[-1]]
         sentences.append(
-            f"{escape(label)}: {first:.2f} bytes an element in {escape(versions[0])}, {last:.2f} in "
-            f"{escape(versions[-1])}, {first / last:.2f} times fewer"
+            f"With a {label}: {first:.2f} bytes an element in “{versions[0]}”, {last:.2f} in “{versions[-1]}”, "
+            f"{first / last:.2f} times fewer."
         )
     return Drawing(
         fig,
         caption="Bytes that each version must move.",
         alt=f"Stacked horizontal bars for {len(versions)} versions in {len(labels)} panels, one colour a tensor.",
-        summary="; ".join(sentences) + ".",
+        summary=" ".join(sentences),
         table=Table(
             "Bytes an element, part by part",
             ("case", "version", *parts, "all"),
@@ -227,7 +234,7 @@ def census_bars(censuses: Sequence[Census], labels: Sequence[str] | None = None,
     fig.update_layout(height=80 + rows * (62 + 22 * len(names)), showlegend=False, bargap=0.3)
     fig.update_annotations(font={"size": 14})
     same = [
-        f"{counts.pop()} {title}"
+        f"{title} ({counts.pop()})"
         for title, count in _CENSUS_PANELS
         if len(counts := {count(census) for census in censuses}) == 1
     ]
@@ -236,7 +243,7 @@ def census_bars(censuses: Sequence[Census], labels: Sequence[str] | None = None,
     words.append("None of them spills a register." if not spills else f"Together they spill {spills} registers.")
     return Drawing(
         fig,
-        caption=f"What {escape(of)} is made of, counted in the compiled listings.",
+        caption=f"What {of} is made of, counted in the compiled listings.",
         alt=f"{len(_CENSUS_PANELS)} small bar charts, one for each kind of instruction, with {len(names)} bars each.",
         summary=" ".join(words),
         table=Table(
@@ -259,7 +266,7 @@ def chain_bars(chains: Mapping[str, Chain]) -> Drawing:
     for number, kind in enumerate(order):
         fig.add_bar(
             x=[kinds[name][kind] for name in names], y=list(map(escape, names)), orientation="h", name=kind,
-            marker={"color": PALETTE[_COLOURS[number]], "pattern": {"shape": _PATTERNS[number], "solidity": 0.25}},
+            marker={"color": PALETTE[_COLOURS[number]], "pattern": _pattern(_PATTERNS[number])},
             hovertemplate="%{y}, " + kind + ": %{x}<extra></extra>",
         )  # fmt: skip
     lengths = [len(chains[name].mnemonics) for name in names]
@@ -282,8 +289,8 @@ def chain_bars(chains: Mapping[str, Chain]) -> Drawing:
         caption="The longest chain of instructions that must wait for each other.",
         alt=f"Stacked horizontal bars for {len(names)} kernels: links of the chain by kind, with their sum at the end.",
         summary=(
-            f"From {len(chains[shortest].mnemonics)} links ({escape(shortest)}) to {len(chains[longest].mnemonics)} "
-            f"({escape(longest)}). In {escape(last)} {len(chains[last].mnemonics)} of {chains[last].instructions} "
+            f"From {len(chains[shortest].mnemonics)} links (“{shortest}”) to {len(chains[longest].mnemonics)} "
+            f"(“{longest}”). In “{last}” {len(chains[last].mnemonics)} of {chains[last].instructions} "
             f"instructions lie on it, among them {kinds[last]['loads from memory']} load from memory and "
             f"{kinds[last]['exchanges between lanes']} exchanges between lanes."
         ),

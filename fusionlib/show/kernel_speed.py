@@ -6,12 +6,12 @@ Each builder takes data and returns the drawing with a sentence that states what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
 from fusionlib.show.drawing import Drawing, Table
+from fusionlib.show.kernel_figures import escape
 from fusionlib.show.theme import PALETTE
 
 if TYPE_CHECKING:
@@ -51,16 +51,16 @@ def survey_shares(table: NumberTable, hardware: str) -> Drawing:
     least, most = ({c: f(v for v in at[c] if v is not None) for c in at} for f in (min, max))
     return Drawing(
         fig,
-        caption=f"For reference, not ours: variants of a naive kernel on {escape(hardware)}.",
+        caption=f"For reference, not ours: variants of a naive kernel on {hardware}.",
         alt=f"{len(table.rows)} lines over the number of tokens, with a dashed line at 100 %, the light.",
         summary=(
-            f"At {small} token the variants lie between {least[small]:.0%} and {most[small]:.0%} of the light, at "
-            f"{large} tokens between {least[large]:.0%} and {most[large]:.0%}: with many tokens the division decides, "
-            "with one nearly nothing does."
+            f"With {table.columns_are} = {small} the variants lie between {least[small]:.0%} and {most[small]:.0%} of "
+            f"the light, {100 * (most[small] - least[small]):.0f} points from each other; with {large} between "
+            f"{least[large]:.0%} and {most[large]:.0%}, {100 * (most[large] - least[large]):.0f} points."
         ),
         table=Table(
-            f"{table.title}; {hardware}",
-            ("variant", *(f"{column} {table.columns_are}" for column in table.columns)),
+            f"{table.title}, by {table.columns_are}; {hardware}",
+            ("variant", *(str(column) for column in table.columns)),
             [
                 (table.labels[name], *("–" if value is None else f"{value:.2f}" for value in values))
                 for name, values in table.rows.items()
@@ -94,7 +94,7 @@ def timings(timed: Sequence[Timed], device: str, tokens: int) -> Drawing:
     first, best = timed[0], min(timed, key=lambda one: one.median_us)
     return Drawing(
         fig,
-        caption=f"Measured here: {escape(device)}, {tokens} tokens.",
+        caption=f"Measured here: {device}, {tokens} tokens.",
         alt=f"Horizontal bars for {len(timed)} versions with whiskers; each bar says its time and its bandwidth.",
         summary=(
             f"Version {best.version.number} takes {best.median_us:.2f} µs, version {first.version.number} "

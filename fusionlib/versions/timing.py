@@ -47,8 +47,8 @@ def why_not_here() -> str | None:
     """Why nothing can be timed on this machine; None where it can."""
     if not torch.cuda.is_available():
         return (
-            "no GPU is visible to torch. A Triton kernel's time exists on a GPU only; the interpreter's time on a CPU "
-            "is a thousand times longer and of another kind"
+            "no GPU is visible to torch. A Triton kernel's time exists on a GPU only; how long the interpreter takes "
+            "on a CPU says nothing about it"
         )
     return None
 
