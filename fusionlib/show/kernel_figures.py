@@ -54,9 +54,11 @@ def touch_map(view: View, program: int | None = None, where: str = "") -> Drawin
         touched = sorted({run for access in accesses if access.argument == name for run in access.runs})
         _runs(fig, row, touched, "touched by any program", {"color": PALETTE["grey"], "opacity": 0.3}, True)
         end = max(first + length for first, length in touched)
-        fig.update_xaxes(range=[-0.01 * end, 1.01 * end], nticks=6, showgrid=False, row=row, col=1)
+        fig.update_xaxes(range=[-0.01 * end, 1.01 * end], nticks=6, tickformat="d", showgrid=False, row=row, col=1)
         label = f"{escape(name)}<br>({kinds[name]})"
-        fig.update_yaxes(tickvals=[0], ticktext=[label], range=[-0.5, 0.5], showgrid=False, row=row, col=1)
+        fig.update_yaxes(
+            tickvals=[0], ticktext=[label], range=[-0.5, 0.5], showgrid=False, zeroline=False, row=row, col=1
+        )
     for number in range(view.programs):
         for row, name in enumerate(names, start=1):
             runs = [run for a in accesses if a.program == number and a.argument == name for run in a.runs]

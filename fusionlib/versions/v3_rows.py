@@ -4,8 +4,9 @@ Napkin: 16 rows x 128 elements / (8 warps x 32 lanes) = 8 elements a thread; 8 x
 there is. Version 2 asked for the same bytes in eight times as many instructions, each of which must find a place in the
 queue to memory. The weight is fetched once for sixteen rows. The bytes that must move stay at 5.03 an element.
 
-What it costs: with one token of 32 heads there are two programs, for a GPU that has room for hundreds. Version 7
-chooses by the number of rows.
+What it costs: with one token of 32 heads there are two programs, for a GPU that has room for hundreds; and where 64
+threads march together and not 32, eight warps are twice the threads and the loads half as wide. Version 7 chooses by
+the number of rows and the width of a warp.
 """
 
 from __future__ import annotations

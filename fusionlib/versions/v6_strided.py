@@ -2,7 +2,7 @@
 
 A model's gate is a part of a larger projection. Qwen3-Next interleaves the projection per key head, so its gate is
 [tokens, 16, 256] with strides (12288, 768, 1): two heads of 128 that follow each other, then 512 elements of something
-else. Versions 1 to 5 know only rows that follow each other, so somebody has to copy the gate first:
+else. Versions 1 to 5 know only rows that follow each other, so somebody has to copy the gate first. Napkin:
 
     copy   reads 2, writes 2                            4.00
     fused  as before                                    5.03
