@@ -219,7 +219,7 @@ def watch(
 
 def main(request: str, answer: str) -> None:
     """Read a request, run it, write the answer; an error is an answer too."""
-    asked = torch.load(request, weights_only=True)
+    asked = torch.load(request, map_location="cpu", weights_only=True)
     norm = GatedNorm(**{**asked.pop("norm")})
     quant = GroupQuant(**{**asked.pop("quant")})
     job = {"check": check, "watch": watch}[asked.pop("job")]

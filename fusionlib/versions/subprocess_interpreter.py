@@ -37,7 +37,7 @@ def ask(
     Raises:
         InterpreterError: where that process fails or takes more than `LIMIT_S` seconds.
     """
-    tensors = {name: tensor.detach().cpu() for name, tensor in (("x", x), ("gate", gate), ("weight", weight))}
+    tensors = {"x": x.detach(), "gate": gate.detach(), "weight": weight.detach()}  # .cpu() would lose the strides
     specs = {
         name: {field.name: getattr(spec, field.name) for field in fields(spec)}
         for name, spec in (("norm", norm), ("quant", quant))
