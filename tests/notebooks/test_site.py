@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -170,17 +169,10 @@ def test_widgets_fall_back_to_their_text(checkout):
     assert "widget-view" not in html
 
 
-@pytest.fixture(scope="module")
-def browser():
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no chromium found on PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+def test_an_output_that_the_page_cannot_show_is_an_error_and_not_a_gap(checkout):
+    output = v4.new_output("display_data", {"application/x-secret": "1"})
+    with pytest.raises(SiteError, match="01_a: an output would be missing"):
+        build(checkout, executed(checkout, "01_a", v4.new_code_cell("x", outputs=[output])))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
