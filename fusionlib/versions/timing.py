@@ -1,7 +1,8 @@
 """Time all, after all were checked: CUDA graph replays, where there is a GPU; the reason why not, where there is none.
 
-Several sets of buffers are walked through, so that a call does not find its inputs in the L2 cache because the call
-before it left them there. How many is limited: for the shortest calls part of the bytes still comes from L2.
+The clock is the benchmark's (`observe.bench.timer`): so many sets of buffers that no call finds its inputs in the cache
+because the call before it left them there. The versions' samples are taken in rounds, so that a GPU that warms up does
+so for all of them.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
+from fusionlib.observe.bench.timer import GraphTimer, Timer, copies_for
 from fusionlib.observe.ledger import Bytes
 from fusionlib.spec import GatedNorm, GroupQuant
 from fusionlib.versions.case import require
 from fusionlib.versions.registry import VERSIONS, Version
 
-MOST_SETS = 64
-QUANTILES = (0.5, 0.2, 0.8)
+ROUNDS = 15
 
 
 class CannotTime(RuntimeError):
@@ -25,7 +26,7 @@ class CannotTime(RuntimeError):
 
 @dataclass(frozen=True)
 class Timed:
-    """One version's time for one call, in microseconds: median, and the quantiles 0.2 and 0.8 of the replays.
+    """One version's time for one call, in microseconds: median, and the quantiles 0.2 and 0.8 of the rounds.
 
     `bytes` are the ones that it must move, `sets` the number of buffer sets that were walked through.
     """
@@ -62,56 +63,73 @@ def time_all(
     strided_gate: bool = False,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
+    timer: Timer | None = None,
+    device: str = "cuda",
 ) -> list[Timed]:
     """Time every version on the current GPU; check them first (`check.check_all`).
 
     `strided_gate` takes the gate out of a projection as Qwen3-Next does; versions that cannot follow it copy it inside
-    the timed call.
+    the timed call. `timer` and `device` are for another clock than CUDA graphs.
 
     Raises:
-        CannotTime: without a GPU.
+        CannotTime: without a GPU, where no `timer` is given.
     """
-    reason = why_not_here()
-    if reason is not None:
-        raise CannotTime(f"cannot be timed here: {reason}")
-    size = norm.norm_size
-    generator = torch.Generator("cuda").manual_seed(seed)
-    per_call = sum((part for part in _parts(VERSIONS[-1], tokens, heads, norm, quant, dtype, strided_gate)), Bytes())
-    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    sets = max(2, min(MOST_SETS, -(-2 * cache // per_call.total)))
-    weight = torch.rand(size, generator=generator, device="cuda").to(dtype) + 0.5
+    if timer is None:
+        reason = why_not_here()
+        if reason is not None:
+            raise CannotTime(f"cannot be timed here: {reason}")
+        timer = GraphTimer()
+    moved = [
+        sum(
+            version.parts(
+                tokens, heads * norm.norm_size, norm, quant, x_dtype=dtype, strided_gate=strided_gate
+            ).values(),
+            Bytes(),
+        )
+        for version in VERSIONS
+    ]
+    sets = copies_for(moved[-1].total, timer.l2_bytes)
+    generator = torch.Generator(device).manual_seed(seed)
+    weight = torch.rand(norm.norm_size, generator=generator, device=device).to(dtype) + 0.5
     require(norm, quant, weight)
-    buffers = [_buffers(tokens, heads, size, quant, strided_gate, dtype, generator) for _ in range(sets)]
+    buffers = [_buffers(tokens, heads, norm.norm_size, quant, strided_gate, dtype, generator) for _ in range(sets)]
+    handles = [timer.prepare([_call(version, each, weight, norm, quant) for each in buffers]) for version in VERSIONS]
+    samples: list[list[float]] = [[] for _ in VERSIONS]
+    for turn in range(ROUNDS):
+        for place in range(len(VERSIONS)):
+            chosen = (place + turn) % len(VERSIONS)
+            samples[chosen].append(timer.sample(handles[chosen]))
     timed = []
-    for version in VERSIONS:
-        low, median, high = _replay(version, buffers, weight, norm, quant)
-        moved = sum(_parts(version, tokens, heads, norm, quant, dtype, strided_gate), Bytes())
-        timed.append(Timed(version, median, low, high, moved, sets))
+    for version, taken, each in zip(VERSIONS, samples, moved, strict=True):
+        low, median, high = (
+            torch.tensor(taken, dtype=torch.float64)
+            .quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+            .tolist()
+        )
+        timed.append(Timed(version, median, low, high, each, sets))
     return timed
 
 
-def _parts(version, tokens, heads, norm, quant, dtype, strided_gate) -> list[Bytes]:
-    hidden = heads * norm.norm_size
-    return list(version.parts(tokens, hidden, norm, quant, x_dtype=dtype, strided_gate=strided_gate).values())
-
-
-def _buffers(tokens, heads, size, quant, strided_gate, dtype, generator) -> tuple[torch.Tensor, ...]:
-    x = torch.randn(tokens, heads, size, generator=generator, device="cuda").to(dtype)
+def _buffers(
+    tokens: int,
+    heads: int,
+    size: int,
+    quant: GroupQuant,
+    strided_gate: bool,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, ...]:
+    """x, gate, codes and scale of one call."""
+    device = generator.device
+    x = torch.randn(tokens, heads, size, generator=generator, device=device).to(dtype)
     wide = (tokens, heads // 2, 6 * size) if strided_gate else (tokens, heads, size)
-    gate = torch.randn(wide, generator=generator, device="cuda").to(dtype)
+    gate = torch.randn(wide, generator=generator, device=device).to(dtype)
     if strided_gate:
         gate = gate[..., -2 * size :]
-    codes = torch.empty(tokens, heads * size, dtype=quant.dtype, device="cuda")
-    return x, gate, codes, torch.empty(tokens, heads, dtype=torch.float32, device="cuda")
+    codes = torch.empty(tokens, heads * size, dtype=quant.dtype, device=device)
+    return x, gate, codes, torch.empty(tokens, heads, dtype=torch.float32, device=device)
 
 
-def _replay(version: Version, buffers, weight, norm, quant) -> tuple[float, float, float]:
-    """Low, median and high of one call, in microseconds."""
-    from triton.testing import do_bench_cudagraph
-
-    def call() -> None:
-        for x, gate, codes, scale in buffers:
-            version.launch_into(x, gate, weight, norm, quant, codes, scale)
-
-    median, low, high = do_bench_cudagraph(call, rep=50, quantiles=list(QUANTILES))
-    return tuple(1e3 * milliseconds / len(buffers) for milliseconds in (low, median, high))
+def _call(version: Version, buffers: tuple[torch.Tensor, ...], weight, norm: GatedNorm, quant: GroupQuant):
+    x, gate, codes, scale = buffers
+    return lambda: version.launch_into(x, gate, weight, norm, quant, codes, scale)

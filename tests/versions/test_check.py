@@ -79,3 +79,37 @@ def test_without_a_gpu_nothing_is_timed_and_the_reason_is_said(monkeypatch):
     assert "no GPU is visible" in why_not_here()
     with pytest.raises(CannotTime, match="cannot be timed here: no GPU is visible"):
         time_all(1, 32, GatedNorm.vllm(), QUANT)
+
+
+class CountingTimer:
+    """A clock that runs nothing: version n takes n microseconds, and one more in every other round."""
+
+    l2_bytes = 40 * 2**20
+
+    def __init__(self):
+        self.prepared, self.taken = [], []
+
+    def prepare(self, calls):
+        self.prepared.append(len(calls))
+        return len(self.prepared)
+
+    def sample(self, handle):
+        self.taken.append(handle)
+        return handle + self.taken.count(handle) % 2
+
+    def release(self):
+        pass
+
+
+def test_versions_take_turns_and_the_median_is_told():
+    timer = CountingTimer()
+    timed = time_all(64, 32, GatedNorm.qwen3_next(), QUANT, strided_gate=True, timer=timer, device="cpu")
+    sets = timed[0].sets
+    assert timer.prepared == [sets] * 7
+    assert (sets - 1) * timed[6].bytes.total >= 2 * timer.l2_bytes  # the others push a set out of the cache
+    assert [one.version for one in timed] == list(VERSIONS)
+    assert [one.median_us for one in timed] == [n + 1 for n in range(1, 8)]  # eight rounds of fifteen
+    assert all(one.low_us == one.version.number for one in timed)
+    assert sorted(timer.taken[:7]) == sorted(timer.taken[7:14]) == [1, 2, 3, 4, 5, 6, 7]
+    assert timer.taken[0] != timer.taken[7]  # another one begins
+    assert timed[0].gb_s == pytest.approx(timed[0].bytes.total / 2e3)
