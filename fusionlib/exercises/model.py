@@ -129,5 +129,5 @@ STEP = Exercise(
     solution=7.2,
     traps=(7200, 0.2, 72, 0.72, "7.2 ms", -7.2),
     hints=("2 µs × 36 are 72 µs a step.", "72 µs are 1 % of what?"),
-    explanation="72 µs are 1 % of 7.2 ms. A longer step, more tokens or a slower machine, makes the same kernel worth less.",
+    explanation="72 µs are 1 % of 7.2 ms. A longer step makes the same kernel worth less.",
 )
