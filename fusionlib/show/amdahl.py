@@ -123,7 +123,7 @@ def _draw_curve(
     drawn = min(share, 0.97 * TOP)  # a mark above the frame would be invisible; its text has the number
     fig.add_scatter(
         x=[step_ms], y=[100 * drawn], mode="markers+text", visible=visible, name=f"at {step_ms:g} ms",
-        text=[f"{share:.2%}"], textposition="middle right", textfont={"size": 15, "color": PALETTE["blue"]},
+        text=[f"{share:.2%}"], textposition="top right", textfont={"size": 15, "color": PALETTE["blue"]},
         marker={"symbol": "diamond", "size": 14, "color": PALETTE["blue"]}, hoverinfo="skip", showlegend=False,
     )  # fmt: skip
 
