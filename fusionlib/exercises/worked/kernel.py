@@ -1,6 +1,6 @@
 """The capstone's Triton kernel: silu(gate) * up and FP8 group quantisation of one group a row.
 
-`product` is what the exercise asks for; the rest is the second half of the suite's own kernel. Values: R rows, E elements.
+`product` is what the exercise asks for; the rest is the second half of the suite's own kernel. R rows, E elements.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The capstone's kernel without a GPU: run by Triton's interpreter, and compiled for GPUs that are not here.
 
 In one process a jitted function is either interpreted or compiled, so both happen in a process of their own, which is
-started on this file: `offline.py SOURCE interpret` or `offline.py SOURCE compile TARGET...`. It prints one line of JSON.
+started on this file: `SOURCE interpret` or `SOURCE compile TARGET...`. It prints one line of JSON.
 """
 
 from __future__ import annotations
