@@ -1,7 +1,7 @@
 """Graphs as the pass gets them, and running what became of them: for the judges of the capstone, without compiling.
 
-Up to the pass this is what `torch.compile` does (Dynamo, AOTAutograd, Inductor's early passes); then the graph is run node
-by node, so that a difference in the result can only come from the rewrite.
+Up to the pass this is what `torch.compile` does (Dynamo, AOTAutograd, Inductor's early passes); then the graph is run
+node by node, so that a difference in the result can only come from the rewrite.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ SPELLINGS: dict[str, tuple[Callable, tuple[bool, bool]]] = {
     "F.silu(gate) * up": (lambda g, u: quant(F.silu(g) * u), (True, True)),
     "up * F.silu(gate)": (lambda g, u: quant(u * F.silu(g)), (True, True)),
     "the product in float32": (lambda g, u: quant((F.silu(g.float()) * u.float()).to(g.dtype)), (False, True)),
-    "silu rounded, the product in float32": (lambda g, u: quant((F.silu(g).float() * u.float())), (True, False)),
+    "silu rounded, the product in float32": (lambda g, u: quant(F.silu(g).float() * u.float()), (True, False)),
     "float32 throughout": (lambda g, u: quant(F.silu(g.float()) * u.float()), (False, False)),
     "gate * sigmoid(gate)": (
         lambda g, u: quant((g.float() * torch.sigmoid(g.float()) * u.float()).to(g.dtype)),
