@@ -6,9 +6,15 @@ them all, so that no exercise can be passed by accident.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+
+def _say(text: str) -> None:
+    """Print one paragraph in lines that a notebook page shows whole."""
+    print(textwrap.fill(text.strip(), 88, break_long_words=False, break_on_hyphens=False))
 
 
 @dataclass
@@ -47,11 +53,11 @@ class Exercise:
     def check(self, answer: Any = ...) -> None:
         """Print whether `answer` is correct. `...`, the placeholder in the notebook, is no answer yet."""
         if answer is ...:
-            print(f"Not attempted. {self.question}")
+            _say(f"Not attempted. {self.question}")
         elif (wrong := self.verdict(answer)) is None:
-            print(f"Correct. {self.explanation}".rstrip())
+            _say(f"Correct. {self.explanation}")
         else:
-            print(f"Not yet: {wrong}")
+            _say(f"Not yet: {wrong}")
 
     def hint(self) -> None:
         """Print the next hint; after the last one, the first again."""

@@ -73,6 +73,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from fusionlib.notebooks import runner
+    from fusionlib.notebooks.audit import audit
     from fusionlib.notebooks.catalogue import find_notebooks, repository_root, select_notebooks
     from fusionlib.notebooks.parameters import parse_assignments, resolve_parameters
 
@@ -84,7 +85,9 @@ def _run(args: argparse.Namespace) -> int:
         notebooks, root=root, output=output, parameters=parameters, timeout=args.timeout, force=args.force
     )
     _publish(root, output)
-    return 1 if any(result.failure for result in results) else 0
+    problems = [problem for result in results if not result.failure for problem in audit(result.output, root=root)]
+    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+    return 1 if problems or any(result.failure for result in results) else 0
 
 
 def _site(args: argparse.Namespace) -> int:

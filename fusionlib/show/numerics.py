@@ -173,6 +173,36 @@ def group_errors(
     return Drawing(fig, "What the row lost on its way through FP8.", alt, " ".join(parts))
 
 
+def error_histogram(errors: Mapping[str, torch.Tensor], bins: int = 61) -> Drawing:
+    """Outlines of histograms: the signed relative error that each format leaves.
+
+    Args:
+        errors: by the name of the format, the relative error of each element that is not zero, as a fraction.
+        bins: how many; an odd number puts one in the middle.
+    """
+    reach = max(float(error.abs().quantile(0.995)) for error in errors.values())
+    edges = torch.linspace(-reach, reach, bins + 1, dtype=torch.double)
+    middles = 100 * (edges[:-1] + edges[1:]) / 2
+    fig = go.Figure()
+    for (name, error), colour, dash in zip(errors.items(), PALETTE, ("solid", "dash", "dot", "dashdot"), strict=False):
+        counts = torch.histogram(error.double().flatten(), edges).hist
+        shares = 100 * counts / error.numel()
+        fig.add_scatter(
+            x=middles.tolist(), y=shares.tolist(), mode="lines", name=name,
+            line={"shape": "hvh", "width": 2.2, "dash": dash, "color": PALETTE[colour]},
+            hovertemplate=name + ": %{y:.2f} % of the elements at %{x:.2f} %<extra></extra>",
+        )  # fmt: skip
+    fig.update_xaxes(title_text="relative error, %", zeroline=True)
+    fig.update_yaxes(title_text="elements, %", rangemode="tozero")
+    typical = {name: error.double().abs().median().item() for name, error in errors.items()}
+    parts = [f"{name}: {value:.2%}" for name, value in typical.items()]
+    order = sorted(typical, key=typical.get)
+    summary = f"Half of the elements are off by no more than: {'; '.join(parts)}. {order[0]} loses least"
+    summary += f", {order[-1]} {typical[order[-1]] / typical[order[0]]:.1f} times as much." if len(order) > 1 else "."
+    alt = f"Outlines of {len(errors)} histograms of the relative error around zero; the narrower one is better."
+    return Drawing(fig, "What each format loses, all tokens.", alt, summary)
+
+
 def rounding_costs(costs: Mapping[str, Cost], baseline: str) -> Drawing:
     """Bars: the share of scales and of codes that each way of rounding changes against `baseline`."""
     names = list(costs)

@@ -102,3 +102,13 @@ def test_outlier_sweep_compares_the_ends():
     group, tensor = fig.data
     assert list(group.x) == [1, 16, 256] and list(tensor.y) == [3.0, 10.0, 50.0]
     assert "2.00%" in summary and "3.00%" in summary and "2.20% and 50.00%" in summary
+
+
+def test_error_histogram_draws_shares_and_compares_the_formats():
+    fine = torch.tensor([-0.01, -0.002, 0.002, 0.01])
+    fig, summary = drawn(numerics.error_histogram({"e4m3": fine, "e5m2": 2 * fine}, bins=3))
+    narrow, wide = fig.data
+    assert list(narrow.y) == list(wide.y) == [25.0, 50.0, 25.0]  # the axis reaches to the wide one's ends
+    assert narrow.x[0] == pytest.approx(-100 * 0.02 * 2 / 3, rel=1e-3)
+    assert (narrow.name, wide.name) == ("e4m3", "e5m2") and narrow.line.dash != wide.line.dash
+    assert "no more than: e4m3: 0.20%; e5m2: 0.40%." in summary and "e4m3 loses least, e5m2 2.0 times" in summary
