@@ -71,6 +71,17 @@ def compile_for(source: str, *targets: str) -> dict:
     return run(source, "compile", *(targets or TARGETS))
 
 
+_FOLDERS: list[tempfile.TemporaryDirectory] = []  # Triton reads a kernel's source again when it compiles
+
+
+def load(source: str) -> ModuleType:
+    """The source as a module of this process, to launch its kernel on a GPU that is here."""
+    _FOLDERS.append(tempfile.TemporaryDirectory())
+    path = Path(_FOLDERS[-1].name, "candidate.py")
+    path.write_text(source, encoding="utf-8")
+    return _load(str(path))
+
+
 def _load(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location("candidate", path)
     module = importlib.util.module_from_spec(spec)
