@@ -72,7 +72,7 @@ def moved_bytes(answer: Any) -> str | None:
     return None
 
 
-def _broken(kind: str) -> Callable:
+def broken_op(kind: str) -> Callable:
     """An op that is wrong in one way, for a test that must notice."""
 
     def op(gate, up, act, out, group, floor):
@@ -116,7 +116,7 @@ def test_of_op(answer: Any) -> str | None:
     survivors = []
     for kind in BROKEN:
         try:
-            answer(_broken(kind))
+            answer(broken_op(kind))
             survivors.append(kind)
         except Exception:
             continue
