@@ -30,7 +30,7 @@ class Editor:
         with self._mode:
             node.meta["val"] = target(*fakes, **kwargs)
         self._inherit(node)
-        if isinstance(target, torch._ops.OpOverload) and target.namespace == "fusionlib":
+        if torch.Tag.needs_exact_strides in getattr(target, "tags", ()):
             # Without these "needs exact strides" is not enforced, and a strided gate may be copied or permuted.
             node.meta["eager_input_vals"] = (fakes, {})
         return node
@@ -175,7 +175,9 @@ def _between(node: fx.Node, scale: fx.Node) -> set[fx.Node]:
     found, stack = set(), [node]
     while stack:
         current = stack.pop()
-        if current is not scale and current.op == "call_function" and current not in found:
+        # Sizes are left to whoever cleans the graph up: they may come from anywhere in it.
+        tensor = current.op == "call_function" and value(current) is not None
+        if current is not scale and tensor and current not in found:
             found.add(current)
             stack.extend(current.all_input_nodes)
     return found
