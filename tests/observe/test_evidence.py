@@ -14,11 +14,11 @@ from fusionlib.observe.manifest import (
     Machine,
     ManifestError,
     file_entry,
-    leaks,
     make_manifest,
     write_json,
     write_manifest,
 )
+from fusionlib.observe.privacy import leaks
 from fusionlib.observe.references import ReferenceFileError, read_reference
 from tests.observe.test_trace import EVENTS
 

@@ -9,17 +9,15 @@ from fusionlib.observe.manifest import (
     MANIFEST_NAME,
     Machine,
     ManifestError,
-    command_text,
     device_slug,
     file_entry,
-    leaks,
     make_manifest,
-    own_names,
     read_manifest,
     this_machine,
     verify,
     write_manifest,
 )
+from fusionlib.observe.privacy import command_text, leaks, own_names
 
 H200 = Machine("NVIDIA H200", "gpu", "570.1", "2.11.0", "3.6.0", "12.8")
 LABELS = {"variant": "fused", "tokens": 64, "graph": True, "steps": 2}

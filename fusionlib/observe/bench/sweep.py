@@ -51,7 +51,7 @@ def sweep_case(
     kernels: Sequence[str] | None = None,
     results: Results | None = None,
 ) -> list[SweepRow]:
-    """Time every configuration of `kernels` (all, unless given) in `case`, interleaved; one that does not launch is skipped."""
+    """Time every configuration of `kernels` (default: all) in `case`, interleaved; what does not launch is skipped."""
     lanes = 64 if torch.version.hip else 32
     moved, own = case.bytes().total, heuristic(case)
     buffers = make_buffers(case, copies_for(moved, timer.l2_bytes), settings)
