@@ -17,14 +17,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fusionlib import doctor, explain_command
+from fusionlib import cost, doctor, explain_command
 from fusionlib.notebooks import command as notebooks
 from fusionlib.notebooks.errors import UsageError
 from fusionlib.observe import asm
 
 # One entry per subcommand: a module with `register(subparsers)`, which adds its parser and sets `run` to a function
 # (namespace) -> exit code. Such a module imports at its top only what is cheap and always installed.
-COMMANDS = (doctor, notebooks, asm, explain_command)
+COMMANDS = (doctor, notebooks, asm, explain_command, cost)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.utils import fresh_cache
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusionlib.match.graph as graph_module
 from fusionlib import GatedNorm, GroupQuant, explain
+from fusionlib.cost import layered_graph, traced_layer
 from fusionlib.layers import AttentionOutput
 from fusionlib.match import match_graph
 from fusionlib.rewrite import FusionError, FusionPass
@@ -187,23 +187,6 @@ def test_writes_in_between(write_at, code):
     assert result.code == code
 
 
-def layered_graph(layers: int) -> fx.Graph:
-    """`layers` gated norms with their quantisations, each behind some other work."""
-    graph, mode = fx.Graph(), FakeTensorMode()
-    owner = torch.fx.experimental.proxy_tensor.make_fx(PATH, tracing_mode="fake")(*inputs()).graph
-    with mode:
-        shapes = {n.name: n.meta["val"] for n in owner.nodes if "val" in n.meta}
-    assert shapes
-    outputs = []
-    for _ in range(layers):
-        copies: dict[fx.Node, fx.Node] = {}
-        outputs.append(graph.graph_copy(owner, copies))
-        for source, copy in copies.items():
-            copy.meta.update(source.meta)
-    graph.output(tuple(outputs))
-    return graph
-
-
 def test_cost_is_linear_in_nodes(monkeypatch):
     """Counted, not timed: how often a node is looked through, for 12 layers and for 48."""
     count = 0
@@ -215,9 +198,9 @@ def test_cost_is_linear_in_nodes(monkeypatch):
         return original(node)
 
     monkeypatch.setattr(graph_module, "_view_source", counting)
-    work = []
+    work, layer = [], traced_layer()
     for layers in (12, 48):
-        graph = layered_graph(layers)
+        graph = layered_graph(layers, layer)
         count = 0
         record = FusionPass(("cpu",)).rewrite(graph)
         assert sum(s.fused for s in record.sites) == layers, record.sites[0]
@@ -226,7 +209,7 @@ def test_cost_is_linear_in_nodes(monkeypatch):
 
 
 def test_matching_changes_nothing():
-    graph = layered_graph(1)
+    graph = layered_graph(1, traced_layer())
     before = str(graph)
     assert len(match_graph(graph)) == 1 and str(graph) == before
 
