@@ -19,7 +19,7 @@ from fusionlib import GatedNorm, GroupQuant, explain
 from fusionlib.cost import layered_graph, traced_layer
 from fusionlib.layers import AttentionOutput
 from fusionlib.match import match_graph
-from fusionlib.rewrite import FusionError, FusionPass
+from fusionlib.rewrite import Chain, FusionError, FusionPass
 from fusionlib.rewrite.sources import PACKAGE, source_files, source_hash
 from tests.spellings import NormSpelling, QuantSpelling, agree, inputs, run_rewritten, site
 
@@ -130,14 +130,36 @@ def test_one_info_line_a_compile_and_a_warning_where_nothing_fused(caplog):
     assert [r.levelname for r in caplog.records if r.name.startswith("fusionlib")] == ["INFO", "WARNING"]
 
 
-def test_composes_with_other_passes():
-    seen = []
-    fusion = FusionPass(("cpu",))
-    _, report, _ = run_rewritten(
-        PATH, *inputs(), fusion=type("Chain", (), {"__call__": lambda s, g: (seen.append(g), fusion(g)),
-                                                   "_records": fusion._records})(),
-    )  # fmt: skip
-    assert seen and len(report.fused) == 1
+class Seen(CustomGraphPass):
+    """Counts the graphs in which the fused op is there already."""
+
+    count = 0
+
+    def __call__(self, graph):
+        self.count += any("fusionlib" in str(node.target) for node in graph.nodes)
+
+    def uuid(self):
+        return "seen"
+
+
+def test_a_chain_of_passes_is_one_pass():
+    fusion, before, after, tensors = FusionPass(("cpu",)), Seen(), Seen(), inputs()
+    chain = Chain(before, fusion, after)
+    with fresh_cache():
+        got = compiled(PATH, chain, *tensors)
+        again = FusionPass(("cpu",))
+        compiled(PATH, Chain(before, again, after), *tensors)
+    agree(got, PATH(*tensors), 128)
+    assert (before.count, after.count) == (0, 1) and len(fusion.report().fused) == 1
+    assert again.report().compiles[0].cached and len(again.report().fused) == 1
+
+
+def test_a_chain_is_known_by_all_its_passes():
+    seen = Seen()
+    assert Chain(seen, FusionPass()).uuid() == Chain(seen, FusionPass()).uuid()
+    chains = [Chain(seen, FusionPass()), Chain(FusionPass(), seen), Chain(seen, FusionPass(strict=True)), Chain(seen)]
+    assert len({chain.uuid() for chain in chains}) == 4
+    assert Chain(seen, lambda graph: None).uuid() is None
 
 
 def test_explain_says_the_same_and_runs_nothing():
@@ -234,17 +256,8 @@ def test_import_is_cheap_and_the_public_names_are_there():
 
 
 def test_a_list_of_passes_is_a_composition_too():
-    class Other(CustomGraphPass):
-        seen = 0
-
-        def __call__(self, graph):
-            self.seen += any("fusionlib" in str(node.target) for node in graph.nodes)
-
-        def uuid(self):
-            return "other"
-
-    fusion, other, tensors = FusionPass(("cpu",)), Other(), inputs()
+    fusion, other, tensors = FusionPass(("cpu",)), Seen(), inputs()
     with fresh_cache():
         got = compiled(PATH, [fusion, other], *tensors)
     agree(got, PATH(*tensors), 128)
-    assert other.seen == 1 and len(fusion.report().fused) == 1
+    assert other.count == 1 and len(fusion.report().fused) == 1
