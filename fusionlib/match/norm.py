@@ -200,8 +200,9 @@ def _level(node: fx.Node, root: Root, trail: Trail, taken: set[str]) -> _Level:
     for operand, target in _factors(top, root):
         _place(level, operand, target, root, spare, taken | set(level.factors))
     _settle(level, spare, root)
-    for label in level.factors:
-        trail.add(label if label != "root" else "rsqrt", level.node)
+    if level.factors:
+        names = ("rsqrt" if label == "root" else label for label in level.factors)
+        trail.add(f"product of {', '.join(names)}", level.node)
     return level
 
 

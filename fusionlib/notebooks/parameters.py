@@ -10,6 +10,8 @@ from typing import Any
 from fusionlib.notebooks.catalogue import Notebook
 from fusionlib.notebooks.errors import UsageError
 
+#: What a headless run says to every notebook that asks for it: there is nobody to move a control.
+HEADLESS = {"interactive": "false"}
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 
@@ -38,14 +40,15 @@ def resolve_parameters(notebooks: Sequence[Notebook], assignments: Mapping[str, 
     """Return the typed parameters of each notebook by its name.
 
     A parameter goes to every notebook that declares it. One that no notebook declares is an error: papermill itself
-    would only warn, and run with the default.
+    would only warn, and run with the default. `HEADLESS` holds what is given unless `assignments` say otherwise.
     """
-    known = {notebook.name: parameters_of(notebook) if assignments else {} for notebook in notebooks}
+    known = {notebook.name: parameters_of(notebook) for notebook in notebooks}
     for name in assignments:
         if not any(name in declared for declared in known.values()):
             raise UsageError(f"-p {name}: no notebook has a parameter of that name; known: {_listing(known)}")
+    given = HEADLESS | dict(assignments)
     return {
-        notebook: {name: convert(name, text, declared[name]) for name, text in assignments.items() if name in declared}
+        notebook: {name: convert(name, text, declared[name]) for name, text in given.items() if name in declared}
         for notebook, declared in known.items()
     }
 

@@ -30,7 +30,7 @@ class Editor:
         with self._mode:
             node.meta["val"] = target(*fakes, **kwargs)
         self._inherit(node)
-        if isinstance(target, torch._ops.OpOverload) and target.namespace == "fusionlib":
+        if torch.Tag.needs_exact_strides in getattr(target, "tags", ()):
             # Without these "needs exact strides" is not enforced, and a strided gate may be copied or permuted.
             node.meta["eager_input_vals"] = (fakes, {})
         return node

@@ -1,5 +1,7 @@
 """Figures for the notebooks: one template, one way to display. Not imported by `import fusionlib`."""
 
-from fusionlib.show.figure import display_figure, figure_bundle
+from fusionlib.show.drawing import Drawing, Table
+from fusionlib.show.explore import Choice, Entry, Span, explore
+from fusionlib.show.figure import show
 
-__all__ = ["display_figure", "figure_bundle"]
+__all__ = ["Choice", "Drawing", "Entry", "Span", "Table", "explore", "show"]

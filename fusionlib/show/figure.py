@@ -8,53 +8,78 @@ for those who cannot see it, its caption and its conclusion travel in the output
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Iterator
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from fusionlib.show.drawing import Drawing
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 CAPTION_ROLE = "caption"
+TABLE_ROLE = "table"
+
+#: (data, metadata) of one display message.
+Bundle = tuple[dict[str, Any], dict[str, Any]]
 
 
-def figure_bundle(
-    fig: Figure, *, caption: str, alt: str, summary: str
-) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """Return (data, metadata) of the display message for `fig`, drawn with the project's template.
-
-    `caption` names the figure, `alt` describes what is drawn, `summary` states the conclusion; none may be empty.
-    """
+def figure_bundle(drawing: Drawing) -> Bundle:
+    """The message that carries the figure itself, drawn with the project's template."""
     import plotly.graph_objects as go
 
     from fusionlib.show.theme import template
 
-    words = {"caption": caption, "alt": alt, "summary": summary}
-    for name, text in words.items():
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{name} is {text!r}; every figure needs a caption, an alt text and a summary in words")
-    themed = go.Figure(fig).update_layout(template=template())
+    themed = go.Figure(drawing.fig).update_layout(template=template())
     # Through plotly's own encoder, because numpy arrays and scalars are not JSON.
     payload = json.loads(themed.to_json())
     payload["config"] = {"displayModeBar": False, "responsive": True}
-    return {PLOTLY_MIME: payload, "text/plain": f"{caption}\n{summary}"}, {"fusionlib": words}
+    text = f"{drawing.caption}\n{drawing.summary}"
+    return {PLOTLY_MIME: payload, "text/plain": text}, {"fusionlib": drawing.words}
 
 
-def caption_bundle(*, caption: str, summary: str) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Return (data, metadata) of the display message that says a figure's words below it."""
+def caption_bundle(drawing: Drawing) -> Bundle:
+    """The message that says a figure's words below it, for JupyterLab, which hides the figure's own text."""
+    caption, summary = drawing.caption, drawing.summary
     words = {"text/markdown": f"**{escape(caption)}** {escape(summary)}", "text/plain": f"{caption} {summary}"}
     return words, {"fusionlib": {"role": CAPTION_ROLE}}
 
 
-def display_figure(fig: Figure, *, caption: str, alt: str, summary: str) -> None:
-    """Show `fig` in the running notebook, its caption and conclusion below; see `figure_bundle` for the words.
+def bundles(drawing: Drawing) -> Iterator[Bundle]:
+    """The messages of one drawing in order: figure, words, and the table if there is one.
 
-    JupyterLab draws the figure and hides the bundle's text, so the words follow as an output of their own, marked as a
-    caption: the site, which sets them in the figure's own caption, leaves that output out.
+    The site sets the words in the figure's own caption and leaves the second message out.
     """
-    from IPython.display import publish_display_data
+    yield figure_bundle(drawing)
+    yield caption_bundle(drawing)
+    if drawing.table is not None:
+        table = drawing.table
+        yield {"text/html": table.html(), "text/plain": table.text()}, {"fusionlib": {"role": TABLE_ROLE}}
 
-    data, metadata = figure_bundle(fig, caption=caption, alt=alt, summary=summary)
-    publish_display_data(data=data, metadata=metadata)
-    data, metadata = caption_bundle(caption=caption, summary=summary)
-    publish_display_data(data=data, metadata=metadata)
+
+class Shown:
+    """A drawing that is on show, and can be replaced in place."""
+
+    def __init__(self) -> None:
+        self._name = uuid.uuid4().hex
+        self._count = 0
+
+    def update(self, drawing: Drawing) -> None:
+        """Show `drawing`: below the cell the first time, in the place of the one before after that.
+
+        The kernel's front end replaces message by message, so a drawing must have a table if the first one had one.
+        """
+        from IPython.display import publish_display_data
+
+        messages = list(bundles(drawing))
+        again = self._count > 0
+        if again and len(messages) != self._count:
+            raise ValueError("a drawing that replaces another needs a table exactly if the first one has a table")
+        self._count = len(messages)
+        for part, (data, metadata) in enumerate(messages):
+            place = {"display_id": f"{self._name}-{part}"}
+            publish_display_data(data=data, metadata=metadata, transient=place, update=again)
+
+
+def show(drawing: Drawing) -> None:
+    """Show `drawing` in the running notebook: figure, words below it, table below these."""
+    Shown().update(drawing)

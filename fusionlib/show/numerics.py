@@ -1,7 +1,7 @@
 """Figures about numbers: which values FP8 has, what quantisation loses, what a rounding point costs.
 
-Each builder takes data and returns the figure with a sentence that states what this data shows, so that picture and
-words cannot disagree.
+Each builder takes data and returns the figure with sentences that state what this data shows, so that picture and words
+cannot disagree.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
+from fusionlib.show.drawing import Drawing
 from fusionlib.show.theme import GRID, PALETTE
 
 NEAR_ZERO = 32.0  # half the width of the second number line: wide enough to see the step double a few times
@@ -34,12 +35,13 @@ def fp8_values(dtype: torch.dtype = torch.float8_e4m3fn) -> torch.Tensor:
     return values[values.isfinite()].unique()
 
 
-def number_line(quotients: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[go.Figure, str]:
+def number_line(quotients: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn, *, group: int = 0) -> Drawing:
     """The values of `dtype` on a line, and where the cast moves the elements of one group.
 
     Args:
         quotients: [group_size] float32, each element divided by the scale of the group.
         dtype: the FP8 format that they are cast to.
+        group: the number of the group, for the caption.
     """
     values = fp8_values(dtype)
     limit = values[-1].item()
@@ -61,11 +63,22 @@ def number_line(quotients: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3f
     clamped = int((quotients.abs() > limit).sum())
     summary = (
         f"The format has {len(values)} finite values. About half of them lie within ±{inner:g}, because the step "
-        f"between neighbours grows from {steps.min().item():g} beside zero to {steps.max().item():g} below {limit:g}. "
+        f"between neighbours grows from {_fraction(steps.min().item())} beside zero to {steps.max().item():g} below "
+        f"{limit:g}. "
         f"The {len(codes)} elements of this group landed on {len(codes.unique())} of these values; "
         f"{int((codes.abs() == limit).sum())} on ±{limit:g}, the end of the line; {clamped} had to be clamped to it."
     )
-    return fig, summary
+    alt = (
+        "Two number lines, the whole range and the part around zero. In each, the elements of the group before the "
+        "cast, the values that the format has as vertical ticks crowding towards zero, and the elements after the "
+        "cast, joined to where they came from."
+    )
+    return Drawing(fig, f"The cast to FP8, group {group}.", alt, summary)
+
+
+def _fraction(power: float) -> str:
+    """A power of two as people write it: 1/512 rather than 0.00195312."""
+    return f"1/{1 / power:g}" if power < 1 else f"{power:g}"
 
 
 def _number_line_panel(
@@ -93,7 +106,7 @@ def _number_line_panel(
 
 def group_errors(
     values: torch.Tensor, restored: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn
-) -> tuple[go.Figure, str]:
+) -> Drawing:
     """The relative error of every element of a row, group by group, against half a step of the format.
 
     Args:
@@ -152,10 +165,45 @@ def group_errors(
         )
         if error[small].max() > ceiling:
             parts.append("Those beyond the upper edge are drawn on it.")
-    return fig, " ".join(parts)
+    alt = (
+        f"The relative error of {values.numel()} elements in percent, {groups} groups side by side. Dots fill the "
+        "space between zero and a dashed line at half a step. A diamond on zero marks the largest element of each "
+        "group; triangles mark elements too small for full precision."
+    )
+    return Drawing(fig, "What the row lost on its way through FP8.", alt, " ".join(parts))
 
 
-def rounding_costs(costs: Mapping[str, Cost], baseline: str) -> tuple[go.Figure, str]:
+def error_histogram(errors: Mapping[str, torch.Tensor], bins: int = 61) -> Drawing:
+    """Outlines of histograms: the signed relative error that each format leaves.
+
+    Args:
+        errors: by the name of the format, the relative error of each element that is not zero, as a fraction.
+        bins: how many; an odd number puts one in the middle.
+    """
+    reach = max(float(error.abs().quantile(0.995)) for error in errors.values())
+    edges = torch.linspace(-reach, reach, bins + 1, dtype=torch.double)
+    middles = 100 * (edges[:-1] + edges[1:]) / 2
+    fig = go.Figure()
+    for (name, error), colour, dash in zip(errors.items(), PALETTE, ("solid", "dash", "dot", "dashdot"), strict=False):
+        counts = torch.histogram(error.double().flatten(), edges).hist
+        shares = 100 * counts / error.numel()
+        fig.add_scatter(
+            x=middles.tolist(), y=shares.tolist(), mode="lines", name=name,
+            line={"shape": "hvh", "width": 2.2, "dash": dash, "color": PALETTE[colour]},
+            hovertemplate=name + ": %{y:.2f} % of the elements at %{x:.2f} %<extra></extra>",
+        )  # fmt: skip
+    fig.update_xaxes(title_text="relative error, %", zeroline=True)
+    fig.update_yaxes(title_text="elements, %", rangemode="tozero")
+    typical = {name: error.double().abs().median().item() for name, error in errors.items()}
+    parts = [f"{name}: {value:.2%}" for name, value in typical.items()]
+    order = sorted(typical, key=typical.get)
+    summary = f"Half of the elements are off by no more than: {'; '.join(parts)}. {order[0]} loses least"
+    summary += f", {order[-1]} {typical[order[-1]] / typical[order[0]]:.1f} times as much." if len(order) > 1 else "."
+    alt = f"Outlines of {len(errors)} histograms of the relative error around zero; the narrower one is better."
+    return Drawing(fig, "What each format loses, all tokens.", alt, summary)
+
+
+def rounding_costs(costs: Mapping[str, Cost], baseline: str) -> Drawing:
     """Bars: the share of scales and of codes that each way of rounding changes against `baseline`."""
     names = list(costs)
     labels = ["<br>".join(textwrap.wrap(name, LABEL_WIDTH)) for name in names]
@@ -178,12 +226,14 @@ def rounding_costs(costs: Mapping[str, Cost], baseline: str) -> tuple[go.Figure,
         f"Against {baseline}, between {least.codes:.2%} of the codes change (“{ordered[0]}”) and {most.codes:.2%} "
         f"(“{ordered[-1]}”), and between {scales[0]:.1%} and {scales[-1]:.1%} of the scales."
     )
-    return fig, summary
+    alt = (
+        f"Horizontal bars for {len(costs)} ways of rounding, in two panels: the share of scales and of codes that "
+        "differ from those of the module's output. Each bar carries its value."
+    )
+    return Drawing(fig, "FP8 scales and codes that change when rounding points are left out.", alt, summary)
 
 
-def outlier_sweep(
-    factors: Sequence[float], per_group: Sequence[float], per_tensor: Sequence[float]
-) -> tuple[go.Figure, str]:
+def outlier_sweep(factors: Sequence[float], per_group: Sequence[float], per_tensor: Sequence[float]) -> Drawing:
     """Lines: mean relative error with one scale per group and with one for the tensor, as one element grows.
 
     Args:
@@ -210,4 +260,8 @@ def outlier_sweep(
         f"{per_tensor[0]:.2%} with one scale for all. One element {factors[-1]:g} times larger makes that "
         f"{per_group[-1]:.2%} and {per_tensor[-1]:.2%}: it spoils its own group, or everything."
     )
-    return fig, summary
+    alt = (
+        "The mean relative error over the size of one planted element, logarithmic: one line for a scale per group, "
+        "one for a single scale for the whole tensor."
+    )
+    return Drawing(fig, "One outlier, and the error of everything else.", alt, summary)

@@ -33,8 +33,9 @@ def template() -> go.layout.Template:
         "linecolor": GRID,
         "zerolinecolor": GRID,
         "automargin": True,
-        "title": {"standoff": 12},
+        "title": {"standoff": 12, "font": {"size": 14}},
     }
+    control = {"bgcolor": CLEAR, "bordercolor": TEXT, "borderwidth": 1, "font": {"size": 13}}
     return go.layout.Template(
         layout={
             "paper_bgcolor": CLEAR,
@@ -48,6 +49,8 @@ def template() -> go.layout.Template:
             "yaxis": axis,
             "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
             "hoverlabel": {"font": {"family": FONT}},
+            "sliderdefaults": control | {"activebgcolor": PALETTE["blue"], "ticklen": 4, "len": 1.0},
+            "updatemenudefaults": control | {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
             "colorscale": {"sequential": "Cividis", "diverging": "RdBu"},
         }
     )

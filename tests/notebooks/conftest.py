@@ -1,4 +1,4 @@
-"""Tiny checkouts of fusionlib, with notebooks made for one test each."""
+"""Tiny checkouts of fusionlib, with notebooks made for one test each, and a browser to read them in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
+from fusionlib.notebooks import picture
+from fusionlib.notebooks.errors import UsageError
 
 v4 = nbformat.v4
 
@@ -38,3 +41,12 @@ class Checkout:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try:
+        with picture.browser() as chromium:
+            yield chromium
+    except UsageError as error:
+        pytest.skip(str(error))

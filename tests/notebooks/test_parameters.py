@@ -76,3 +76,10 @@ def test_a_parameter_goes_to_the_notebooks_that_declare_it(checkout):
 def test_a_name_given_twice_is_refused():
     with pytest.raises(UsageError, match="'1' and '2'"):
         parse_assignments(["tokens=1", "tokens=2"])
+
+
+def test_a_headless_run_turns_controls_off_unless_told_otherwise(checkout):
+    checkout.add("one", parameters="interactive: bool = True  # live controls\n")
+    checkout.add("two", parameters="tokens = 8\n")
+    assert resolve(checkout) == {"one": {"interactive": False}, "two": {}}
+    assert resolve(checkout, "interactive=yes")["one"] == {"interactive": True}

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import pytest
 from fusionlib.notebooks import site
 from fusionlib.notebooks.errors import SiteError
 from fusionlib.notebooks.figures import script_json
-from fusionlib.show import figure_bundle
-from fusionlib.show.figure import caption_bundle
+from fusionlib.show import Drawing, Table
+from fusionlib.show.figure import bundles
 
 v4 = nbformat.v4
 HOSTILE = "</script><script>window.pwned = true</script><img src=x onerror='window.pwned = true'>"
@@ -22,10 +21,9 @@ HOSTILE = "</script><script>window.pwned = true</script><img src=x onerror='wind
 
 def figure_cell(caption: str = "Sizes", name: str = "bytes"):
     fig = go.Figure([go.Bar(x=["a", "b"], y=[1, 2], name=name)])
-    data, metadata = figure_bundle(fig, caption=caption, alt="two bars", summary="The second is twice the first.")
-    words, role = caption_bundle(caption=caption, summary="The second is twice the first.")
-    messages = [(data, metadata), (words, role)]
-    outputs = [v4.new_output("display_data", content, metadata=about) for content, about in messages]
+    table = Table(f"rows of {name}", ("name", "bytes"), [(name, "1")])
+    drawing = Drawing(fig, caption, "two bars", "The second is twice the first.", table)
+    outputs = [v4.new_output("display_data", content, metadata=about) for content, about in bundles(drawing)]
     return v4.new_code_cell("show()", id="figure", outputs=outputs)
 
 
@@ -171,17 +169,10 @@ def test_widgets_fall_back_to_their_text(checkout):
     assert "widget-view" not in html
 
 
-@pytest.fixture(scope="module")
-def browser():
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no chromium found on PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+def test_an_output_that_the_page_cannot_show_is_an_error_and_not_a_gap(checkout):
+    output = v4.new_output("display_data", {"application/x-secret": "1"})
+    with pytest.raises(SiteError, match="01_a: an output would be missing"):
+        build(checkout, executed(checkout, "01_a", v4.new_code_cell("x", outputs=[output])))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -216,4 +207,36 @@ def test_in_a_browser_an_inline_script_in_an_output_does_not_run(checkout, brows
     page.goto((index / "01_a.html").as_uri())
     assert page.text_content(".output b") == "kept"
     assert page.evaluate("window.pwned") is None
+    page.close()
+
+
+def test_in_a_browser_a_search_selects_what_it_names_and_a_slider_changes_the_figure(checkout, browser):
+    fig = go.Figure()
+    for shift in (0, 10):
+        names = ["norm", "quant", "out_proj"]
+        fig.add_scatter(
+            x=[0, 1, 2], y=[shift] * 3, mode="markers", ids=names, hovertext=["a view", "a cast", "a view"],
+            meta={"search": True}, visible=shift == 0,
+        )  # fmt: skip
+    steps = [{"label": str(i), "method": "update", "args": [{"visible": [i == 0, i == 1]}]} for i in (0, 1)]
+    fig.update_layout(sliders=[{"steps": steps}])
+    outputs = [
+        v4.new_output("display_data", content, metadata=about)
+        for content, about in bundles(Drawing(fig, "A graph.", "three dots", "Three nodes."))
+    ]
+    index = build(checkout, executed(checkout, "01_a", v4.new_code_cell("x", outputs=outputs)))
+    page = browser.new_page()
+    page.goto((index / "01_a.html").as_uri())
+    page.wait_for_selector("figure.drawn .slider-container")
+    page.fill(".plot-search input", "VIEW")
+    assert page.text_content(".plot-search output") == "2 found"
+    drawn = "document.querySelector('.plot-area')"
+    assert page.evaluate(f"{drawn}.data.map(t => t.selectedpoints)") == [[0, 2], [0, 2]]
+    page.fill(".plot-search input", "")
+    assert page.evaluate(f"{drawn}.data.map(t => t.selectedpoints)") == [None, None]
+    assert page.evaluate(f"{drawn}.data.map(t => t.visible)") == [True, False]
+    rail = page.locator(".slider-rail-touch-rect").bounding_box()
+    page.mouse.click(rail["x"] + rail["width"] - 2, rail["y"] + rail["height"] / 2)
+    page.wait_for_function(f"{drawn}.data[1].visible === true")
+    assert page.evaluate(f"{drawn}.data.map(t => t.visible)") == [False, True]
     page.close()

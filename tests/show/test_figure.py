@@ -6,8 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from fusionlib.show import display_figure, figure_bundle
-from fusionlib.show.figure import CAPTION_ROLE, PLOTLY_MIME
+from fusionlib.show import Drawing, Table, show
+from fusionlib.show.figure import CAPTION_ROLE, PLOTLY_MIME, TABLE_ROLE, Shown, figure_bundle
 from fusionlib.show.theme import PALETTE, TEXT, template
 
 WORDS = {"caption": "Bytes per element", "alt": "two bars", "summary": "Fused reads half."}
@@ -26,7 +26,7 @@ def contrast(one: str, other: str) -> float:
 
 def test_the_bundle_is_json_with_numpy_inside_and_words_beside():
     fig = go.Figure(go.Scatter(x=np.arange(3), y=np.float32([1, 2, 3])), layout={"title": {"text": "t"}})
-    data, metadata = figure_bundle(fig, **WORDS)
+    data, metadata = figure_bundle(Drawing(fig, **WORDS))
     assert set(data) == {PLOTLY_MIME, "text/plain"}
     assert data["text/plain"] == "Bytes per element\nFused reads half."
     assert metadata == {"fusionlib": WORDS}
@@ -41,32 +41,57 @@ def test_the_bundle_is_json_with_numpy_inside_and_words_beside():
 def test_the_figure_of_the_caller_is_left_alone():
     fig = go.Figure()
     before = fig.to_json()
-    figure_bundle(fig, **WORDS)
+    figure_bundle(Drawing(fig, **WORDS))
     assert fig.to_json() == before
 
 
 @pytest.mark.parametrize("missing", list(WORDS))
 def test_a_figure_without_words_is_refused(missing):
     with pytest.raises(ValueError, match=f"{missing} is ' '"):
-        figure_bundle(go.Figure(), **WORDS | {missing: " "})
+        Drawing(go.Figure(), **WORDS | {missing: " "})
 
 
-def test_display_publishes_the_figure_and_its_words_below(monkeypatch):
-    published = []
-    monkeypatch.setattr("IPython.display.publish_display_data", lambda **message: published.append(message))
-    display_figure(go.Figure(), **WORDS)
-    figure, words = published
+@pytest.fixture
+def published(monkeypatch) -> list:
+    messages: list[dict] = []
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda **message: messages.append(message))
+    return messages
+
+
+def test_a_drawing_is_published_with_its_words_and_its_table_below(published):
+    show(Drawing(go.Figure(), **WORDS, table=Table("bytes", ("kernel", "B"), [("norm", "4"), ("quant", "3.03")])))
+    figure, words, table = published
     assert set(figure["data"]) == {PLOTLY_MIME, "text/plain"}
     assert figure["metadata"] == {"fusionlib": WORDS}
     assert words["data"]["text/markdown"] == "**Bytes per element** Fused reads half."
     assert words["metadata"] == {"fusionlib": {"role": CAPTION_ROLE}}
+    assert table["metadata"] == {"fusionlib": {"role": TABLE_ROLE}}
+    assert "<td>norm</td><td>4</td>" in table["data"]["text/html"]
+    assert table["data"]["text/plain"] == "bytes\nkernel  B\nnorm    4\nquant   3.03"
+    assert not any(message["update"] for message in published)
 
 
-def test_words_from_a_stranger_hold_no_markup(monkeypatch):
-    published = []
-    monkeypatch.setattr("IPython.display.publish_display_data", lambda **message: published.append(message))
-    display_figure(go.Figure(), **WORDS | {"summary": "<img src=x onerror=alert(1)>"})
+def test_an_update_takes_the_same_places(published):
+    shown = Shown()
+    shown.update(Drawing(go.Figure(), **WORDS))
+    shown.update(Drawing(go.Figure(), **WORDS | {"summary": "Other."}))
+    places = [message["transient"]["display_id"] for message in published]
+    assert places[:2] == places[2:] and places[0] != places[1]
+    assert [message["update"] for message in published] == [False, False, True, True]
+    with pytest.raises(ValueError, match="needs a table exactly if"):
+        shown.update(Drawing(go.Figure(), **WORDS, table=Table("t", ("a",), [])))
+
+
+def test_words_from_a_stranger_hold_no_markup(published):
+    evil = "<img src=x onerror=alert(1)>"
+    show(Drawing(go.Figure(), **WORDS | {"summary": evil}, table=Table(evil, (evil,), [(evil,)])))
     assert "<img" not in published[1]["data"]["text/markdown"]
+    assert "<img" not in published[2]["data"]["text/html"]
+
+
+def test_a_row_must_fit_its_table():
+    with pytest.raises(ValueError, match="1 cells under 2 columns"):
+        Table("t", ("a", "b"), [("only",)])
 
 
 @pytest.mark.parametrize("page", ["#ffffff", "#14171a"])

@@ -6,8 +6,13 @@ import torch
 pytest.importorskip("plotly", reason="the notebooks extra is not installed")
 
 from fusionlib import GroupQuant, dequantise, reference
-from fusionlib.show import numerics
+from fusionlib.show import Drawing, numerics
 from fusionlib.spec import FP8_MAXIMA
+
+
+def drawn(drawing: Drawing):
+    """The figure and the conclusion; caption and alt are checked where they are made, in Drawing."""
+    return drawing.fig, drawing.summary
 
 
 @pytest.mark.parametrize("dtype, count", [(torch.float8_e4m3fn, 253), (torch.float8_e5m2, 247)])
@@ -22,7 +27,7 @@ def test_every_finite_value_once_and_in_order(dtype, count):
 
 def test_number_line_draws_quotients_values_and_codes():
     quotients = torch.tensor([-448.0, -3.3, 0.0, 1.06, 17.0, 250.0])
-    fig, summary = numerics.number_line(quotients)
+    fig, summary = drawn(numerics.number_line(quotients))
     whole = [trace for trace in fig.data if trace.mode == "markers"][:3]
     before, values, after = (list(trace.x) for trace in whole)
     assert before == quotients.tolist()
@@ -34,22 +39,22 @@ def test_number_line_draws_quotients_values_and_codes():
 
 
 def test_number_line_counts_what_is_clamped():
-    _, summary = numerics.number_line(torch.tensor([1000.0, -500.0, 448.0, 1.0]))
+    _, summary = drawn(numerics.number_line(torch.tensor([1000.0, -500.0, 448.0, 1.0])))
     assert "3 on ±448" in summary and "2 had to be clamped" in summary
 
 
 def test_number_line_speaks_of_the_values_that_exist():
     """Half of the positive values lie at or below the median, the step is the smallest and the largest gap."""
-    _, summary = numerics.number_line(torch.tensor([1.0]))
+    _, summary = drawn(numerics.number_line(torch.tensor([1.0])))
     assert "About half of them lie within ±1.875" in summary
-    assert "from 0.00195312 beside zero to 32 below 448" in summary
+    assert "from 1/512 beside zero to 32 below 448" in summary
 
 
 def errors_of(rows: torch.Tensor):
     quant = GroupQuant.vllm(rows.shape[1])
     codes, scale = reference.group_quant(rows.flatten()[None], quant)
     restored = dequantise(codes, scale, quant).view_as(rows)
-    return numerics.group_errors(rows, restored, scale[0])
+    return drawn(numerics.group_errors(rows, restored, scale[0]))
 
 
 def test_group_errors_marks_the_largest_and_stays_below_half_a_step():
@@ -84,7 +89,7 @@ def test_group_errors_of_zeros_are_zero():
 
 def test_rounding_costs_name_the_most_and_the_least():
     costs = {"none": numerics.Cost(0.0375, 1.0), "one": numerics.Cost(0.01, 0.25), "two": numerics.Cost(0.02, 0.5)}
-    fig, summary = numerics.rounding_costs(costs, "the module")
+    fig, summary = drawn(numerics.rounding_costs(costs, "the module"))
     scales, codes = fig.data
     assert list(scales.x) == [100.0, 25.0, 50.0] and list(codes.x) == [3.75, 1.0, 2.0]
     assert list(codes.y) == ["none", "one", "two"]
@@ -93,7 +98,17 @@ def test_rounding_costs_name_the_most_and_the_least():
 
 
 def test_outlier_sweep_compares_the_ends():
-    fig, summary = numerics.outlier_sweep([1, 16, 256], [0.02, 0.021, 0.022], [0.03, 0.1, 0.5])
+    fig, summary = drawn(numerics.outlier_sweep([1, 16, 256], [0.02, 0.021, 0.022], [0.03, 0.1, 0.5]))
     group, tensor = fig.data
     assert list(group.x) == [1, 16, 256] and list(tensor.y) == [3.0, 10.0, 50.0]
     assert "2.00%" in summary and "3.00%" in summary and "2.20% and 50.00%" in summary
+
+
+def test_error_histogram_draws_shares_and_compares_the_formats():
+    fine = torch.tensor([-0.01, -0.002, 0.002, 0.01])
+    fig, summary = drawn(numerics.error_histogram({"e4m3": fine, "e5m2": 2 * fine}, bins=3))
+    narrow, wide = fig.data
+    assert list(narrow.y) == list(wide.y) == [25.0, 50.0, 25.0]  # the axis reaches to the wide one's ends
+    assert narrow.x[0] == pytest.approx(-100 * 0.02 * 2 / 3, rel=1e-3)
+    assert (narrow.name, wide.name) == ("e4m3", "e5m2") and narrow.line.dash != wide.line.dash
+    assert "no more than: e4m3: 0.20%; e5m2: 0.40%." in summary and "e4m3 loses least, e5m2 2.0 times" in summary

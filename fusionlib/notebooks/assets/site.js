@@ -1,4 +1,5 @@
-// Draws each figure from the JSON beside it, and colours it for the page's light or dark scheme.
+// Draws each figure from the JSON beside it, colours it for the page's light or dark scheme, and adds a search box
+// where a trace asks for one.
 "use strict";
 
 (function () {
@@ -23,7 +24,32 @@
     for (const key of axes) {
       result[key] = { ...layout[key], gridcolor: grid, linecolor: grid, zerolinecolor: grid, tickcolor: grid };
     }
+    // An open menu lies on top of the plot, so that it needs a ground of its own.
+    for (const key of ["updatemenus", "sliders"]) {
+      if (!layout[key]) continue;
+      const ground = key === "updatemenus" ? { bgcolor: surface } : {};
+      result[key] = layout[key].map((control) => ({ ...control, ...ground, bordercolor: grid, font: { ...control.font, color: text } }));
+    }
     return result;
+  }
+
+  // A trace with meta.search is searched by the `ids` and `hovertext` of its points; what matches is selected.
+  function addSearch(area, data) {
+    const searched = data.flatMap((trace, index) => (trace.meta && trace.meta.search ? [index] : []));
+    if (!searched.length) return;
+    const box = document.createElement("div");
+    box.className = "plot-search";
+    box.innerHTML = '<label>Find <input type="search" autocomplete="off"></label> <output></output>';
+    area.before(box);
+    const texts = (trace) => (trace.ids || []).map((id, i) => `${id} ${(trace.hovertext || [])[i] || ""}`.toLowerCase());
+    box.querySelector("input").addEventListener("input", (event) => {
+      const query = event.target.value.trim().toLowerCase();
+      const found = searched.map((index) => texts(data[index]).flatMap((text, i) => (text.includes(query) ? [i] : [])));
+      Plotly.restyle(area, { selectedpoints: query ? found : searched.map(() => null) }, searched);
+      // Parts of a figure that take turns hold the same names, so names are counted and not points.
+      const names = new Set(searched.flatMap((index, k) => found[k].map((i) => data[index].ids[i])));
+      box.querySelector("output").textContent = query ? `${names.size} found` : "";
+    });
   }
 
   function draw(figure) {
@@ -33,6 +59,7 @@
     const config = { displayModeBar: false, responsive: true };
     const render = () => Plotly.react(area, data, recoloured({ ...fluid, autosize: true }), config);
     scheme.addEventListener("change", render);
+    addSearch(area, data);
     return render().then(() => figure.classList.add("drawn"));
   }
 

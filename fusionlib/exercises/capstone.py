@@ -1,0 +1,213 @@
+"""The capstone: silu(gate) * up and FP8 group quantisation, fused by the reader in eight steps.
+
+Each step is an exercise whose judge runs the reader's code; the worked solution lies in `fusionlib.exercises.worked`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from fusionlib.exercises.exercise import Exercise
+from fusionlib.exercises.worked import graph_judges, judges, offline, traps
+from fusionlib.exercises.worked import silu_and_mul as worked
+from fusionlib.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul, check_site, define_op
+
+__all__ = ["Found", "Refused", "SiluAndMul", "check_site", "define_op", "use", "worked_test"]
+
+
+def use(exercise: Exercise, answer: Any) -> Any:
+    """`answer` where the judge accepts it, else the worked solution; prints which of the two, and what is wrong."""
+    name = exercise.name.removeprefix("capstone_").upper()
+    if is_stub(answer):
+        print(f"Not attempted. The notebook goes on with the worked solution; capstone.{name}.solve() prints it.")
+        return exercise.solution
+    wrong = exercise.verdict(answer)
+    if wrong is None:
+        print(f"Correct. The notebook goes on with your answer.\n{textwrap.fill(exercise.explanation, 96)}")
+        return answer
+    print(textwrap.fill(f"Not yet: {wrong}", 96))
+    print(f"The notebook goes on with the worked solution. capstone.{name}.hint() helps.")
+    return exercise.solution
+
+
+def is_stub(answer: Any) -> bool:
+    """Whether `answer` is a placeholder: `...`, text with a `...` line, or code that does nothing but return `...`."""
+    if answer is ... or answer is None:
+        return True
+    if isinstance(answer, str):
+        return any(line.strip() in ("...", "return ...") for line in answer.splitlines())
+    if isinstance(answer, type):
+        return any(is_stub(part) for part in vars(answer).values() if inspect.isfunction(part))
+    code = getattr(answer, "__code__", None)
+    return code is not None and not code.co_names and all(c is ... or isinstance(c, str | None) for c in code.co_consts)
+
+
+def worked_test(op: Callable) -> None:
+    """A test of the op: raises unless codes and scales are the reference's, to the bit."""
+    import torch
+
+    from fusionlib import GroupQuant, reference
+
+    wide = 3 * torch.randn(7, 3 * 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    gate, up = wide[:, :256], wide[:, 256:512]  # strided rows
+    gate[2] = 0.0  # a group of zeros lives by the floor
+    for act in (True, False):
+        for out in (True, False):
+            codes, scale = op(gate, up, act, out, 128, 1e-10)
+            y = worked.silu_and_mul(gate, up, SiluAndMul(act, out))
+            want_codes, want_scale = reference.group_quant(y, GroupQuant(128, floor=1e-10))
+            assert torch.equal(codes.view(torch.uint8), want_codes.view(torch.uint8)), f"codes, {act=} {out=}"
+            assert torch.equal(scale, want_scale), f"scales, {act=} {out=}"
+
+
+REFERENCE = Exercise(
+    "capstone_reference",
+    "Write silu_and_mul(gate, up, spec): the product in float32, rounded to gate's dtype where the spec says so.",
+    judges.reference,
+    solution=worked.silu_and_mul,
+    traps=(
+        traps.reference_rounds_always,
+        traps.reference_rounds_once,
+        traps.reference_exchanged,
+        traps.reference_sigmoid,
+        3,
+    ),
+    hints=(
+        "Go to float32 first; `.to(gate.dtype).float()` rounds and comes back.",
+        "Two ifs: one behind silu, one at the end. Without round_output the result stays float32.",
+    ),
+    explanation="Every rounding is a line that one can point at. The kernel and the matcher are held to this function.",
+    solution_text=inspect.getsource(worked.silu_and_mul),
+)
+
+BYTES = Exercise(
+    "capstone_bytes",
+    "Write moved_bytes(tokens, hidden, group_size) -> (two kernels, one kernel): gate, up and product are bf16, codes "
+    "one byte, scales four.",
+    judges.moved_bytes,
+    solution=worked.moved_bytes,
+    traps=(traps.bytes_forget_the_detour, traps.bytes_without_scales, lambda *sizes: 3, 9.03),
+    hints=(
+        "List what each kernel reads and what it writes.",
+        "The product is written by the first kernel and read again by the second.",
+    ),
+    explanation="The detour of the product is what the fusion saves; inputs and results move either way.",
+    solution_text=inspect.getsource(worked.moved_bytes),
+)
+
+TEST = Exercise(
+    "capstone_test",
+    "Write check(op): silent for a correct op(gate, up, round_activation, round_output, group_size, floor), an "
+    "exception for a wrong one.",
+    judges.test_of_op,
+    solution=worked_test,
+    traps=(traps.checks_shapes, traps.checks_within_a_tolerance, traps.turns_all_down, "assert"),
+    hints=(
+        "Compare every code and every scale with the reference's: torch.equal, on a view as bytes.",
+        "Which inputs would show a forgotten stride, a forgotten floor, a forgotten rounding?",
+    ),
+    explanation="A test is as good as the wrong programs that it turns down.",
+    solution_text=inspect.getsource(worked_test),
+)
+
+FAKE = Exercise(
+    "capstone_fake",
+    "Write fake(gate, up, round_activation, round_output, group_size, floor): empty tensors like those that the op "
+    "returns.",
+    judges.fake,
+    solution=worked.fake,
+    traps=(
+        traps.fake_like_the_gate,
+        traps.fake_scale_of_the_inputs_dtype,
+        traps.fake_on_the_cpu,
+        lambda *a: a[0],
+    ),
+    hints=(
+        "gate.new_empty(shape, dtype=...) keeps the device and is contiguous.",
+        "One float32 scale for each group of each token.",
+    ),
+    explanation="The compiler plans memory by these shapes and strides without ever running the op.",
+    solution_text=inspect.getsource(worked.fake),
+)
+
+READ = Exercise(
+    "capstone_read",
+    "Write read_silu_and_mul(y): Found(gate, up, spec) for the node of a product, or raise Refused with a reason.",
+    graph_judges.read,
+    solution=worked.read_silu_and_mul,
+    traps=(
+        traps.read_any_activation,
+        traps.read_one_order,
+        traps.read_without_rounding,
+        traps.read_nothing,
+        lambda y: None,
+    ),
+    hints=(
+        "peel_exact(y) is the node below reshapes and widenings; is_narrowing says that a cast rounds.",
+        "read_activation(node) gives kind, gate and the dtype it is rounded to, or None; try both operands.",
+        "What if up is broadcast, or has another dtype than the gate?",
+    ),
+    explanation="It recognises the computation and not its spelling; what it cannot spell exactly it leaves alone.",
+    solution_text=inspect.getsource(worked.read_silu_and_mul),
+)
+
+REPLACE = Exercise(
+    "capstone_replace",
+    "Write replace(graph, quant, found, op): one call of op whose results take the place of quant.codes and "
+    "quant.scale.",
+    graph_judges.replace,
+    solution=worked.replace,
+    traps=(
+        traps.replace_codes_only,
+        traps.replace_at_the_anchor,
+        traps.replace_by_the_default_spec,
+        traps.replace_nothing,
+    ),
+    hints=(
+        "Editor(before, origin, mode) inserts calls: call(op, *args), item(node, index), reshape(node, sizes).",
+        "Insert behind y: somebody may use the scale before the codes are made.",
+        "quant.codes and quant.scale have shapes of their own: [-1, *shape(node)[1:]].",
+    ),
+    explanation="Results that come from a poisoned op prove that the call is really used.",
+    solution_text=inspect.getsource(worked.replace),
+)
+
+PASS = Exercise(
+    "capstone_pass",
+    "Write class SiluAndMulPass(CustomGraphPass): sites, __call__(graph) and uuid().",
+    graph_judges.the_pass,
+    solution=worked.SiluAndMulPass,
+    traps=(
+        traps.ConstantUuid,
+        traps.NoUuid,
+        traps.SilentAboutRefusals,
+        traps.BreaksTheCompile,
+        traps.FusesInTraining,
+        worked.replace,
+    ),
+    hints=(
+        "Collect the anchors first: the graph changes under the loop.",
+        "Both Refused and Stop end one site, not the compile.",
+        "Placeholders called primals_... mean that gradients are taken.",
+        "uuid: hash the sources of everything that decides the result, and the options.",
+    ),
+    explanation="No site is silent, no foreign graph breaks, and no stale artefact comes out of the cache.",
+    solution_text=inspect.getsource(worked.SiluAndMulPass),
+)
+
+KERNEL = Exercise(
+    "capstone_kernel",
+    "Write `product` in Triton, as text: silu(gate) * up of float32 blocks, rounded at both points.",
+    judges.kernel,
+    solution=offline.worked_product(),
+    traps=(traps.KERNEL_ROUNDS_ONCE, traps.KERNEL_SIGMOID, "silu(gate) * up"),
+    hints=(
+        "silu(g) = g / (1 + exp(-g)), with tl.exp.",
+        "_rounded(value, DTYPE, ROUND) rounds to DTYPE and comes back to float32 if ROUND.",
+    ),
+    explanation="The rest of the kernel is the second half of this library's: amax, scale, quotient, cast.",
+    solution_text=offline.worked_product(),
+)

@@ -1,0 +1,86 @@
+"""Graphs as the pass gets them, and running what became of them: for the judges of the capstone, without compiling.
+
+Up to the pass this is what `torch.compile` does (Dynamo, AOTAutograd, Inductor's early passes); then the graph is run
+node by node, so that a difference in the result can only come from the rewrite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from fusionlib import GroupQuant, reference
+
+GROUP = 128
+
+
+def run_rewritten(edit: Callable[[fx.Graph], object], fn: Callable, *args: torch.Tensor, grad: bool = False) -> Any:
+    """What `fn(*args)` returns if `edit` changes its graph in place before it is run."""
+    from torch._inductor.compile_fx import compile_fx
+
+    def inner(module: fx.GraphModule, example_inputs: Any, **_: Any) -> Callable:
+        edit(module.graph)
+        module.recompile()
+
+        def run(inputs: list) -> Any:
+            values = list(inputs)
+            inputs.clear()
+            return module(*values)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    import torch._functorch.config as functorch_config
+
+    torch._dynamo.reset()
+    try:
+        with torch.set_grad_enabled(grad), functorch_config.patch(enable_autograd_cache=False):
+            return torch.compile(fn, backend=lambda m, i: compile_fx(m, i, inner_compile=inner), dynamic=False)(*args)
+    finally:
+        torch._dynamo.reset()
+
+
+def capture(fn: Callable, *args: torch.Tensor) -> fx.Graph:
+    """The graph of `fn(*args)` as the pass would get it."""
+    graphs: list[fx.Graph] = []
+    run_rewritten(graphs.append, fn, *args)
+    return graphs[0]
+
+
+def halves(tokens: int = 6, hidden: int = 256, dtype: torch.dtype = torch.bfloat16, seed: int = 0):
+    """gate and up [tokens, hidden] as views of one projection's output: the rows are strided."""
+    wide = (3 * torch.randn(tokens, 2 * hidden, generator=torch.Generator().manual_seed(seed))).to(dtype)
+    return wide[:, :hidden], wide[:, hidden:]
+
+
+def quant(y: torch.Tensor, **changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The quantisation behind the product, written in plain PyTorch."""
+    return reference.group_quant(y, GroupQuant(GROUP, **changes))
+
+
+#: Ways to write silu(gate) * up that must be read: function, and (round_activation, round_output).
+SPELLINGS: dict[str, tuple[Callable, tuple[bool, bool]]] = {
+    "F.silu(gate) * up": (lambda g, u: quant(F.silu(g) * u), (True, True)),
+    "up * F.silu(gate)": (lambda g, u: quant(u * F.silu(g)), (True, True)),
+    "the product in float32": (lambda g, u: quant((F.silu(g.float()) * u.float()).to(g.dtype)), (False, True)),
+    "silu rounded, the product in float32": (lambda g, u: quant(F.silu(g).float() * u.float()), (True, False)),
+    "float32 throughout": (lambda g, u: quant(F.silu(g.float()) * u.float()), (False, False)),
+    "gate * sigmoid(gate)": (
+        lambda g, u: quant((g.float() * torch.sigmoid(g.float()) * u.float()).to(g.dtype)),
+        (False, True),
+    ),
+}
+
+#: Neighbours that must be left alone.
+MUST_NOT: dict[str, Callable] = {
+    "gelu in place of silu": lambda g, u: quant(F.gelu(g) * u),
+    "sigmoid in place of silu": lambda g, u: quant(torch.sigmoid(g) * u),
+    "a sum in place of the product": lambda g, u: quant(F.silu(g) + u),
+    "silu without a product": lambda g, u: quant(F.silu(g)),
+    "up broadcast over the row": lambda g, u: quant(F.silu(g) * u[:, :1]),
+    "up in float32 beside a gate in bf16": lambda g, u: quant((F.silu(g) * (u.float() + 1.0)).to(g.dtype)),
+}
