@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := notebooks,models,test
 WORKERS ?= 2
+OPTIONS ?=
 
 # A notebook kernel must be the one of this environment, not one that the user installed elsewhere.
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -20,7 +21,7 @@ help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
 
 walkthrough: $(STAMP)  ## run the notebooks and render them to an offline page
-	$(BIN)/fusionlib notebooks run
+	$(BIN)/fusionlib notebooks run $(OPTIONS)
 
 test: lint  ## lint, format check and all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -30,7 +31,7 @@ lint: $(STAMP)  ## ruff: rules and formatting, changing nothing
 	$(BIN)/ruff format --check .
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks/00_the_nine_microseconds.ipynb
 
 site: $(STAMP)  ## render notebooks that already ran
 	$(BIN)/fusionlib notebooks site

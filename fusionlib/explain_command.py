@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -20,14 +21,15 @@ def register(subparsers: Any) -> None:
         "target", nargs="?", metavar="MODULE:CALLABLE",
         help="a callable without parameters that returns (function or module, argument, ...)",
     )  # fmt: skip
-    what.add_argument("--reasons", action="store_true", help="list every reason code as a markdown table")
+    what.add_argument("--reasons", action="store_true", help="print every reason code with its example, as markdown")
+    what.add_argument("--reason", metavar="CODE", help="print one reason with the smallest example that triggers it")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     """Print the report; 0 if every site found would fuse, 1 otherwise."""
-    if args.reasons:
-        print(reasons_table(), end="")
+    if args.reasons or args.reason:
+        print(_reasons(args.reason), end="")
         return 0
     from fusionlib.rewrite.explain import explain
 
@@ -53,9 +55,13 @@ def _made(target: str) -> tuple[Any, ...]:
     return made
 
 
-def reasons_table() -> str:
-    """Every reason code, what it means and the way out, as markdown."""
+def _reasons(code: str | None) -> str:
+    """The page of all reasons, or the text of one."""
     from fusionlib.match.reasons import REASONS
 
-    rows = [f"| `{reason.code}` | {reason.sentence} | {reason.fix} |" for reason in REASONS.values()]
-    return "\n".join(["| code | what it means | the way out |", "|---|---|---|", *rows, ""])
+    if code is not None and code not in REASONS:
+        near = difflib.get_close_matches(code, REASONS, n=1)
+        raise UsageError(f"no reason has the code {code!r}; {f'did you mean {near[0]}?' if near else 'see --reasons'}")
+    from fusionlib.reasons_page import reason_text, reasons_page
+
+    return reasons_page() if code is None else reason_text(code)

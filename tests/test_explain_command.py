@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from fusionlib.cli import main
-from fusionlib.explain_command import reasons_table
 from fusionlib.match.reasons import REASONS
 
 PROBE = """
@@ -58,7 +57,19 @@ def test_a_wrong_target_is_named(probe, capsys, target, words):
     assert words in capsys.readouterr().err
 
 
-def test_the_documentation_lists_every_reason():
+def test_one_reason_is_explained_by_its_example(capsys):
+    assert main(["explain", "--reason", "no_gate"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("no_gate: An RMS norm without a gate") and "def no_gate(x, gate, weight):" in out
+
+
+def test_a_misspelt_reason_is_named(capsys):
+    assert main(["explain", "--reason", "no_gates"]) == 2
+    assert "did you mean no_gate?" in capsys.readouterr().err
+
+
+def test_the_documentation_is_the_page_of_reasons(capsys):
     page = Path(__file__).resolve().parents[1] / "docs" / "reasons.md"
-    assert reasons_table() in page.read_text()
-    assert all(f"| `{code}` |" in reasons_table() for code in REASONS)
+    assert main(["explain", "--reasons"]) == 0
+    assert capsys.readouterr().out == page.read_text(encoding="utf-8")
+    assert all(f"### {code}" in page.read_text(encoding="utf-8") for code in REASONS)

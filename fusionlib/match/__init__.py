@@ -2,17 +2,20 @@
 
 from fusionlib import op as _op  # noqa: F401  (defines the op that is registered below)
 from fusionlib.match.matcher import anchors, match_anchor, match_graph
-from fusionlib.match.opaque import OpaqueQuant, register_own, register_quant_op
+from fusionlib.match.opaque import OpaqueCast, OpaqueQuant, register_own, register_quant_op
 from fusionlib.match.reasons import REASONS, Reason, Stop
 from fusionlib.match.result import Match, Miss, NormRead, Pair, QuantRead
+from fusionlib.match.torchao import register_torchao
 
 register_own()
+register_torchao()
 
 __all__ = [
     "REASONS",
     "Match",
     "Miss",
     "NormRead",
+    "OpaqueCast",
     "OpaqueQuant",
     "Pair",
     "QuantRead",

@@ -7,13 +7,14 @@ in row-major order, whatever its shape: every reshape, squeeze, flatten or clone
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from math import prod
 
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from fusionlib.match.lines import source_line as source_line
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -301,18 +302,16 @@ def _as_stored(node: fx.Node, number: float) -> float:
     return float(torch.tensor(number, dtype=dtype(node))) if dtype(node) in NARROW else number
 
 
-def source_line(node: fx.Node) -> str | None:
-    """`file:line` of the user's code that made `node`, as far as tracing recorded it."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else None
-
-
 def describe(node: object) -> str:
     """A node in a sentence: its operation, dtype and shape."""
     if not isinstance(node, fx.Node):
         return repr(node)
     name = node.target if isinstance(node.target, str) else str(node.target)
+    tensor = tensor_text(node)
+    return f"%{node.name} = {name} ({tensor})" if tensor else f"%{node.name} = {name}"
+
+
+def tensor_text(node: fx.Node) -> str:
+    """Dtype and shape of a tensor node, empty for others."""
     val = value(node)
-    if val is None:
-        return f"%{node.name} = {name}"
-    return f"%{node.name} = {name} ({str(val.dtype).removeprefix('torch.')} {list(val.shape)})"
+    return "" if val is None else f"{str(val.dtype).removeprefix('torch.')} {list(val.shape)}"

@@ -132,10 +132,8 @@ def _finish(
     """Check shapes and rounding dtypes, and spell what was read as a `GatedNorm`."""
     trail.add("x", x)
     trail.add("gate", act.gate)
-    if not equal(numel(act.gate), numel(y)):
-        raise Stop("gate_shape", act.gate, f"a gate of shape {list(shape(y))}", describe(act.gate))
-    if not equal(numel(x), numel(y)):
-        raise Stop("mean_source", x, f"a value of shape {list(shape(y))}", describe(x))
+    _as_many("gate_shape", act.gate, y, "a gate")
+    _as_many("mean_source", x, y, "a value")
     if act.rounded is not None:
         points["activation"] = act.rounded
     for point, rounded in points.items():
@@ -151,6 +149,14 @@ def _finish(
         trail.add("weight", weight)
     spec = GatedNorm(root.size, root.eps, act.kind, norm_before_gate, offset, frozenset(points))
     return NormRead(x, act.gate, weight, spec)
+
+
+def _as_many(code: str, node: fx.Node, y: fx.Node, what: str) -> None:
+    """Stop unless `node` has an element for each of the value's."""
+    if equal(numel(node), numel(y)):
+        return
+    known = isinstance(numel(node), int) and isinstance(numel(y), int)
+    raise Stop(code if known else "symbolic_shape", node, f"{what} of shape {list(shape(y))}", describe(node))
 
 
 def _weight_and_offset(weight: fx.Node) -> tuple[fx.Node, int]:
@@ -194,8 +200,9 @@ def _level(node: fx.Node, root: Root, trail: Trail, taken: set[str]) -> _Level:
     for operand, target in _factors(top, root):
         _place(level, operand, target, root, spare, taken | set(level.factors))
     _settle(level, spare, root)
-    for label in level.factors:
-        trail.add(label if label != "root" else "rsqrt", level.node)
+    if level.factors:
+        names = ("rsqrt" if label == "root" else label for label in level.factors)
+        trail.add(f"product of {', '.join(names)}", level.node)
     return level
 
 
@@ -284,6 +291,8 @@ def _settle(level: _Level, spare: list[fx.Node], root: Root) -> None:
 def _foreign(operand: fx.Node, level: _Level) -> Stop:
     """The reason for a factor that is no part of a gated norm."""
     node = peel_exact(operand)
+    if is_add(node) and (bias := _bias(node)) is not None:
+        return Stop("bias", node, f"nothing added: {_SHOULD_BE}", f"{describe(bias)} added by %{node.name}")
     if literal(operand) is not None or numel(node) == 1:
         return Stop("not_gated_norm", node, _SHOULD_BE, f"a further factor: {describe(node)}")
     if dtype(node) in NARROW and (is_mul(node) or is_add(node)):
@@ -293,6 +302,15 @@ def _foreign(operand: fx.Node, level: _Level) -> Stop:
             return Stop("gate_shape", node, "a gate with an element for each of the value's", describe(node))
         return Stop("activation", node, "silu or sigmoid of the gate", describe(node))
     return Stop("not_gated_norm", node, _SHOULD_BE, f"a further factor: {describe(node)}")
+
+
+def _bias(node: fx.Node) -> fx.Node | None:
+    """The vector that an addition adds to every row of the norm, if it does that."""
+    for value, vector in (operands(node), operands(node)[::-1]):
+        both = isinstance(value, fx.Node) and isinstance(vector, fx.Node)
+        if both and is_vector_of(vector, shape(node)) and find_root(value) is not None:
+            return peel_exact(vector)
+    return None
 
 
 def _foreign_activation(operand: object) -> bool:

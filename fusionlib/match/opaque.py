@@ -1,19 +1,22 @@
 """Quantisation ops that hide their arithmetic: an open registry of readers, one per op.
 
 A reader gets the call's arguments by their schema names and says what the op computes, or raises `Stop`. Mutating ops
-are read behind `auto_functionalized`, where Inductor keeps them until late.
+are read behind `auto_functionalized`, where Inductor keeps them until late. Readers are found by the op's name, so that
+one can be registered for an op of a library that is not installed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from fusionlib.match.graph import describe, peel_exact, same_shape, shape, value
+from fusionlib.match.quant import read_scaled
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import QuantRead, Trail
 from fusionlib.reference import scale_storage
@@ -33,22 +36,53 @@ class OpaqueQuant:
     scale: int | str = 1
 
 
-Reader = Callable[[dict[str, object]], OpaqueQuant]
-_READERS: dict[object, Reader] = {}
+@dataclass(frozen=True)
+class OpaqueCast:
+    """What one call returns under a scale that the graph computes: value / scale, clamped and cast to FP8.
+
+    `scale` has the rank of `value` and one element for each group of its last dimension.
+    """
+
+    value: fx.Node
+    scale: object
 
 
-def register_quant_op(target: torch._ops.OpOverload, reader: Reader) -> None:
-    """Let the matcher treat calls of `target` as quantisations; `reader(arguments) -> OpaqueQuant` says of what kind.
+Reader = Callable[[dict[str, object]], OpaqueQuant | OpaqueCast]
+_READERS: dict[str, Reader] = {}
+
+
+def register_quant_op(target: torch._ops.OpOverload | str, reader: Reader) -> None:
+    """Let the matcher treat calls of `target` as quantisations; `reader(arguments)` says of what kind.
+
+    Args:
+        target: an overload such as torch.ops.ns.name.default, or its name: "ns::name", or "ns::name.overload" where the
+            overload is not the default one.
+        reader: gets the arguments by name and returns an `OpaqueQuant` or an `OpaqueCast`. Defaults are included as the
+            schema holds them, where a dtype is a number.
 
     Registering an op again replaces its reader.
     """
-    if not isinstance(target, torch._ops.OpOverload):
-        raise TypeError(f"target={target!r} must be an operator overload such as torch.ops.ns.name.default")
-    _READERS[target] = reader
+    name = target.name() if isinstance(target, torch._ops.OpOverload) else target
+    if not isinstance(name, str) or "::" not in name:
+        raise TypeError(
+            f"target={target!r} must be an overload such as torch.ops.ns.name.default, or its name ns::name"
+        )
+    _READERS[name] = reader
 
 
-def registered() -> dict[object, Reader]:
-    """The registered readers by op."""
+@contextlib.contextmanager
+def readers_kept() -> Iterator[None]:
+    """Forget at the end which readers were registered inside."""
+    before = registered()
+    try:
+        yield
+    finally:
+        _READERS.clear()
+        _READERS.update(before)
+
+
+def registered() -> dict[str, Reader]:
+    """The registered readers by the name of their op."""
     return dict(_READERS)
 
 
@@ -57,9 +91,14 @@ def _functionalised(node: fx.Node) -> torch._ops.OpOverload | None:
     return node.args[0] if node.op == "call_function" and node.target in wrappers else None
 
 
+def _reader(node: fx.Node) -> Reader | None:
+    target = _functionalised(node) or node.target
+    return _READERS.get(target.name()) if isinstance(target, torch._ops.OpOverload) else None
+
+
 def is_opaque_quant(node: fx.Node) -> bool:
     """Whether `node` calls a registered op, by itself or functionalised."""
-    return node.op == "call_function" and (node.target in _READERS or _functionalised(node) in _READERS)
+    return node.op == "call_function" and _reader(node) is not None
 
 
 def read_opaque_quant(node: fx.Node, trail: Trail) -> QuantRead:
@@ -68,9 +107,11 @@ def read_opaque_quant(node: fx.Node, trail: Trail) -> QuantRead:
     target = _functionalised(node) or node.target
     arguments = _arguments(node, target)
     try:
-        read = _READERS[target](arguments)
+        read = _reader(node)(arguments)
     except SpecError as error:
         raise Stop("opaque_quant", node, "arguments that fusionlib.GroupQuant can spell", str(error)) from error
+    if isinstance(read, OpaqueCast):
+        return read_scaled(node, read.value, read.scale, trail)
     if len(shape(read.value)) != 2:
         raise Stop("opaque_quant", node, "a value of [tokens, hidden]", describe(read.value))
     codes, scale = (_output(node, target, which) for which in (read.codes, read.scale))

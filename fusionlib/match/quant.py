@@ -23,6 +23,7 @@ from fusionlib.match.graph import (
     operands,
     peel_exact,
     same,
+    same_shape,
     shape,
 )
 from fusionlib.match.reasons import Stop
@@ -49,19 +50,57 @@ def read_fp8_cast(cast: fx.Node, trail: Trail) -> QuantRead:
     trail.add("quotient", quotient)
     root, group = _scale_root(quotient, scale_operand, repeated, code_dtype)
     _in_float32(quotient, "the quotient")
-    trail.add("scale", root)
-    read = read_scale(root, code_dtype, trail)
-    if not same(read.value, numerator):
-        raise Stop("amax_source", read.value, f"the maximum of {describe(peel_exact(numerator))}", describe(read.value))
+    read = _read_own_scale(root, group, code_dtype, numerator, trail)
     if not equal(numel(numerator), numel(cast)):
         raise Stop("amax_source", quotient, "a value with an element for each code", describe(peel_exact(numerator)))
+    _check_clamp(cast, bounds, read)
+    return QuantRead(cast, peel_exact(numerator), _spec(read, code_dtype, division), cast, root)
+
+
+def read_scaled(call: fx.Node, numerator: fx.Node, scale: object, trail: Trail) -> QuantRead:
+    """The quantisation by an op that divides by a scale from the graph, clamps to the FP8 maximum and casts.
+
+    `scale` has the rank of `numerator`, with one element for each group of the last dimension, as torchao spells it.
+    """
+    code_dtype = dtype(call)
+    if code_dtype not in FP8_MAXIMA:
+        raise Stop("fp8_dtype", call, "one of the FP8 dtypes of fusionlib.GroupQuant", str(code_dtype))
+    if not isinstance(scale, fx.Node) or literal(scale) is not None:
+        raise _static(call, scale)
+    root, group = peel_exact(scale), _elements_per_scale(scale, numerator)
+    if group is None:
+        read_scale(root, code_dtype, Trail())  # reading it on says more precisely what it is
+        code = "per_tensor_dynamic" if is_scalar(scale) else "block_group"
+        raise Stop(code, call, "one scale for each run of the last dimension", describe(root))
+    read = _read_own_scale(root, group, code_dtype, numerator, trail)
+    return QuantRead(call, peel_exact(numerator), _spec(read, code_dtype, "divide"), call, root)
+
+
+def _elements_per_scale(scale: fx.Node, value: fx.Node) -> int | None:
+    """How many elements of the last dimension share a scale, None where other dimensions share it too."""
+    narrow, wide = shape(scale), shape(value)
+    if len(narrow) != len(wide) or not same_shape(narrow[:-1], wide[:-1]):
+        return None
+    sizes = narrow[-1], wide[-1]
+    return wide[-1] // narrow[-1] if all(isinstance(size, int) for size in sizes) else None
+
+
+def _read_own_scale(root: fx.Node, group: int, code_dtype: torch.dtype, value: fx.Node, trail: Trail) -> ScaleRead:
+    """The scale, which must be of the groups of `value` itself."""
+    trail.add("scale", root)
+    read = read_scale(root, code_dtype, trail)
+    if not same(read.value, value):
+        raise Stop("amax_source", read.value, f"the maximum of {describe(peel_exact(value))}", describe(read.value))
     if read.group_size != group:
         raise Stop(
             "amax_source", root, f"one maximum for each of {group} elements", f"one for {read.group_size} elements"
         )
-    _check_clamp(cast, bounds, read)
-    spec = GroupQuant(
-        group,
+    return read
+
+
+def _spec(read: ScaleRead, code_dtype: torch.dtype, division: str) -> GroupQuant:
+    return GroupQuant(
+        read.group_size,
         code_dtype,
         read.floor,
         read.floor_on,
@@ -70,7 +109,6 @@ def read_fp8_cast(cast: fx.Node, trail: Trail) -> QuantRead:
         round_scale=read.round_scale,
         fp8_max=None if read.fp8_max == FP8_MAXIMA[code_dtype][0] else read.fp8_max,
     )
-    return QuantRead(cast, peel_exact(numerator), spec, cast, root)
 
 
 def _below_clamp(cast: fx.Node, trail: Trail) -> tuple[fx.Node, tuple[float | None, float | None] | None]:

@@ -62,8 +62,13 @@ _TABLE = (
      "Expand it in the model, or apply it to the heads elsewhere."),
     ("weight_shape", "The weight is no vector over the norm or the row.",
      "Use one weight per element of the norm, or one per element of the token."),
+    ("bias", "A bias is added to the normed value.",
+     "Leave it out where it is zero; the rewrite does not carry a bias."),
     ("scalar_not_literal", "A number that decides the result is only known at run time.",
-     "Make it a Python number that is constant for the compiler (compile with dynamic=None or False)."),
+     "Make it a Python number. dynamic=True takes an attribute like self.eps for an input: mark the tokens alone with "
+     "torch._dynamo.mark_dynamic(x, 0) instead, or set torch._dynamo.config.specialize_float = True."),
+    ("symbolic_shape", "Dynamic sizes that must be equal are not known to be.",
+     "Take x and gate of one token dimension, or tell the compiler with torch._check(gate.numel() == x.numel())."),
     ("rounding", "The graph rounds where the fused computation cannot.",
      "Compute in float32 between the rounding points of fusionlib.GatedNorm and GroupQuant."),
     ("order", "Norm, weight and gate are applied in an order that the fused computation does not have.",
@@ -79,8 +84,6 @@ _TABLE = (
      "Compile under torch.no_grad() or torch.inference_mode()."),
     ("intermediate_used", "A value inside the computation is used elsewhere too.",
      "Only the normed value, the codes and the scale may be used outside."),
-    ("symbolic_shape", "A shape with several dynamic sizes cannot be rebuilt from the fused result.",
-     "Flatten batch and sequence to one token dimension before the norm."),
     ("internal_error", "fusionlib failed on this site; the graph is left as it was.",
      "Please report it with the traceback in the log."),
 )  # fmt: skip

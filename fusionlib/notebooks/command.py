@@ -1,4 +1,4 @@
-"""`fusionlib notebooks list | run | site`."""
+"""`fusionlib notebooks list | run | site | picture`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ def register(subparsers: Any) -> None:
 
     site = actions.add_parser("site", help="render notebooks that already ran to build/site")
     site.set_defaults(run=_guarded(_site))
+
+    picture = actions.add_parser("picture", help="save a figure of the site as PNG, for light and for dark pages")
+    picture.add_argument("name", metavar="NAME", help="the notebook")
+    picture.add_argument("cell", metavar="CELL", help="the id of the cell whose first figure is taken")
+    picture.add_argument("out", type=Path, metavar="OUT", help="writes OUT-light.png and OUT-dark.png")
+    picture.set_defaults(run=_guarded(_picture))
 
 
 def _seconds(text: str) -> float:
@@ -95,6 +101,15 @@ def _site(args: argparse.Namespace) -> int:
 
     root = repository_root()
     _publish(root, root / "build" / "notebooks")
+    return 0
+
+
+def _picture(args: argparse.Namespace) -> int:
+    from fusionlib.notebooks.catalogue import repository_root
+    from fusionlib.notebooks.picture import take_pictures
+
+    page = repository_root() / "build" / "site" / f"{args.name}.html"
+    print(*take_pictures(page, args.cell, args.out), sep="\n")
     return 0
 
 

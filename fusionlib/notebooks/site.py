@@ -8,6 +8,7 @@ the pages, and a policy in each page forbids anything else. Formulas are Unicode
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -118,7 +119,12 @@ def render_page(path: Path, page: Page, *, before: Page | None = None, after: Pa
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if not _is_caption(output)]
     context = {"page": page, "before": before, "after": after, "has_figures": _has_figures(node)}
-    html, _ = exporter.from_notebook_node(node, resources={"fusionlib": context})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Your element with mimetype")  # nbconvert then leaves the output out
+        try:
+            html, _ = exporter.from_notebook_node(node, resources={"fusionlib": context})
+        except UserWarning as warning:
+            raise SiteError(f"{path.stem}: an output would be missing: {warning}; give it a text/plain form") from None
     return html
 
 

@@ -15,12 +15,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fusionlib.observe.trace import GPU_CATEGORIES, LAUNCH_CATEGORIES, OP_CATEGORIES
+from fusionlib.observe.trace import GPU_CATEGORIES, LAUNCH_CATEGORIES, MARK_CATEGORIES, OP_CATEGORIES
 from fusionlib.observe.tracefile import Limits, TraceError, number, read_values
 
 SIZE_LIMIT = 100_000  # bytes of the gzip file: small enough to commit, large enough for several decode steps
 
 _CATEGORIES = (*GPU_CATEGORIES, *LAUNCH_CATEGORIES, *OP_CATEGORIES)
+#: Ranges that are kept: the recorder's own and the profiler's. What a program calls its other ranges may be anything.
+_MARK = re.compile(r"fusionlib step \d{1,3}|ProfilerStep#\d{1,9}")
 _TOP_LEVEL_NUMBERS = ("schemaVersion", "cuda_runtime_version", "cuda_driver_version", "hip_runtime_version")
 _DEVICE_NUMBERS = ("id", "totalGlobalMem", "computeMajor", "computeMinor", "warpSize", "numSms")
 _ARGS = (
@@ -44,9 +46,9 @@ _ARGS = (
 _HOST_PID = 1_000_000  # far from device numbers, which are the process numbers of GPU events
 
 _GPU_NAME = re.compile(r"(?:NVIDIA|AMD|Intel|Tesla|GeForce|Radeon|Instinct)[\w .()\-/]{0,60}")
-_PATH = re.compile(r"(?:[A-Za-z]:\\|\\\\|~/|(?<![\w<>)])/)[^\s,;:'\"<>()]*[\w.]")
-_USERS = re.compile(r"(?:torchinductor_|/home/|/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})([A-Za-z0-9][\w.\-]*)")
-_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{5,}\b|[\w.+\-]+@[\w\-]+(?:\.[\w\-]+)+|\b\d{1,3}(?:\.\d{1,3}){3}\b")
+PATH = re.compile(r"(?:[A-Za-z]:\\|\\\\|~/|(?<![\w<>)])/)[^\s,;:'\"<>()]*[\w.]")
+USERS = re.compile(r"(?:torchinductor_|/home/|/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})([A-Za-z0-9][\w.\-]*)")
+ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{5,}\b|[\w.+\-]+@[\w\-]+(?:\.[\w\-]+)+|\b\d{1,3}(?:\.\d{1,3}){3}\b")
 
 
 def clean_trace(
@@ -60,9 +62,10 @@ def clean_trace(
 ) -> int:
     """Write the publishable part of the trace `source` to the gzip file `target`; returns its size in bytes.
 
-    Kept are complete events of the GPU, of launches and of operators, with whitelisted numeric arguments. Time starts
-    at the first of them; process and thread numbers are dealt out anew. Paths, addresses, the host's name, user names
-    seen in paths and every word in `secrets` are replaced. Cleaning a cleaned trace changes no byte.
+    Kept are complete events of the GPU, of launches and of operators, with whitelisted numeric arguments, and the
+    ranges that mark a step. Time starts at the first of them; process and thread numbers are dealt out anew. Paths,
+    addresses, the host's name, user names seen in paths and every word in `secrets` are replaced. Cleaning a cleaned
+    trace changes no byte.
 
     Args:
         secrets: further words that must not remain, of any length >= 1; compared without regard to case.
@@ -117,7 +120,7 @@ class _Cleaner:
         """Take one top-level value, or one event."""
         self.secrets.update(user.lower() for user in _users(value))
         if key == "traceEvents":
-            if isinstance(value, dict) and value.get("ph") == "X" and value.get("cat") in _CATEGORIES:
+            if isinstance(value, dict) and value.get("ph") == "X" and _kept(value):
                 self.events.append(self.event(value))
         elif key == "host_name" and isinstance(value, str):
             # A host is also known by its first label.
@@ -153,7 +156,7 @@ class _Cleaner:
         for event in self.events:
             name = event["name"]
             if name not in names:
-                names[name] = known.sub("<name>", _ADDRESS.sub("<address>", _PATH.sub("<path>", name)))
+                names[name] = known.sub("<name>", ADDRESS.sub("<address>", PATH.sub("<path>", name)))
                 if known.search(names[name]):
                     raise TraceError(f"{self.source}: a secret would remain in an event's name; choose a longer secret")
             event["name"] = names[name]
@@ -180,9 +183,16 @@ class _Cleaner:
             event["pid"] = pids.setdefault(event["pid"], _HOST_PID + len(pids))
 
 
+def _kept(event: dict[str, Any]) -> bool:
+    """Whether a complete event is one that is published."""
+    if event.get("cat") in MARK_CATEGORIES:
+        return isinstance(event.get("name"), str) and bool(_MARK.fullmatch(event["name"]))
+    return event.get("cat") in _CATEGORIES
+
+
 def _users(value: Any) -> set[str]:
     """User names that occur in paths anywhere in `value`."""
-    return set(_USERS.findall(json.dumps(value, ensure_ascii=False)))
+    return set(USERS.findall(json.dumps(value, ensure_ascii=False)))
 
 
 def _device(entry: dict[str, Any]) -> dict[str, Any]:

@@ -20,12 +20,13 @@ from typing import Any
 
 from fusionlib.observe.tracefile import Limits, TraceError, number, read_values
 
-__all__ = ["Kernel", "Launch", "Limits", "Op", "Total", "Trace", "TraceError", "read_trace", "totals"]
+__all__ = ["Kernel", "Launch", "Limits", "Mark", "Op", "Total", "Trace", "TraceError", "read_trace", "totals"]
 
 GPU_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
 #: Kineto's own categories, and those that other writers of the format give HIP's calls.
 LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver")
 OP_CATEGORIES = ("cpu_op",)
+MARK_CATEGORIES = ("user_annotation",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,16 @@ class Op:
     start_us: float
     duration_us: float
     external_id: int | None
+    thread: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A range that the program named (`record_function`), on the CPU; `structure.steps` cuts a trace by such ranges."""
+
+    name: str
+    start_us: float
+    duration_us: float
     thread: str
 
 
@@ -109,12 +120,16 @@ class Total:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a trace holds, each in order of start: GPU events, operators and launches."""
+    """What a trace holds, each in order of start: GPU events, operators, launches and named ranges.
+
+    A trace of a CPU has no kernels and no launches; `structure.nest` says which of its operators ran inside which.
+    """
 
     path: Path
     kernels: tuple[Kernel, ...]
     ops: tuple[Op, ...]
     launches: tuple[Launch, ...]
+    marks: tuple[Mark, ...] = ()
 
     def with_nodes(self, nodes: Mapping[str, Sequence[str]]) -> Trace:
         """The same trace with `Kernel.nodes` looked up by kernel name, or else by op name.
@@ -130,7 +145,7 @@ class Trace:
         return replace(self, kernels=tuple(found))
 
 
-def totals(events: Iterable[Kernel | Op | Launch]) -> dict[str, Total]:
+def totals(events: Iterable[Kernel | Op | Launch | Mark]) -> dict[str, Total]:
     """Count and summed duration by name, the longest first."""
     sums: dict[str, tuple[int, float]] = {}
     for event in events:
@@ -142,8 +157,8 @@ def totals(events: Iterable[Kernel | Op | Launch]) -> dict[str, Total]:
 def read_trace(path: str | Path, limits: Limits | None = None) -> Trace:
     """Read the Kineto or Chrome trace at `path`, JSON or gzip, within `limits`.
 
-    Events of categories that are not read here (flows, Python frames, annotations) are skipped unread. What the trace
-    does not say is None.
+    Events of categories that are not read here (flows, Python frames, the GPU's copy of annotations) are skipped
+    unread. What the trace does not say is None.
 
     Raises:
         TraceError: for a file that is missing, malformed, truncated or past a limit; the message says which.
@@ -161,6 +176,7 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self.path, self.index = path, -1
         self.ops: list[Op] = []
+        self.marks: list[Mark] = []
         self.launches: list[tuple[Launch, dict[str, Any]]] = []
         self.kernels: list[tuple[Kernel, int | None, int | None]] = []  # kernel, correlation, External id
 
@@ -174,6 +190,8 @@ class _Reader:
             return
         if category in OP_CATEGORIES:
             self.ops.append(Op(*self.span(event), self.external(self.args(event)), self.thread(event)))
+        elif category in MARK_CATEGORIES:
+            self.marks.append(Mark(*self.span(event), self.thread(event)))
         elif category in LAUNCH_CATEGORIES:
             self.add_launch(event, self.args(event), sys.intern(category))
         elif category in GPU_CATEGORIES:
@@ -215,7 +233,8 @@ class _Reader:
     def finish(self) -> Trace:
         """Join everything; among calls of one correlation the earliest is the launch, as the others run inside it."""
         self.launches.sort(key=lambda pair: pair[0].start_us)
-        self.ops.sort(key=lambda op: op.start_us)
+        self.ops.sort(key=lambda op: (op.start_us, -op.duration_us))  # of two that start together, the outer first
+        self.marks.sort(key=lambda mark: (mark.start_us, -mark.duration_us))
         by_correlation: dict[int, tuple[Launch, dict]] = {}
         for launch, shape in self.launches:
             by_correlation.setdefault(launch.correlation, (launch, shape))
@@ -244,7 +263,8 @@ class _Reader:
                     **{field: value for field, value in shape.items() if getattr(kernel, field) is None},
                 )
             )
-        return Trace(self.path, tuple(joined), tuple(self.ops), tuple(launch for launch, _ in self.launches))
+        launches = tuple(launch for launch, _ in self.launches)
+        return Trace(self.path, tuple(joined), tuple(self.ops), launches, tuple(self.marks))
 
     def shape(self, args: dict) -> dict[str, Any]:
         """Grid, block and shared memory, each None where `args` does not say."""

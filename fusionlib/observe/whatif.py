@@ -2,23 +2,20 @@
 
 The "1-3 %" of a fusion, made computable. The step's time must come from somewhere: a measurement, or, backwards, from a
 claim (`implied_step_us`), which shows what the claim takes for granted. What others measured lies in data/reference,
-each file with its source; `read_reference` checks their form.
+each file with its source; `references.read_reference` reads it.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from fusionlib.observe.ledger import path_bytes
 from fusionlib.spec import GatedNorm, GroupQuant
 
 
 class WhatIfError(ValueError):
-    """Numbers that cannot be a what-if, or a reference file of the wrong form: the message says which and why."""
+    """Numbers that cannot be a what-if: the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -136,55 +133,3 @@ def from_bandwidth(
     moved = path_bytes(batch_size, model.heads * model.head_dim, norm, quant)
     before, after = moved.unfused.time_us(bandwidth_gb_s), moved.fused.time_us(bandwidth_gb_s)
     return WhatIf(model.name, batch_size, model.layers, before, after, step_us)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Numbers that somebody else published.
-
-    Args:
-        title, url: the source.
-        measured_by_this_project: always False; a measurement of ours belongs elsewhere, with its own provenance.
-        hardware: as the source names it.
-        note: what a reader must know before using a number.
-        values: name -> number; the name ends in the unit.
-    """
-
-    title: str
-    url: str
-    measured_by_this_project: bool
-    hardware: str
-    note: str
-    values: dict[str, float]
-
-
-_FORM = {"title": str, "url": str, "measured_by_this_project": bool, "hardware": str, "note": str, "values": dict}
-UNITS = ("_us", "_percent", "_percentage_points", "_count", "_requests")
-
-
-def read_reference(path: str | Path) -> Reference:
-    """Read and check a file of data/reference.
-
-    Raises:
-        WhatIfError: if it cannot be read, or a field is missing, unknown or of the wrong form.
-    """
-    try:
-        data: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WhatIfError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(data, dict) or set(data) != set(_FORM):
-        raise WhatIfError(f"{path}: must be an object of exactly {', '.join(_FORM)}")
-    for field, kind in _FORM.items():
-        if not isinstance(data[field], kind) or (kind is str and not data[field].strip()):
-            raise WhatIfError(f"{path}: {field} must be a {kind.__name__} and not empty")
-    if data["measured_by_this_project"]:
-        raise WhatIfError(f"{path}: measured_by_this_project must be false; a measurement of ours is no reference")
-    if not data["url"].startswith("https://"):
-        raise WhatIfError(f"{path}: url={data['url']!r} must begin with https://")
-    for name, value in data["values"].items():
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not name.endswith(UNITS) or not number:
-            raise WhatIfError(
-                f"{path}: {name}={value!r} must be a number, its name ending in one of {', '.join(UNITS)}"
-            )
-    return Reference(**data)

@@ -43,7 +43,7 @@ def explain(
     fusion, records = FusionPass(devices), []
 
     def inner_compile(module: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., list]:
-        stand_in = _stand_in(module)
+        stand_in = stand_in_for(module)
         record = fusion.rewrite(module.graph)
         if record.sites:
             records.append(record)
@@ -57,13 +57,13 @@ def explain(
 
         return compile_fx(module, example_inputs, inner_compile=inner_compile)
 
-    with _apart():
+    with apart_from_caches():
         torch.compile(fn, backend=backend, dynamic=dynamic)(*args, **kwargs)
     return Report(tuple(records))
 
 
 @contextlib.contextmanager
-def _apart() -> Iterator[None]:
+def apart_from_caches() -> Iterator[None]:
     """Neither reads nor fills the caches of real compiles."""
     import torch._functorch.config as functorch_config
     import torch._inductor.config as inductor_config
@@ -79,7 +79,7 @@ def _apart() -> Iterator[None]:
         torch._dynamo.reset()
 
 
-def _stand_in(module: fx.GraphModule) -> Callable[..., list]:
+def stand_in_for(module: fx.GraphModule) -> Callable[..., list]:
     """Something that takes a graph's inputs and returns zeros for its outputs."""
     outputs = [
         node.meta.get("val") if isinstance(node, fx.Node) else node for node in module.graph.output_node().args[0]

@@ -1,7 +1,8 @@
 """Which layout the consumers of a scale ask for, so that the fused op writes it and the copies can go.
 
-A scale starts row-major. If all that leave the site are copies of it into column-major storage, spelled as
-`s.t().contiguous().t()` or as a copy into `empty_strided`, the op writes column-major and the copies are replaced.
+A scale starts row-major. If all that leave the site are copies of it into one other layout, the op writes that layout
+and the copies are replaced: column-major storage, spelled as `s.t().contiguous().t()` or as a copy into
+`empty_strided`, or exponents packed into int32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import fx
 
 from fusionlib.match.graph import aten, dtype, equal, is_call, numel, peel_exact, shape, value
 from fusionlib.match.result import Match
+from fusionlib.rewrite.packing import packed_copy
 from fusionlib.spec import ScaleLayout
 
 _TRANSPOSES = (aten.permute.default, aten.t.default, aten.transpose.int)
@@ -31,6 +33,7 @@ def scale_target(match: Match) -> ScaleTarget | None:
     root = match.quant.scale
     inside = _quotient_side(match)
     copies: list[tuple[fx.Node, bool]] = []
+    layouts: set[ScaleLayout] = set()
     stack = [root]
     while stack:
         node = stack.pop()
@@ -39,11 +42,15 @@ def scale_target(match: Match) -> ScaleTarget | None:
                 stack += [user] if _follows(user, root) else []
             elif (transposed := _column_major_copy(user, match)) is not None:
                 copies.append((user, transposed))
+                layouts.add("column_major")
+            elif (packed := packed_copy(user, match)) is not None:
+                copies.append((packed, False))
+                layouts.add("packed_int32")
             elif _follows(user, root):
                 stack.append(user)
             else:
                 return None
-    return ScaleTarget("column_major", tuple(copies)) if copies else None
+    return ScaleTarget(layouts.pop(), tuple(copies)) if len(layouts) == 1 else None
 
 
 def _follows(user: fx.Node, root: fx.Node) -> bool:

@@ -11,7 +11,6 @@ from torch import fx
 
 from fusionlib.layout import row_layout
 from fusionlib.match.graph import aten, equal, is_call, numel, peel_exact, same_shape, shape, value
-from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Match
 from fusionlib.rewrite.layout import ScaleTarget, scale_target
 from fusionlib.spec import GroupQuant
@@ -167,17 +166,19 @@ def output_sizes(node: fx.Node, site: SitePlan, flat: tuple) -> list[Size] | Non
     wanted = shape(node)
     if same_shape(wanted, flat):
         return None
-    symbolic = [i for i, size in enumerate(wanted) if not isinstance(size, int)]
-    sizes: list[Size] = list(wanted)
-    for i in symbolic[:1]:
-        sizes[i] = -1
-    for i in symbolic[1:]:
-        sizes[i] = _size_node(wanted[i], node, site)
+    found = {i: _size_node(size, node, site) for i, size in enumerate(wanted) if not isinstance(size, int)}
+    missing = [i for i, size in found.items() if size is None]
+    if len(missing) > 1:  # a view infers one size at most, so that the graph computes all others somewhere
+        raise LookupError(f"no node before %{node.name} computes {[str(wanted[i]) for i in missing]}")
+    inferred = next(iter(missing or found), None)
+    sizes: list[Size] = [found.get(i, size) for i, size in enumerate(wanted)]
+    if inferred is not None:
+        sizes[inferred] = -1
     return sizes
 
 
-def _size_node(size, node: fx.Node, site: SitePlan) -> Size:
-    """Where a second dynamic size comes from: a dimension of x or gate, or a number that the graph computes anyway."""
+def _size_node(size, node: fx.Node, site: SitePlan) -> Size | None:
+    """Where a dynamic size comes from: a dimension of x or gate, or a number that the graph computes anyway."""
     for source in site.inputs()[:2]:
         for dim, candidate in enumerate(shape(source)):
             if equal(candidate, size):
@@ -188,7 +189,7 @@ def _size_node(size, node: fx.Node, site: SitePlan) -> Size:
         val = other.meta.get("val")
         if isinstance(val, torch.SymInt) and equal(val, size) and not site.cone.intersection(other.all_input_nodes):
             return other
-    raise Stop("symbolic_shape", node, "sizes that are computed before", f"{size} of {list(shape(node))}")
+    return None
 
 
 def tokens_of(site: SitePlan):

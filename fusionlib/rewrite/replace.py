@@ -175,7 +175,9 @@ def _between(node: fx.Node, scale: fx.Node) -> set[fx.Node]:
     found, stack = set(), [node]
     while stack:
         current = stack.pop()
-        if current is not scale and current.op == "call_function" and current not in found:
+        # Sizes are left to whoever cleans the graph up: they may come from anywhere in it.
+        tensor = current.op == "call_function" and value(current) is not None
+        if current is not scale and tensor and current not in found:
             found.add(current)
             stack.extend(current.all_input_nodes)
     return found

@@ -9,7 +9,10 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
-from fusionlib.match.graph import source_line
+from torch import fx
+
+from fusionlib.match.graph import source_line, tensor_text
+from fusionlib.match.lines import source_text
 from fusionlib.match.reasons import REASONS
 from fusionlib.match.result import Match, Miss
 from fusionlib.spec import GatedNorm, GroupQuant
@@ -20,7 +23,8 @@ class Site:
     """A place where the fusion could apply: fused, or refused with a reason.
 
     `pairs` are the (role, node name) that matching found, in its order: how far it got. `node` is the anchor of a fused
-    site and the node that stopped a refused one; `line` is its source line.
+    site and the node that stopped a refused one; `line` is its source line. `nodes` tells of each of these nodes
+    (name, operation, dtype and shape, source text), as it was before any rewriting.
     """
 
     fused: bool
@@ -32,12 +36,14 @@ class Site:
     code: str = ""
     expected: str = ""
     found: str = ""
+    nodes: tuple[tuple[str, str, str, str], ...] = ()
 
     @classmethod
     def of_match(cls, match: Match, what: str) -> Site:
         """The record of a match that was rewritten."""
         pairs = tuple((p.role, p.node.name) for p in match.pairs)
-        return cls(True, match.anchor.name, match.anchor.name, source_line(match.anchor), pairs, what)
+        nodes = _told([match.anchor, *(p.node for p in match.pairs)])
+        return cls(True, match.anchor.name, match.anchor.name, source_line(match.anchor), pairs, what, nodes=nodes)
 
     @classmethod
     def of_miss(cls, miss: Miss) -> Site:
@@ -53,6 +59,7 @@ class Site:
             code=miss.reason.code,
             expected=miss.expected,
             found=miss.found,
+            nodes=_told([miss.anchor, *(p.node for p in miss.pairs), miss.node]),
         )
 
     @property
@@ -94,7 +101,8 @@ class CompileRecord:
     def decode(cls, text: str) -> CompileRecord:
         """The record that `encode` wrote, read from a cache."""
         data = json.loads(zlib.decompress(base64.urlsafe_b64decode(text)))
-        sites = [Site(**{**s, "pairs": tuple(tuple(p) for p in s["pairs"])}) for s in data["sites"]]
+        tables = ("pairs", "nodes")
+        sites = [Site(**{**s, **{name: tuple(map(tuple, s[name])) for name in tables}}) for s in data["sites"]]
         return cls(tuple(sites), data["nodes"], cached=True)
 
 
@@ -131,6 +139,11 @@ class Report:
         head = "".join(f"<th>{name}</th>" for name in ("site", "line", "result", "detail", "fix"))
         rows = "".join(_row(site) for site in (*self.fused, *self.refused))
         return f"<p>{html.escape(self.summary)}</p><table><tr>{head}</tr>{rows}</table>"
+
+
+def _told(nodes: list[fx.Node]) -> tuple[tuple[str, str, str, str], ...]:
+    """Each node once, in words."""
+    return tuple((node.name, str(node.target), tensor_text(node), source_text(node)) for node in dict.fromkeys(nodes))
 
 
 def _row(site: Site) -> str:

@@ -1,4 +1,6 @@
-"""Must not fuse: for every reason code the smallest example that triggers it."""
+"""Must not fuse: a refused graph computes what it did before, and what looks alike is refused too."""
+
+import inspect
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from fusionlib import GroupQuant, op
 from fusionlib.match import REASONS, OpaqueQuant, register_quant_op
 from fusionlib.match import opaque as opaque_module
+from fusionlib.reason_examples import EXAMPLES
 from fusionlib.rewrite import FusionPass
 from tests.spellings import FP8, NormSpelling, QuantSpelling, inputs, run_rewritten
 
@@ -38,59 +41,6 @@ def rms(v, dim=-1):
     return v * torch.rsqrt(v.pow(2).mean(dim, keepdim=True) + 1e-6)
 
 
-def crossing(x, z, w):
-    return QuantSpelling(group=384)(normed(x, z, w).reshape(-1, 384))
-
-
-def rounded_twice(x, z, w):
-    return (rms(x.float()) * w.float() * (z * torch.sigmoid(z)).float()).to(x.dtype)
-
-
-def ue8m0_by_log2(v):
-    scale = torch.exp2(torch.ceil(torch.log2(amax(v).clamp(min=1e-4) / 448.0)))
-    return (v / scale).clamp(-448, 448).to(FP8), scale
-
-
-def intermediate(x, z, w):
-    value = x.float()
-    root = torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
-    y = (value * root * w.float() * F.silu(z.float())).to(x.dtype)
-    return *QUANT(y.flatten(1)), root
-
-
-def weight_per_two_heads(x, z, w):
-    pairs = rms(x.float()).view(6, 2, 2, 128) * torch.cat([w, w]).view(2, 128)
-    return QUANT((pairs * F.silu(z.float()).view(6, 2, 2, 128)).to(x.dtype).reshape(6, 512))
-
-
-EXAMPLES = {
-    "per_tensor_static": with_quant(lambda v: (v / 0.02).clamp(-448, 448).to(FP8)),
-    "per_tensor_dynamic": with_quant(lambda v: quantised(v, v.abs().amax())),
-    "block_group": with_quant(lambda v: quantised(v, v.abs().amax((0, 2), keepdim=True))),
-    "group_crosses_tokens": crossing,
-    "amax_source": lambda x, z, w: quantised(normed(x, z, w).float().view(6, -1, 128), amax(x.float())),
-    "fp8_max": with_quant(lambda v: quantised(v, amax(v), limit=240.0, clamp=240.0)),
-    "scale_arithmetic": with_quant(lambda v: quantised(v, amax(v) * 2 * 448.0, 448.0)),
-    "quant_division": with_quant(lambda v: ((v * (448.0 / amax(v))).clamp(-448, 448).to(FP8), amax(v))),
-    "ue8m0": with_quant(ue8m0_by_log2),
-    "clamp": with_quant(lambda v: ((v / (amax(v) / 448.0)).clamp(max=448).to(FP8), amax(v))),
-    "fp8_dtype": with_quant(lambda v: (v / (amax(v) / 57344.0)).to(torch.float8_e5m2fnuz)),
-    "not_gated_norm": lambda x, z, w: QUANT(torch.tanh(x).flatten(1)),
-    "no_gate": with_norm(lambda x, z, w: rms(x.float()) * w),
-    "layer_norm": with_norm(lambda x, z, w: F.layer_norm(x, (128,), w) * F.silu(z)),
-    "mean_axis": with_norm(lambda x, z, w: rms(x.float(), dim=1) * w * F.silu(z.float())),
-    "mean_source": with_norm(
-        lambda x, z, w: z.float() * torch.rsqrt(x.float().pow(2).mean(-1, True) + 1e-6) * w * F.silu(z.float())
-    ),
-    "activation": with_norm(lambda x, z, w: rms(x.float()) * w * torch.tanh(z.float())),
-    "gate_shape": with_norm(lambda x, z, w: rms(x.float()) * w * F.silu(z[..., :1].float())),
-    "weight_shape": weight_per_two_heads,
-    "rounding": with_norm(rounded_twice),
-    "order": with_norm(lambda x, z, w: (rms(x.float()) * F.silu(z.float())).to(x.dtype) * w),
-    "intermediate_used": intermediate,
-}
-
-
 def refusal(fn, *tensors, code, **options):
     """fn is refused with `code`, and its outputs are those of eager."""
     got, report, _ = run_rewritten(fn, *tensors, **options)
@@ -101,12 +51,16 @@ def refusal(fn, *tensors, code, **options):
     want = fn(*tensors)
     pairs = zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]
     for a, b in pairs:
-        assert torch.equal(a.float().nan_to_num(), b.float().nan_to_num())
+        a, b = (torch.as_tensor(value).float().nan_to_num() for value in (a, b))
+        assert torch.equal(a, b)
     return site
 
 
-@pytest.mark.parametrize("code", EXAMPLES)
-def test_smallest_example(code):
+COMPUTATIONS = [code for code, example in EXAMPLES.items() if inspect.signature(example).parameters]
+
+
+@pytest.mark.parametrize("code", COMPUTATIONS)
+def test_a_refused_example_computes_what_it_did(code):
     refusal(EXAMPLES[code], *inputs(), code=code)
 
 
@@ -150,6 +104,21 @@ def test_look_alikes_are_refused(name):
     _, report, _ = run_rewritten(fn, *tensors)
     assert len(report.refused) == 1 and not report.fused, str(report)
     assert report.refused[0].code != "internal_error", str(report)
+
+
+BIASES = {
+    "before the gate": lambda x, z, w: (rms(x.float()) * w + w) * F.silu(z.float()),
+    "behind the gate": lambda x, z, w: rms(x.float()) * w * F.silu(z.float()) + w,
+    "gate first": lambda x, z, w: w.float() + w * rms(x.float() * F.silu(z.float())),
+    "added in 16 bits": lambda x, z, w: (rms(x.float()).to(x.dtype) * w + w) * F.silu(z.float()),
+    "one for each element of the row": lambda x, z, w: (rms(x.float()) * w).flatten(1) + w.repeat(4),
+}
+
+
+@pytest.mark.parametrize("where", BIASES)
+def test_a_bias_is_named_wherever_it_is_added(where):
+    site = refusal(lambda x, z, w: QUANT(BIASES[where](x, z, w).to(x.dtype).flatten(1)), *inputs(), code="bias")
+    assert "added by" in site.found
 
 
 def test_device():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from fusionlib.notebooks import picture
+from fusionlib.notebooks.errors import UsageError
 
 v4 = nbformat.v4
 
@@ -43,12 +45,8 @@ def checkout(tmp_path: Path) -> Checkout:
 
 @pytest.fixture(scope="module")
 def browser():
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no chromium found on PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    try:
+        with picture.browser() as chromium:
+            yield chromium
+    except UsageError as error:
+        pytest.skip(str(error))

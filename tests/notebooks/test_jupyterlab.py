@@ -85,6 +85,8 @@ def _address(runtime: Path, server: subprocess.Popen, log: Path) -> str:
 def page(browser):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)
+    # A slow start may ask which kernel to take, and the one that is offered will do.
+    page.add_locator_handler(page.locator(".jp-Dialog"), lambda dialog: dialog.locator(".jp-mod-accept").click())
     yield page
     page.close()
 
@@ -110,7 +112,6 @@ def test_run_all_draws_the_figures_and_a_slider_redraws_one_in_its_place(lab, pa
     try:
         caption.wait_for(state="attached")
     except TimeoutError:
-        page.screenshot(path="/tmp/w/labfail.png")
         pytest.fail(f"no such caption among {page.locator('.jp-OutputArea-output').all_inner_texts()}")
     slider = page.locator(".widget-slider .noUi-handle").first
     slider.wait_for(state="attached")

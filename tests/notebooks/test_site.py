@@ -169,6 +169,12 @@ def test_widgets_fall_back_to_their_text(checkout):
     assert "widget-view" not in html
 
 
+def test_an_output_that_the_page_cannot_show_is_an_error_and_not_a_gap(checkout):
+    output = v4.new_output("display_data", {"application/x-secret": "1"})
+    with pytest.raises(SiteError, match="01_a: an output would be missing"):
+        build(checkout, executed(checkout, "01_a", v4.new_code_cell("x", outputs=[output])))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 720])
 def test_in_a_browser_the_figure_is_drawn_with_no_network_and_no_error(checkout, browser, scheme, width):

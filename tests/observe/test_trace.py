@@ -187,6 +187,27 @@ def test_against_pytorchs_own_analysis(tmp_path):
     assert "a range" not in sums
 
 
+@pytest.mark.gpu
+def test_kernels_against_pytorchs_own_analysis(tmp_path):
+    """On a GPU: every kernel of `prof.events()` with its time, and of each op the kernels that it launched."""
+    a = torch.randn(512, 512, device="cuda")
+    torch.softmax(a @ a, -1).exp().mul(2)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as prof:
+        torch.softmax(a @ a, -1).exp().mul(2)
+        torch.cuda.synchronize()
+    path = tmp_path / "trace.json"
+    prof.export_chrome_trace(str(path))
+    found = read_trace(path).kernels
+    theirs = [event for event in prof.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(found) >= 4 and sorted(k.name for k in found) == sorted(event.name for event in theirs)
+    for name, total in totals(found).items():
+        times = [event.time_range.elapsed_us() for event in theirs if event.name == name]
+        assert (total.count, total.duration_us) == (len(times), pytest.approx(sum(times), abs=0.01 * len(times)))
+    launched = {(k.name, event.name) for event in prof.events() for k in event.kernels}
+    assert {(k.name, k.op) for k in found if k.category == "kernel"} <= launched
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -1,0 +1,225 @@
+"""Exercises about graphs: reading one, its bytes, changing it, and the uuid of a pass (notebooks 02 and 04)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fusionlib.exercises.exercise import Exercise
+
+aten = torch.ops.aten
+
+
+def _traced(fn: Callable) -> fx.GraphModule:
+    return make_fx(fn)(torch.linspace(-2.0, 2.0, 6).view(2, 3))
+
+
+# Reading: who uses the results of an operation?
+
+
+def _readers(graph: fx.Graph, target: object) -> list[str]:
+    return [user.name for node in graph.nodes if node.target is target for user in node.users]
+
+
+def _inputs_instead(graph: fx.Graph, target: object) -> list[str]:
+    return [source.name for node in graph.nodes if node.target is target for source in node.all_input_nodes]
+
+
+def _only_the_next(graph: fx.Graph, target: object) -> list[str]:
+    return [node.next.name for node in graph.nodes if node.target is target]
+
+
+_READ = (
+    (lambda x: x.exp().sin(), aten.exp.default),
+    (lambda x: (x.exp() + 1, x.exp().sin()), aten.exp.default),
+    (lambda x: (y := x.neg(), y.sin(), y.cos()), aten.neg.default),
+    (lambda x: x.sin(), aten.exp.default),
+)
+
+
+def _judge_readers(answer: Callable) -> str | None:
+    for fn, target in _READ:
+        graph = _traced(fn).graph
+        expected, got = _readers(graph, target), list(answer(graph, target))
+        if sorted(got) != sorted(expected):
+            return f"in the graph {_spelled(graph)} asked for the readers of {target} it says {got}"
+    return None
+
+
+def _spelled(graph: fx.Graph) -> str:
+    return "; ".join(f"{n.name} = {n.target}({', '.join(map(str, n.args))})" for n in graph.nodes if n.op != "output")
+
+
+readers = Exercise(
+    name="graph-readers",
+    question="Write readers(graph, target): the names of all nodes that read a result of a call of `target`.",
+    judge=_judge_readers,
+    solution=_readers,
+    traps=(_inputs_instead, _only_the_next, lambda graph, target: []),
+    hints=(
+        "Go through graph.nodes and look for node.target.",
+        "A node knows who reads it: node.users. A node that is read twice has two of them.",
+    ),
+    explanation="node.users holds the readers, node.all_input_nodes what is read; the output is a reader as well.",
+    solution_text="lambda graph, target: [u.name for n in graph.nodes if n.target is target for u in n.users]",
+)
+
+
+# Counting: bytes per element of a fused kernel.
+
+
+def _judge_bytes(answer: float) -> str | None:
+    expected = 2 + 4 + 1 + 4 / 128
+    if abs(answer - expected) < 5e-3:
+        return None
+    return f"{answer} bytes per element are {'more' if answer > expected else 'fewer'} than this kernel must move"
+
+
+fused_bytes = Exercise(
+    name="graph-fused-bytes",
+    question=(
+        "x is bf16, the gate is fp32, and there is one fp32 scale for 128 FP8 codes. How many bytes per element must a "
+        "kernel move that does norm, gate and quantisation in one? Leave out the weight: many tokens share it."
+    ),
+    judge=_judge_bytes,
+    solution=7.03125,
+    traps=(5.03125, 7.0, 11.03, 9.03),
+    hints=("List what is read, then what is written.", "A scale has 4 bytes, and 128 elements share it."),
+    explanation="2 of x, 4 of the gate, 1 of the code and 4/128 of the scale. The normed value is never in memory.",
+)
+
+
+# Changing: two negations are none.
+
+
+def _drop_double_negation(graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if node.target is aten.neg.default and node.args[0].target is aten.neg.default:
+            node.replace_all_uses_with(node.args[0].args[0])
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _forgets_to_erase(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.target is aten.neg.default and node.args[0].target is aten.neg.default:
+            node.replace_all_uses_with(node.args[0].args[0])
+
+
+def _erases_what_others_read(graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if node.target is aten.neg.default and node.args[0].target is aten.neg.default:
+            inner = node.args[0]
+            node.replace_all_uses_with(inner.args[0])
+            graph.erase_node(node)
+            graph.erase_node(inner)
+
+
+def _drops_every_negation(graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if node.target is aten.neg.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+_CHANGE = (
+    (lambda x: x.neg().neg().sin(), 0),
+    (lambda x: x.neg().sin(), 1),
+    (lambda x: (y := x.neg(), y.neg().sin()), 1),
+    (lambda x: x.sin().neg().neg().exp().neg().neg(), 0),
+)
+
+
+def _judge_change(answer: Callable) -> str | None:
+    for fn, left in _CHANGE:
+        module = _traced(fn)
+        given, x = _spelled(module.graph), torch.linspace(-2.0, 2.0, 6).view(2, 3)
+        expected = module(x)
+        answer(module.graph)
+        module.graph.lint()
+        module.recompile()
+        negations = sum(node.target is aten.neg.default for node in module.graph.nodes)
+        if not _same(module(x), expected):
+            return f"the graph {given} computes something else afterwards"
+        if negations != left:
+            return f"of the graph {given} {negations} negations are left, and {left} are needed"
+    return None
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return torch.equal(a, b)
+
+
+double_negation = Exercise(
+    name="graph-double-negation",
+    question=(
+        "Write a pass: edit(graph) replaces aten.neg of aten.neg of x by x, in place, and leaves no dead node. The "
+        "inner negation may have other readers."
+    ),
+    judge=_judge_change,
+    solution=_drop_double_negation,
+    traps=(_forgets_to_erase, _erases_what_others_read, _drops_every_negation, lambda graph: None),
+    hints=(
+        "node.replace_all_uses_with(other) moves the readers; graph.erase_node(node) works once there are none.",
+        "Erase the outer one, and let graph.eliminate_dead_code() decide about the inner one.",
+        "Iterate over list(graph.nodes): you change the graph while you look at it.",
+    ),
+    explanation="Readers first, then the node; and what is still read stays.",
+    solution_text=(
+        "for node in list(graph.nodes): if node and node.args[0] are aten.neg.default: "
+        "node.replace_all_uses_with(node.args[0].args[0]); graph.erase_node(node). At the end eliminate_dead_code()."
+    ),
+)
+
+
+# The uuid of a pass.
+
+
+class _NoHash(str):
+    """Text whose hash() is refused: Python salts it, so that it is another number in the next process."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        raise TypeError("hash() of a text differs from process to process")
+
+
+def _uuid(source: str, factor: float) -> str:
+    return hashlib.sha256(f"{source}\0{factor!r}".encode()).hexdigest()
+
+
+def _judge_uuid(answer: Callable) -> str | None:
+    source, other = (_NoHash(f"def edit(graph): {body}") for body in ("pass", "return"))
+    first = answer(source, 2.0)
+    if not isinstance(first, str | bytes):
+        return f"it returns {type(first).__name__}; a uuid is a text or bytes"
+    if answer(source, 2.0) != first:
+        return "asked twice for the same pass it gives two answers, so nothing would ever be found in the cache"
+    for what, changed in (("source", (other, 2.0)), ("option", (source, 3.0)), ("option", (source, 2.0 + 1e-9))):
+        if answer(*changed) == first:
+            return f"the {what} changed and the uuid did not: the cache would hand out the old artefact"
+    return None
+
+
+stable_uuid = Exercise(
+    name="graph-stable-uuid",
+    question="Write uuid(source, factor) for a pass with this source text and this number as its only option.",
+    judge=_judge_uuid,
+    solution=_uuid,
+    traps=(
+        lambda source, factor: "v1",
+        lambda source, factor: hashlib.sha256(source.encode()).hexdigest(),
+        lambda source, factor: f"{factor}",
+        lambda source, factor: str(hash((source, factor))),
+        lambda source, factor: hashlib.sha256(f"{source}{factor:.3f}".encode()).hexdigest(),
+    ),
+    hints=("Everything that can change what the pass does belongs in.", "hashlib gives the same in every process."),
+    explanation="The source and every option, hashed by something that every process agrees on.",
+    solution_text="hashlib.sha256(f'{source}\\0{factor!r}'.encode()).hexdigest()",
+)

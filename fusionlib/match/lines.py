@@ -1,0 +1,48 @@
+"""Where a node comes from in the user's code, told so that it can be passed on.
+
+A report travels into caches, pages and issues, so a file is named as it is imported: no folder of this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from torch import fx
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)[^\n]*(?:\n[ \t]+(?![ \t]|File ")([^\n]+))?')
+_CELL = re.compile(r"ipykernel_\d+[/\\][^/\\]+\.py$")
+
+
+def source_line(node: fx.Node) -> str | None:
+    """`file:line` of the user's code that made `node`, as far as tracing recorded it; `cell:line` in a notebook."""
+    frame = _last_frame(node)
+    return f"{short_path(frame[0])}:{frame[1]}" if frame else None
+
+
+def source_text(node: fx.Node) -> str:
+    """That line itself, empty where tracing did not record it."""
+    frame = _last_frame(node)
+    return frame[2].strip() if frame else ""
+
+
+def short_path(path: str) -> str:
+    """`path` from the folder that it is imported from; the bare file name where that is unknown."""
+    if path.startswith("<"):
+        return path
+    if _CELL.search(path):
+        return "cell"
+    path = os.path.abspath(path)
+    roots = (os.path.abspath(entry).rstrip(os.sep) + os.sep for entry in sys.path)
+    inside = [root for root in roots if len(root) > 1 and path.startswith(root)]
+    if not inside:
+        return os.path.basename(path)
+    return path.removeprefix(max(inside, key=len)).replace(os.sep, "/")
+
+
+def _last_frame(node: fx.Node) -> tuple[str, str, str] | None:
+    """The innermost frame, of those outside PyTorch if there are any: who calls a layer wrote it, not who made it."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [frame for frame in frames if not short_path(frame[0]).startswith("torch/")]
+    return (own or frames)[-1] if frames else None

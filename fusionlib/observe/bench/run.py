@@ -1,0 +1,242 @@
+"""One run: make every variant, check all of them, then time all of them, interleaved.
+
+The samples of a case's variants are taken in rounds, each round in another order, so that a clock that drifts or a GPU
+that warms up falls on all alike. Nothing wrong is timed, and nothing absent is left unsaid.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from fusionlib.layers import BlockFP8Linear
+from fusionlib.observe.bench.cases import Case
+from fusionlib.observe.bench.chain import BASELINE, Buffers, baseline, gemm_problem, in_context, projection
+from fusionlib.observe.bench.check import Agreement, agreement
+from fusionlib.observe.bench.results import Results, Row, Skipped, percentiles
+from fusionlib.observe.bench.timer import Timer, copies_for
+from fusionlib.observe.bench.variants import VARIANTS, Call, Unavailable, Variant
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A variant made for a case, and how its result compares with eager's."""
+
+    variant: Variant
+    call: Call
+    agreement: Agreement | None
+    launch: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is made: rounds of samples a case, the seed of inputs and of the order, the device."""
+
+    rounds: int = 30
+    seed: int = 0
+    device: str = "cuda"
+
+
+def check_all(
+    cases: Iterable[Case],
+    names: Sequence[str],
+    settings: Settings,
+    results: Results,
+    say: Say = print,
+    *,
+    light_config: Callable[[Case], Any] | None = None,
+) -> list[tuple[Case, list[Prepared]]]:
+    """Make every variant for every case and hold it against eager; what is absent or wrong goes to `results.skipped`.
+
+    `light_config` names the light's tuned launch for a case; without it the light takes our kernel's heuristic.
+    """
+    plan = []
+    made: dict[tuple, Prepared] = {}  # a case alone and behind a producer compile the same
+    for case in cases:
+        inputs = case.inputs(settings.device, settings.seed)
+        expected = VARIANTS["eager"].make(case)(inputs.x, inputs.gate, inputs.weight)
+        prepared = []
+        for name in names:
+            try:
+                key = (name, case.shape.name, case.tokens, case.gate, case.quant)
+                if key not in made:
+                    made[key] = _prepared(VARIANTS[name], case, inputs, expected, light_config)
+                prepared.append(made[key])
+            except Unavailable as error:
+                results.skipped.append(Skipped(case.name, name, str(error)))
+            except Wrong as error:
+                results.skipped.append(Skipped(case.name, name, str(error), wrong=True))
+                say(f"WRONG    {case.name} {name}: {error}")
+            except Exception as error:  # a compiler's or another library's failure; the others still count
+                line = next(iter(str(error).splitlines()), "")
+                results.skipped.append(Skipped(case.name, name, f"{type(error).__name__}: {line:.160}"))
+        say(f"checked  {case.name}: {', '.join(p.variant.name for p in prepared) or 'nothing'}")
+        plan.append((case, prepared))
+    return plan
+
+
+class Wrong(RuntimeError):
+    """A variant whose result is not eager's within its bounds."""
+
+
+def _prepared(variant: Variant, case: Case, inputs: Any, expected: Any, light_config: Any) -> Prepared:
+    arguments = (inputs.x, inputs.gate, inputs.weight)
+    if not variant.computes:
+        if inputs.x.device.type == "cpu":
+            raise Unavailable("the light is a Triton kernel; it needs a GPU")
+        from fusionlib.observe.bench.variants import light_call
+
+        config = light_config(case) if light_config else None
+        call = light_call(case, config)
+        problem = light_problem(call(*arguments), inputs)
+        if problem:
+            raise Wrong(problem)
+        return Prepared(variant, call, None, asdict(config or heuristic(case)))
+    call = variant.make(case)
+    with torch.no_grad():
+        found = agreement(call(*arguments), expected, case.quant)
+    problem = found.problem(variant.exact_in(case))
+    if problem:
+        raise Wrong(problem)
+    own = variant.name == "fused" and inputs.x.device.type == "cuda"
+    return Prepared(variant, call, found, asdict(heuristic(case)) if own else None)
+
+
+def heuristic(case: Case) -> Any:
+    """Our kernel's own `LaunchConfig` for `case`."""
+    from fusionlib import kernel, launch
+
+    return kernel.choose_launch(case.units, case.unit, launch._threads_per_warp())
+
+
+def light_problem(outputs: tuple[torch.Tensor, torch.Tensor], inputs: Any) -> str | None:
+    """Whether the light moved every byte: its codes are the low bytes of x ^ gate ^ weight, its scales all one."""
+    codes, scale = outputs
+    bits = [tensor.reshape(codes.shape[0], -1).view(torch.int16) for tensor in (inputs.x, inputs.gate)]
+    weight = inputs.weight.view(torch.int16).repeat(codes.shape[1] // inputs.weight.numel())
+    expected = (bits[0] ^ bits[1] ^ weight).to(torch.uint8)
+    if not torch.equal(codes.view(torch.uint8), expected):
+        return "the light's codes are not the exclusive-or of its inputs: it does not read or write every byte"
+    return None if bool((scale == 1).all()) else "the light does not write every scale"
+
+
+def time_all(
+    plan: Iterable[tuple[Case, list[Prepared]]],
+    timer: Timer,
+    settings: Settings,
+    results: Results,
+    say: Say = print,
+) -> None:
+    """Time every prepared variant of every case; rows go to `results.rows`."""
+    order = random.Random(settings.seed)
+    for case, prepared in plan:
+        if not prepared:
+            continue
+        device = torch.device(settings.device)
+        if case.context == "chain" and (problem := gemm_problem(device)):
+            results.skipped += [Skipped(case.name, p.variant.name, problem) for p in prepared]
+            continue
+        rows = time_case(case, prepared, timer, settings, order, results)
+        timer.release()
+        results.rows += rows
+        say(f"timed    {case.name}: " + ", ".join(f"{row.variant} {row.median_us:.2f}" for row in rows) + " us")
+
+
+def time_case(
+    case: Case,
+    prepared: Sequence[Prepared],
+    timer: Timer,
+    settings: Settings,
+    order: random.Random,
+    results: Results,
+) -> list[Row]:
+    """The rows of one case; a variant that cannot be captured is skipped with the reason."""
+    device = torch.device(settings.device)
+    moved = case.bytes().total
+    copies = copies_for(moved, timer.l2_bytes)
+    buffers = make_buffers(case, copies, settings)
+    linear = projection(case, device, settings.seed) if case.context == "chain" else None
+    handles: dict[str, Any] = {}
+    for name, run in _runs(case, prepared, buffers[0], linear):
+        try:
+            handles[name] = timer.prepare([lambda run=run, buffer=buffer: run(buffer) for buffer in buffers])
+        except (RuntimeError, torch.OutOfMemoryError) as error:  # out of memory, or not to be captured in a graph
+            line = next(iter(str(error).splitlines()), "")
+            results.skipped.append(Skipped(case.name, name, f"{type(error).__name__}: {line:.160}"))
+    samples: dict[str, list[float]] = {name: [] for name in handles}
+    names = list(handles)
+    for _ in range(settings.rounds):
+        order.shuffle(names)
+        for name in names:
+            samples[name].append(timer.sample(handles[name]))
+    known = {p.variant.name: p for p in prepared}
+    return [_row(case, name, samples[name], copies, moved, known.get(name)) for name in handles]
+
+
+def _runs(case: Case, prepared: Sequence[Prepared], first: Buffers, linear: BlockFP8Linear | None):
+    """(name, function of one set of buffers) for each variant and, in a chain, for the chain without any."""
+    for p in prepared:
+        yield p.variant.name, in_context(case, p.call, linear)
+    if case.context != "alone":
+        ready = VARIANTS["eager"].make(case)(first.x, first.gate, first.weight)
+        yield BASELINE, baseline(case, ready, linear)
+
+
+def make_buffers(case: Case, copies: int, settings: Settings) -> list[Buffers]:
+    """`copies` sets of inputs, each with values of its own; the weight is one, as in a model."""
+    made = []
+    weight = None
+    for number in range(copies):
+        inputs = case.inputs(settings.device, settings.seed + number)
+        weight = inputs.weight if weight is None else weight
+        source = inputs.x.clone() if case.context != "alone" else None
+        made.append(Buffers(inputs.x, inputs.gate, weight, source))
+    return made
+
+
+def _row(case: Case, name: str, samples: list[float], copies: int, moved: int, prepared: Prepared | None) -> Row:
+    median, p10, p90 = percentiles(samples)
+    return Row(
+        case=case.name,
+        shape=case.shape.name,
+        tokens=case.tokens,
+        gate=case.gate,
+        context=case.context,
+        variant=name,
+        median_us=median,
+        p10_us=p10,
+        p90_us=p90,
+        samples=len(samples),
+        copies=copies,
+        bytes=moved,
+        gb_s=moved / median / 1e3 if case.context == "alone" else None,
+        launch=prepared.launch if prepared else None,
+        agreement=prepared.agreement.as_json() if prepared and prepared.agreement else None,
+    )
+
+
+def conditions(timer: Timer, settings: Settings) -> dict[str, Any]:
+    """How the numbers were taken, for a reader of the file."""
+    from fusionlib.observe.bench.timer import CALLS_PER_GRAPH, LEAST_SAMPLE_US, ROTATION
+
+    return {
+        "timing": "CUDA graph replay, events around whole cycles; one sample is the mean of at least one cycle",
+        "l2_bytes": timer.l2_bytes,
+        "rotation": ROTATION,
+        "calls_per_graph": CALLS_PER_GRAPH,
+        "least_sample_us": LEAST_SAMPLE_US,
+        "rounds": settings.rounds,
+        "order": "shuffled in each round",
+        "spread": "10th and 90th percentile of the samples",
+    }
+
+
+def quick(settings: Settings) -> Settings:
+    """The same with few rounds."""
+    return replace(settings, rounds=min(settings.rounds, 10))

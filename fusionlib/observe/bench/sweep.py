@@ -1,0 +1,124 @@
+"""Launch configurations swept: for our heuristic's thresholds, and to tune the light as hard as ours.
+
+The grid is of `kernel.LaunchConfig`'s own fields: a field that the kernel gains must be listed here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from fusionlib.observe.bench.cases import Case
+from fusionlib.observe.bench.results import Results, Skipped, SweepRow, percentiles
+from fusionlib.observe.bench.run import Say, Settings, heuristic, make_buffers
+from fusionlib.observe.bench.timer import Timer, copies_for
+from fusionlib.observe.bench.variants import Call, fused_call, light_call
+
+#: Values to try for each field of LaunchConfig. The kernel has no loop, so there is no number of stages to try.
+GRID: dict[str, tuple[Any, ...]] = {"rows": (1, 2, 4, 8, 16, 32), "num_warps": (1, 2, 4, 8, 16)}
+LEAST_ELEMENTS, MOST_ELEMENTS = 2, 64  # values a thread holds; more spill, fewer leave lanes idle
+
+
+def configurations(case: Case, lanes: int = 32) -> list[Any]:
+    """Every `LaunchConfig` of the grid that fits `case`'s unit on warps of `lanes`, the heuristic's own among them."""
+    import triton
+
+    from fusionlib.kernel import LaunchConfig
+
+    block = triton.next_power_of_2(case.unit)
+    found = []
+    for values in itertools.product(*GRID.values()):
+        config = LaunchConfig(**dict(zip(GRID, values, strict=True)))
+        threads = config.num_warps * lanes
+        if threads <= 1024 and LEAST_ELEMENTS <= config.rows * block / threads <= MOST_ELEMENTS:
+            found.append(config)
+    own = heuristic(case)
+    return found if own in found else [own, *found]
+
+
+KERNELS: dict[str, Callable[[Case, Any], Call]] = {"fused": fused_call, "light": light_call}
+
+
+def sweep_case(
+    case: Case,
+    timer: Timer,
+    settings: Settings,
+    kernels: Sequence[str] = tuple(KERNELS),
+    results: Results | None = None,
+) -> list[SweepRow]:
+    """Time every configuration of `kernels` in `case`, interleaved; one that does not launch is skipped."""
+    lanes = 64 if torch.version.hip else 32
+    moved, own = case.bytes().total, heuristic(case)
+    buffers = make_buffers(case, copies_for(moved, timer.l2_bytes), settings)
+    handles = []
+    for kernel, config in itertools.product(kernels, configurations(case, lanes)):
+        call = KERNELS[kernel](case, config)
+        calls = [lambda call=call, b=buffer: call(b.x, b.gate, b.weight) for buffer in buffers]
+        try:
+            handles.append((kernel, config, timer.prepare(calls)))
+        except Exception as error:  # out of registers or memory; Triton's errors share no base class
+            if results is not None:
+                line = next(iter(str(error).splitlines()), "")
+                results.skipped.append(Skipped(case.name, f"{kernel} {config}", f"{type(error).__name__}: {line:.120}"))
+    samples: dict[int, list[float]] = {number: [] for number in range(len(handles))}
+    order, numbers = random.Random(settings.seed), list(samples)
+    for _ in range(settings.rounds):
+        order.shuffle(numbers)
+        for number in numbers:
+            samples[number].append(timer.sample(handles[number][2]))
+    timed = [(kernel, config) for kernel, config, _ in handles]
+    handles.clear()
+    timer.release()
+    rows = []
+    for number, (kernel, config) in enumerate(timed):
+        median, p10, p90 = percentiles(samples[number])
+        rows.append(SweepRow(case.name, case.unit, case.units, kernel, asdict(config), median, p10, p90, config == own))
+    return rows
+
+
+def sweep_all(cases: Iterable[Case], timer: Timer, settings: Settings, results: Results, say: Say = print) -> None:
+    """Sweep every case that stands alone; rows go to `results.sweep`."""
+    for case in cases:
+        if case.context != "alone":
+            continue
+        rows = sweep_case(case, timer, settings, results=results)
+        results.sweep += rows
+        for kernel in KERNELS:
+            best = best_of(rows, kernel)
+            if best:
+                say(f"swept    {case.name} {kernel}: best {words(best.launch)} at {best.median_us:.2f} us")
+
+
+def best_of(rows: Iterable[SweepRow], kernel: str) -> SweepRow | None:
+    """The fastest configuration of `kernel` by its median, None if it has none."""
+    return min((row for row in rows if row.kernel == kernel), key=lambda row: row.median_us, default=None)
+
+
+def words(launch: dict[str, Any]) -> str:
+    """A launch configuration as text: `8 rows, 4 warps`, and what else is set."""
+    rest = [f"{name}={value}" for name, value in launch.items() if name not in ("rows", "num_warps")]
+    return ", ".join([f"{launch['rows']} rows", f"{launch['num_warps']} warps", *rest])
+
+
+class TunedLight:
+    """The light's best launch for each shape, number of tokens and gate, swept when first asked for."""
+
+    def __init__(self, timer: Timer, settings: Settings) -> None:
+        self.timer, self.settings = timer, settings
+        self._known: dict[tuple[str, int, str], Any] = {}
+
+    def __call__(self, case: Case) -> Any:
+        """The `LaunchConfig` for `case`; in a chain that of the same case alone."""
+        from fusionlib.kernel import LaunchConfig
+
+        key = (case.shape.name, case.tokens, case.gate)
+        if key not in self._known:
+            rows = sweep_case(Case(case.shape, case.tokens, case.gate), self.timer, self.settings, ("light",))
+            best = best_of(rows, "light")
+            self._known[key] = LaunchConfig(**best.launch) if best else heuristic(case)
+        return self._known[key]

@@ -1,0 +1,142 @@
+"""How long a call takes on a GPU: CUDA-graph replays over rotating buffers.
+
+A call is captured once for each set of buffers, and a *cycle* replays them all. The sets together are `ROTATION` times
+the L2 cache, so that no call finds its inputs, or its outputs' lines, where an earlier one left them. Outputs are kept
+while a graph lives: a freed block would be handed to the next call, and its stores would hit the cache.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+ROTATION = 2.0  # buffers in sizes of L2, beside the one in use
+CALLS_PER_GRAPH = 2000
+MOST_COPIES = 20_000
+LEAST_SAMPLE_US = 500.0  # a thousand times the resolution of an event
+
+
+def copies_for(bytes_per_call: int, l2_bytes: int) -> int:
+    """How many sets of buffers a cycle takes: the others outweigh L2 `ROTATION` times; at least 2.
+
+    Raises:
+        ValueError: for bytes that are not positive.
+    """
+    if bytes_per_call < 1:
+        raise ValueError(f"bytes_per_call={bytes_per_call} must be positive")
+    return min(MOST_COPIES, max(2, math.ceil(ROTATION * l2_bytes / bytes_per_call) + 1))
+
+
+def last_level_cache(properties: Any) -> int:
+    """Bytes of the largest cache in front of memory, from torch's device properties.
+
+    AMD's CDNA3 and CDNA4 have 256 MB of Infinity Cache behind the L2 that torch reports (AMD's CDNA3 white paper).
+    """
+    arch = getattr(properties, "gcnArchName", "")
+    return max(properties.L2_cache_size, 256 << 20) if arch.startswith(("gfx94", "gfx95")) else properties.L2_cache_size
+
+
+class Timer(Protocol):
+    """What the benchmark needs of a device; tests bring their own."""
+
+    #: Size of the last-level cache, bytes.
+    l2_bytes: int
+
+    def prepare(self, calls: Sequence[Callable[[], Any]]) -> Any:
+        """Make ready to run `calls`, one for each set of buffers, in order; returns a handle."""
+
+    def sample(self, handle: Any) -> float:
+        """Microseconds of one call, averaged over one cycle (or several, where a cycle is too short to time)."""
+
+    def release(self) -> None:
+        """Called between cases, when nothing prepared is needed any more."""
+
+
+@dataclass
+class _Cycle:
+    """The captured graphs of one variant, the outputs they write, and how often a sample replays them."""
+
+    graphs: list[torch.cuda.CUDAGraph]
+    outputs: list[Any]
+    calls: int
+    repeats: int = 1
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep Python from freeing CUDA objects while a graph is captured, which would end the capture.
+
+    `torch.cuda.graph` collects garbage and empties the allocator's cache before each capture instead; a run captures
+    thousands of times.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class GraphTimer:
+    """Times on the current GPU by CUDA graphs; ROCm's PyTorch has them under the same names."""
+
+    def __init__(self) -> None:
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        self.l2_bytes: int = last_level_cache(properties)
+        self.stream = torch.cuda.Stream()
+
+    def prepare(self, calls: Sequence[Callable[[], Any]]) -> _Cycle:
+        """Warm up, capture, and find out how many cycles make a sample."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.no_grad(), torch.cuda.stream(self.stream):
+            for call in calls[:3]:  # compiles
+                call()
+        self.stream.synchronize()
+        cycle = _Cycle([], [], len(calls))
+        with torch.no_grad(), torch.cuda.stream(self.stream), _without_collection():
+            for first in range(0, len(calls), CALLS_PER_GRAPH):
+                graph = torch.cuda.CUDAGraph()
+                graph.capture_begin()
+                try:
+                    cycle.outputs += [call() for call in calls[first : first + CALLS_PER_GRAPH]]
+                except BaseException:
+                    with suppress(RuntimeError):  # that the capture broke off is known; why is what counts
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+                cycle.graphs.append(graph)
+        self._run(cycle)
+        elapsed = max(self._run(cycle), 1e-3)
+        cycle.repeats = max(1, math.ceil(LEAST_SAMPLE_US / elapsed))
+        return cycle
+
+    def sample(self, handle: _Cycle) -> float:
+        """Microseconds a call over `handle.repeats` cycles."""
+        return self._run(handle) / (handle.repeats * handle.calls)
+
+    def release(self) -> None:
+        """Give back the memory of graphs that are gone; each has a pool of its own."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def _run(self, cycle: _Cycle) -> float:
+        """Microseconds of `cycle.repeats` cycles."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.stream(self.stream):
+            # The clock must not start before the launch queue is filled. The last graph's buffers are the ones that the
+            # cycle comes to last, so that this replay leaves nothing in the cache that a timed call finds there.
+            cycle.graphs[-1].replay()
+            start.record()
+            for _ in range(cycle.repeats):
+                for graph in cycle.graphs:
+                    graph.replay()
+            end.record()
+        self.stream.synchronize()
+        return start.elapsed_time(end) * 1e3

@@ -1,0 +1,260 @@
+"""The smallest example of every reason for which a site is refused: one function for each code, named like it.
+
+`docs/reasons.md` shows these sources and the tests run them. A function of x, gate and weight is a computation, which
+changes one thing of `site`, which fuses. One without parameters explains by itself: what stops the fusion there lies in
+how the computation is compiled.
+"""
+# ruff: noqa: D103  (what an example shows is said by the reason that it is named like)
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fusionlib import FusionPass, GroupQuant, Report, explain, group_quant
+from fusionlib.match import REASONS, OpaqueQuant, register_quant_op
+from fusionlib.match.opaque import readers_kept
+
+# What all examples are made of.
+
+
+def tensors():
+    """x and gate [tokens, heads, head_dim], weight [head_dim]."""
+    x, gate = torch.randn(2, 6, 4, 128, dtype=torch.bfloat16)
+    return x, gate, torch.rand(128, dtype=torch.bfloat16)
+
+
+def rms(v, dim=-1, eps=1e-6):
+    """An RMS norm without weight."""
+    return v * torch.rsqrt(v.pow(2).mean(dim, keepdim=True) + eps)
+
+
+def norm(x, gate, weight):
+    """The gated norm, one row [hidden] a token."""
+    return (rms(x.float()) * weight * F.silu(gate.float())).to(x.dtype).flatten(1)
+
+
+def groups(y):
+    """Rows cut into groups of 128, in float32."""
+    return y.unflatten(1, (-1, 128)).float()
+
+
+def amax(v):
+    """The largest magnitude of each group."""
+    return v.abs().amax(-1, keepdim=True)
+
+
+def codes(v, scale, limit=448.0):
+    """The FP8 codes, and the scale that they were made with."""
+    return (v / scale).clamp(-limit, limit).to(torch.float8_e4m3fn), scale
+
+
+def quant(v):
+    """The quantisation of groups."""
+    return codes(v, amax(v) / 448.0)
+
+
+def site(x, gate, weight):
+    """The whole path; it fuses."""
+    return quant(groups(norm(x, gate, weight)))
+
+
+SHARED = (tensors, rms, norm, groups, amax, codes, quant, site)
+
+# What is quantised, and how.
+
+
+def per_tensor_static(x, gate, weight):
+    return codes(groups(norm(x, gate, weight)), 0.02)
+
+
+def per_tensor_dynamic(x, gate, weight):
+    v = groups(norm(x, gate, weight))
+    return codes(v, v.abs().amax() / 448.0)
+
+
+def block_group(x, gate, weight):
+    v = groups(norm(x, gate, weight))
+    return codes(v, v.abs().amax((0, 2), keepdim=True) / 448.0)
+
+
+def group_crosses_tokens(x, gate, weight):
+    y = norm(x, gate, weight)  # rows of 512, and 384 does not divide them
+    return quant(y.reshape(-1, 384).float())
+
+
+def symbolic_group():
+    x, gate, weight = tensors()
+    for tensor in (x, gate):
+        torch._dynamo.mark_dynamic(tensor, 1)  # the number of heads
+    return explain(lambda *args: quant(norm(*args).float()), x, gate, weight)  # one scale a row
+
+
+def amax_source(x, gate, weight):
+    return codes(groups(norm(x, gate, weight)), amax(x.float()) / 448.0)
+
+
+def fp8_max(x, gate, weight):
+    v = groups(norm(x, gate, weight))
+    return codes(v, amax(v) / 240.0, limit=240.0)
+
+
+def scale_arithmetic(x, gate, weight):
+    v = groups(norm(x, gate, weight))
+    return codes(v, amax(v) * (1 / 448.0))
+
+
+def quant_division(x, gate, weight):
+    v = groups(norm(x, gate, weight))
+    return (v * (448.0 / amax(v))).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
+
+
+def ue8m0(x, gate, weight):
+    v = groups(norm(x, gate, weight))
+    return codes(v, torch.exp2(torch.ceil(torch.log2(amax(v) / 448.0))))
+
+
+def clamp(x, gate, weight):
+    v = groups(norm(x, gate, weight))
+    return (v / (amax(v) / 448.0)).clamp(max=448.0).to(torch.float8_e4m3fn)
+
+
+def fp8_dtype(x, gate, weight):
+    v = groups(norm(x, gate, weight))
+    return (v / (amax(v) / 57344.0)).to(torch.float8_e5m2fnuz)
+
+
+def opaque_quant():
+    def reader(arguments):  # knows one layout of the scales, and the call below asks for the other
+        return OpaqueQuant(arguments["y"], GroupQuant(scale_layout="column_major"))
+
+    register_quant_op(torch.ops.fusionlib.group_quant.default, reader)
+    return explain(lambda *args: group_quant(norm(*args), GroupQuant()), *tensors())
+
+
+# What is normed, and how.
+
+
+def not_gated_norm(x, gate, weight):
+    return quant(groups(torch.tanh(x).flatten(1)))
+
+
+def no_gate(x, gate, weight):
+    y = rms(x.float()) * weight
+    return quant(groups(y.to(x.dtype).flatten(1)))
+
+
+def layer_norm(x, gate, weight):
+    y = F.layer_norm(x.float(), (128,), weight.float()) * F.silu(gate.float())
+    return quant(groups(y.to(x.dtype).flatten(1)))
+
+
+def mean_axis(x, gate, weight):
+    y = rms(x.float(), dim=1) * weight * F.silu(gate.float())
+    return quant(groups(y.to(x.dtype).flatten(1)))
+
+
+def mean_source(x, gate, weight):
+    root = torch.rsqrt(gate.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+    y = x.float() * root * weight * F.silu(gate.float())
+    return quant(groups(y.to(x.dtype).flatten(1)))
+
+
+def activation(x, gate, weight):
+    y = rms(x.float()) * weight * torch.tanh(gate.float())
+    return quant(groups(y.to(x.dtype).flatten(1)))
+
+
+def gate_shape(x, gate, weight):
+    return quant(groups(norm(x, gate[..., :1], weight)))
+
+
+def weight_shape(x, gate, weight):
+    y = rms(x.float()).unflatten(2, (2, 64)) * weight[:64]  # one weight for both halves of a head
+    y = y.flatten(2) * F.silu(gate.float())
+    return quant(groups(y.to(x.dtype).flatten(1)))
+
+
+def bias(x, gate, weight):
+    y = (rms(x.float()) * weight + weight) * F.silu(gate.float())
+    return quant(groups(y.to(x.dtype).flatten(1)))
+
+
+def scalar_not_literal(x, gate, weight):
+    y = rms(x.float(), eps=weight[0]) * weight * F.silu(gate.float())
+    return quant(groups(y.to(x.dtype).flatten(1)))
+
+
+def symbolic_shape():
+    x, gate, weight = tensors()
+    gate = gate.reshape(12, 2, 128)  # half a token a row: its rows are another dynamic size than the tokens of x
+    for tensor in (x, gate):
+        torch._dynamo.mark_dynamic(tensor, 0)
+    return explain(lambda x, gate, weight: site(x, gate.view(-1, 4, 128), weight), x, gate, weight)
+
+
+def rounding(x, gate, weight):
+    y = rms(x.float()) * weight * (gate * torch.sigmoid(gate))  # the sigmoid is rounded to bfloat16
+    return quant(groups(y.to(x.dtype).flatten(1)))
+
+
+def order(x, gate, weight):
+    y = (rms(x.float()) * F.silu(gate.float())).to(x.dtype) * weight
+    return quant(groups(y.flatten(1)))
+
+
+# Where and when.
+
+
+def device():
+    return explain(site, *tensors(), devices=("cuda",))
+
+
+def unsupported():
+    x, gate, _ = tensors()
+    return explain(site, x, gate, torch.rand(256)[::2])
+
+
+def mutation():
+    def path(x, gate, weight):
+        activated = F.silu(gate.float())
+        gate.zero_()
+        y = rms(x.float()) * weight * activated
+        return quant(groups(y.to(x.dtype).flatten(1)))
+
+    graph = make_fx(path, tracing_mode="fake")(*tensors()).graph  # torch.compile moves the write to the end
+    return Report((FusionPass("cpu").rewrite(graph),))
+
+
+def training():
+    x, gate, weight = tensors()
+    return explain(site, x, gate, weight.requires_grad_())
+
+
+def intermediate_used(x, gate, weight):
+    root = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+    y = x.float() * root * weight * F.silu(gate.float())
+    return *quant(groups(y.to(x.dtype).flatten(1))), root
+
+
+def internal_error():
+    def reader(arguments):
+        return OpaqueQuant(arguments["values"], GroupQuant())  # KeyError: the op calls it y
+
+    register_quant_op(torch.ops.fusionlib.group_quant.default, reader)
+    return explain(lambda *args: group_quant(norm(*args), GroupQuant()), *tensors())
+
+
+#: Every example by its code, in the order of the reasons.
+EXAMPLES: dict[str, Callable] = {code: globals()[code] for code in REASONS}
+
+
+def explained(code: str) -> Report:
+    """The report on the example of `code`; readers that it registers are forgotten again."""
+    example = EXAMPLES[code]
+    with readers_kept():
+        return explain(example, *tensors()) if inspect.signature(example).parameters else example()

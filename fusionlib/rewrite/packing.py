@@ -1,0 +1,120 @@
+"""Scales packed behind the quantisation: four ue8m0 exponents to an int32, column by column, as DeepGEMM takes them.
+
+Read are the two ways in which it is written in PyTorch: `fusionlib.reference.lay_out_scales`, which pads the scales and
+copies the words into strided storage, and DeepGEMM's own `get_mn_major_tma_aligned_packed_ue8m0_tensor_torch_impl`
+(deep_gemm/utils/layout.py), which writes the exponents into a padded tensor of zeros.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from fusionlib.match.graph import (
+    aten,
+    dtype,
+    equal,
+    is_call,
+    is_cast,
+    literal,
+    numel,
+    peel_views,
+    same_shape,
+    shape,
+    value,
+)
+from fusionlib.match.result import Match
+from fusionlib.reference import scale_storage
+
+_SHIFTS = (aten.__rshift__.Scalar, aten.bitwise_right_shift.Tensor_Scalar)
+_MASKS = (aten.bitwise_and.Scalar, aten.__and__.Scalar)
+_LONGEST = 12  # operations from the scale to the packed words
+
+
+def packed_copy(user: fx.Node, match: Match) -> fx.Node | None:
+    """The node that holds the scales packed, where `user` begins the packing and nobody reads what lies between."""
+    quant = match.quant
+    if quant.spec.scale_format != "ue8m0":  # what is packed is the exponent: of another number only a part
+        return None
+    tokens, groups = numel(match.normed) // match.hidden, match.hidden // quant.spec.group_size
+    size, stride, _ = scale_storage(tokens, groups, quant.spec.with_layout("packed_int32"))
+    node = user
+    for _ in range(_LONGEST):
+        if dtype(node) is torch.int32 and same_shape(shape(node), size) and _lies(node, stride):
+            return node if _packs(node, quant.scale, tokens, groups) else None
+        if len(node.users) != 1:
+            return None
+        node = next(iter(node.users))
+    return None
+
+
+def _lies(node: fx.Node, stride: tuple) -> bool:
+    return same_shape(tuple(value(node).stride()), stride)
+
+
+def _packs(node: fx.Node, scale: fx.Node, tokens, groups: int) -> bool:
+    """Whether the words are the exponents of `scale`, in order, and zeros."""
+    words = peel_views(_copied(_below_slice(node)))
+    if not is_call(words, aten.view.dtype) or dtype(words.args[0]) is not torch.uint8:
+        return False
+    octets = peel_views(words.args[0])
+    if len(shape(octets)) != 2 or not equal(shape(octets)[1], (groups + 3) // 4 * 4):
+        return False
+    narrow = _below_padding(octets)
+    exponents = _exponents(narrow)
+    if exponents is None or not same_shape(shape(exponents), shape(narrow)):
+        return False
+    source = _below_padding(exponents)
+    return same_shape(shape(source), (tokens, groups)) and peel_views(source) is scale
+
+
+def _below_slice(node: fx.Node) -> fx.Node:
+    """What `node` is the first rows of."""
+    first = is_call(node, aten.slice.Tensor) and [*node.args[1:], 0, 0][:2] in ([0, 0], [0, None])
+    return node.args[0] if first and len(node.args) <= 4 else node
+
+
+def _copied(node: fx.Node) -> fx.Node:
+    if is_call(node, aten.copy.default):
+        return node.args[1] if same_shape(shape(node.args[1]), shape(node)) else node
+    return node.args[0] if is_call(node, aten.clone.default) else node
+
+
+def _below_padding(node: fx.Node) -> fx.Node:
+    """What `node` pads with zeros behind the last row and column; no view in between may cut rows anew."""
+    while True:
+        top = peel_views(node)
+        if not same_shape(shape(top), shape(node)):
+            return node
+        if is_call(top, aten.constant_pad_nd.default):
+            ends_only = all(isinstance(n, int) and n >= 0 for n in top.args[1]) and not any(top.args[1][::2])
+            if not ends_only or literal([*top.args[2:], 0][0]) != 0:
+                return node
+            node = top.args[0]
+        elif is_call(top, aten.slice_scatter.default):
+            into, source, _, start = (*top.args, 0, 0)[:4]
+            if not _is_zeros(into) or start not in (0, None) or len(top.args) > 5:
+                return node
+            node = _copied(source)
+        else:
+            return node
+
+
+def _is_zeros(node: fx.Node) -> bool:
+    while is_call(node, aten.slice.Tensor):
+        node = node.args[0]
+    return is_call(node, aten.full.default) and literal(node.args[1]) == 0
+
+
+def _exponents(octets: fx.Node) -> fx.Node | None:
+    """The float32 values whose exponents `octets` are."""
+    octets = peel_views(octets)
+    if not is_cast(octets) or dtype(octets) is not torch.uint8:
+        return None
+    shifted = peel_views(octets.args[0])
+    if is_call(shifted, *_MASKS) and literal(shifted.args[1]) == 0xFF:
+        shifted = peel_views(shifted.args[0])
+    if not is_call(shifted, *_SHIFTS) or literal(shifted.args[1]) != 23:
+        return None
+    bits = peel_views(shifted.args[0])
+    return bits.args[0] if is_call(bits, aten.view.dtype) and dtype(bits) is torch.int32 else None

@@ -1,0 +1,118 @@
+"""Figures about the kernel's speed: the reference survey's, and what was measured here and now; never both in one.
+
+Each builder takes data and returns the drawing with a sentence that states what this data shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+
+from fusionlib.show.drawing import Drawing, Table
+from fusionlib.show.kernel_figures import escape
+from fusionlib.show.theme import PALETTE
+
+if TYPE_CHECKING:
+    from fusionlib.observe.references import NumberTable
+    from fusionlib.versions.timing import Timed
+
+_COLOURS = ("blue", "vermillion", "green", "purple", "orange", "sky", "olive", "grey")
+
+
+def survey_shares(table: NumberTable, hardware: str) -> Drawing:
+    """Lines of a reference survey: the share of the light that each variant reached, over the number of tokens.
+
+    Args:
+        table: shares of 1, rows by variant; from data/reference and not measured by this project.
+        hardware: what it was taken on.
+    """
+    fig = go.Figure()
+    dashes, symbols = ("solid", "dash", "dot", "dashdot", "longdash"), ("circle", "square", "diamond", "x", "cross")
+    for number, (name, values) in enumerate(table.rows.items()):
+        fig.add_scatter(
+            x=list(table.columns), y=[None if v is None else 100 * v for v in values], mode="lines+markers",
+            name=escape(table.labels[name]),
+            line={"color": PALETTE[_COLOURS[number % 8]], "width": 2.5, "dash": dashes[number % 5]},
+            marker={"size": 9, "symbol": symbols[number % 5]},
+            hovertemplate="%{x} tokens: %{y:.0f} %<extra>" + escape(table.labels[name]) + "</extra>",
+        )  # fmt: skip
+    fig.add_hline(y=100, line={"dash": "dash", "width": 1.5, "color": PALETTE["grey"]})
+    fig.update_xaxes(
+        type="log", tickvals=list(table.columns), ticktext=list(map(str, table.columns)), title_text="tokens"
+    )
+    fig.update_yaxes(title_text="share of the light, %")
+    fig.update_layout(
+        height=500, legend={"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0}, margin={"t": 24, "b": 150}
+    )
+    small, large = table.columns[0], table.columns[-2]
+    at = {column: [row[table.columns.index(column)] for row in table.rows.values()] for column in (small, large)}
+    least, most = ({c: f(v for v in at[c] if v is not None) for c in at} for f in (min, max))
+    return Drawing(
+        fig,
+        caption=f"For reference, not ours: variants of a naive kernel on {hardware}.",
+        alt=f"{len(table.rows)} lines over the number of tokens, with a dashed line at 100 %, the light.",
+        summary=(
+            f"With {table.columns_are} = {small} the variants lie between {least[small]:.0%} and {most[small]:.0%} of "
+            f"the light, {100 * (most[small] - least[small]):.0f} points from each other; with {large} between "
+            f"{least[large]:.0%} and {most[large]:.0%}, {100 * (most[large] - least[large]):.0f} points."
+        ),
+        table=Table(
+            f"{table.title}, by {table.columns_are}; {hardware}",
+            ("variant", *(str(column) for column in table.columns)),
+            [
+                (table.labels[name], *("–" if value is None else f"{value:.2f}" for value in values))
+                for name, values in table.rows.items()
+            ],
+        ),
+    )
+
+
+def timings(timed: Sequence[Timed], device: str, tokens: int) -> Drawing:
+    """Bars: the measured time of each version, with the quantiles 0.2 and 0.8 as whiskers.
+
+    Args:
+        timed: what `fusionlib.versions.timing.time_all` returned, here and now.
+        device: its name; tokens: of the call.
+    """
+    names = [f"{one.version.number} {escape(one.version.title)}" for one in timed]
+    fig = go.Figure()
+    fig.add_bar(
+        x=[one.median_us for one in timed], y=names, orientation="h", marker_color=PALETTE["blue"],
+        text=[f"{one.median_us:.2f} µs, {one.gb_s:.0f} GB/s" for one in timed], textposition="outside",
+        cliponaxis=False, hovertemplate="%{y}: %{x:.3f} µs<extra></extra>",
+        error_x={
+            "array": [one.high_us - one.median_us for one in timed],
+            "arrayminus": [one.median_us - one.low_us for one in timed],
+            "symmetric": False,
+        },
+    )  # fmt: skip
+    fig.update_yaxes(autorange="reversed", showgrid=False)
+    fig.update_xaxes(title_text="µs a call", range=[0, 1.5 * max(one.high_us for one in timed)])
+    fig.update_layout(height=140 + 44 * len(timed), bargap=0.35)
+    first, best = timed[0], min(timed, key=lambda one: one.median_us)
+    return Drawing(
+        fig,
+        caption=f"Measured here: {device}, {tokens} tokens.",
+        alt=f"Horizontal bars for {len(timed)} versions with whiskers; each bar says its time and its bandwidth.",
+        summary=(
+            f"Version {best.version.number} takes {best.median_us:.2f} µs, version {first.version.number} "
+            f"{first.median_us:.2f} µs: {first.median_us / best.median_us:.2f} times as long."
+        ),
+        table=Table(
+            "Median and spread",
+            ("version", "median µs", "quantile 0.2", "quantile 0.8", "bytes", "GB/s"),
+            [
+                (
+                    name,
+                    f"{one.median_us:.3f}",
+                    f"{one.low_us:.3f}",
+                    f"{one.high_us:.3f}",
+                    str(one.bytes.total),
+                    f"{one.gb_s:.0f}",
+                )
+                for name, one in zip(names, timed, strict=True)
+            ],
+        ),
+    )

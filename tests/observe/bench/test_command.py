@@ -1,0 +1,114 @@
+"""The command: what it says on a CPU, and with a timer of the test's all that it does beside timing."""
+
+import json
+
+import pytest
+import torch
+
+from fusionlib import cli
+from fusionlib.observe import evidence
+from fusionlib.observe.bench import cases, chain, command, results, variants
+from tests.observe.bench.fakes import FakeTimer
+
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+
+
+def parsed(*arguments):
+    return cli.build_parser().parse_args(["bench", *arguments])
+
+
+@WITHOUT_GPU
+def test_on_a_cpu_it_says_what_it_cannot(capsys):
+    assert cli.main(["bench", "--quick"]) == 2
+    error = capsys.readouterr().err
+    assert "no GPU is visible" in error and "--check" in error
+
+
+@WITHOUT_GPU
+def test_a_check_needs_no_gpu(capsys):
+    arguments = ["bench", "--check", "--tokens", "2", "--shapes", "32x128", "--variants", "eager", "fused", "light"]
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "checked  32x128/2/contiguous/alone: eager, fused" in said and "checked  32x128/2/strided/alone" in said
+    assert "light (2 cases): the light is a Triton kernel; it needs a GPU" in said
+    assert said.splitlines()[-1] == "0 wrong results; nothing was measured"
+
+
+@WITHOUT_GPU
+def test_a_wrong_result_is_1(capsys, monkeypatch):
+    variant = variants.VARIANTS["fused"]
+    eager = variants.VARIANTS["eager"].make
+    wrong = variants.Variant("fused", "ours", lambda case: lambda x, g, w: eager(case)(x * 2 + 1, g, w))
+    monkeypatch.setitem(variants.VARIANTS, variant.name, wrong)
+    arguments = ["bench", "--check", "--tokens", "2", "--shapes", "32x128", "--gates", "contiguous"]
+    assert cli.main([*arguments, "--variants", "fused"]) == 1
+    assert "1 wrong results" in capsys.readouterr().out
+
+
+def test_a_check_writes_nothing(capsys, tmp_path):
+    assert cli.main(["bench", "--check", "--out", str(tmp_path)]) == 2
+    assert "measures nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tokens", ["0", "-1", "x", "1.5", "99999999"])
+def test_tokens_are_positive_integers(capsys, tokens):
+    with pytest.raises(SystemExit) as caught:
+        parsed(f"--tokens={tokens}")
+    assert caught.value.code == 2 and "not an integer from 1" in capsys.readouterr().err
+
+
+def test_the_commands_words_are_the_modules_own():
+    assert tuple(variants.VARIANTS) == command.VARIANTS and tuple(cases.SHAPES) == command.SHAPES
+    assert (command.CONTEXTS, command.GATES) == (cases.CONTEXTS, cases.GATES)
+    assert chain.BASELINE not in command.VARIANTS
+
+
+def test_what_is_measured_by_default():
+    assert len(command._cases(parsed())) == 90
+    quick = command._cases(parsed("--quick"))
+    assert {case.shape.name for case in quick} == {"32x128"} and {case.context for case in quick} == {"alone"}
+    assert sorted({case.tokens for case in quick}) == [1, 64, 1024, 8192]
+
+
+def test_a_run_with_another_timer_is_written_and_read_back(tmp_path, capsys):
+    """On a CPU, with times that a script gives: everything but the times is what a GPU's run writes."""
+    arguments = parsed(
+        *("--tokens", "2", "--shapes", "32x128", "--contexts", "alone", "producer", "--rounds", "3", "--seed", "5"),
+        *("--variants", "eager", "aiter", "fused", "--dependent-launch", "--out", str(tmp_path / "run.json")),
+    )
+    assert command.bench(arguments, "cpu", FakeTimer) == 0
+    said = capsys.readouterr().out
+    assert "32x128, gate strided, alone: us, median (p10-p90)" in said and "goals" in said
+    found = evidence.read_benchmark(tmp_path / "run.json")
+    read = results.read_results(found.document, "run.json")
+    assert {(row.gate, row.context) for row in read.rows} == {
+        ("contiguous", "alone"),
+        ("contiguous", "producer"),
+        ("strided", "alone"),
+    }
+    assert {row.variant for row in read.rows} == {"eager", "fused", "baseline"}
+    assert read.conditions["l2_bytes"] == FakeTimer.l2_bytes and read.conditions["rounds"] == 3
+    assert any(entry.variant == "aiter" for entry in read.skipped)
+    strided = [v for v in read.verdicts if v["target"] == "strided gate / contiguous"]
+    assert [v["tokens"] for v in strided] == [2] and strided[0]["met"] in (True, False)
+    if not torch.cuda.is_available():
+        assert any("dependent launch needs a GPU" in entry.why for entry in read.skipped)
+    expected = "fusionlib bench --dependent-launch --tokens 2 --shapes 32x128 --variants eager aiter fused"
+    assert (
+        found.manifest.command == f"{expected} --gates contiguous strided --contexts alone producer --rounds 3 --seed 5"
+    )
+    assert found.manifest.seed == 5
+    assert json.loads((tmp_path / "run.json").read_text())["schema"] == 1
+
+
+@pytest.mark.gpu
+def test_a_quick_run_on_a_gpu(tmp_path, capsys):
+    arguments = ["bench", "--quick", "--tokens", "64", "--variants", "eager", "fused", "light", "--out", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    (path,) = tmp_path.glob("*.json")
+    read = results.read_results(evidence.read_benchmark(path).document, path.name)
+    for gate in ("contiguous", "strided"):
+        light, fused, eager = (
+            read.find(f"32x128/64/{gate}/alone", name).median_us for name in ("light", "fused", "eager")
+        )
+        assert light < fused < eager

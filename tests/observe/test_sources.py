@@ -1,0 +1,126 @@
+"""Which traces a notebook shows: recordings where there are some, the CPU here where there are none."""
+
+import gzip
+import json
+
+import pytest
+
+from fusionlib.observe import evidence
+from fusionlib.observe.bench.cases import BASE
+from fusionlib.observe.bench.results import Results, Row, write_results
+from fusionlib.observe.manifest import Machine, file_entry, make_manifest, write_manifest
+from fusionlib.observe.sources import benchmark_times, fastest_step, show_traces, window, without_common_end
+from tests.show import traces as synthetic
+from tests.show.traces import kernel, launch, op, trace_of
+
+H200 = Machine("NVIDIA H200", "gpu", "570.1", "2.11.0", "3.6.0", "12.8")
+GEMM = [launch(90, 130.0, 2.0), kernel(90, 140.0, 9.0, "gemm")]
+
+
+def mark(number, start, duration):
+    name = f"fusionlib step {number}"
+    return {"ph": "X", "cat": "user_annotation", "name": name, "pid": 9, "tid": 9, "ts": start, "dur": duration}
+
+
+def record(data, machine, entries):
+    """A folder as `fusionlib record` leaves it, its traces synthetic."""
+    folder = data / "traces" / machine.slug
+    folder.mkdir(parents=True)
+    files = []
+    for variant, tokens, graph, events in entries:
+        path = folder / f"{variant}-{tokens}{'-graph' if graph else ''}.json.gz"
+        path.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode(), mtime=0))
+        files.append(file_entry(path, variant=variant, tokens=tokens, graph=graph, steps=1))
+    write_manifest(folder, make_manifest("fusionlib record", 0, machine=machine, files=files))
+
+
+TWO = [mark(0, 90.0, 60.0), *synthetic.TWO, *GEMM]
+FUSED = [mark(0, 90.0, 60.0), launch(3, 100.0, 6.0), kernel(3, 105.5, 4.25, "fused"), *GEMM]
+
+
+def test_recorded_traces_are_used_without_being_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusionlib.observe.sources.gpu_runs_the_kernel", lambda: False)
+    record(tmp_path, H200, [("two_kernel", 64, False, TWO), ("fused", 64, False, FUSED)])
+    shown = show_traces(64, ["two_kernel", "fused"], data=tmp_path)
+    assert (shown.kind, shown.device, shown.tokens, shown.on_gpu) == ("recorded GPU", "NVIDIA H200", 64, True)
+    assert [k.name for k in shown.steps["one kernel"].kernels] == ["fused"]
+    assert len(shown.steps["two kernels"].kernels) == 2 and shown.shared == ("gemm",)
+    assert shown.files["one kernel"] == "data/traces/nvidia-h200/fused-64.json.gz"
+    assert shown.words == "recorded earlier on NVIDIA H200, 64 tokens"
+
+
+def test_the_nearest_size_and_the_kind_asked_for(tmp_path):
+    sizes = [(64, False), (8192, False), (64, True)]
+    record(tmp_path, H200, [(v, t, g, TWO) for t, g in sizes for v in ("two_kernel", "fused")])
+    assert show_traces(5000, ["two_kernel", "fused"], device="recorded", data=tmp_path).tokens == 8192
+    shown = show_traces(5000, ["two_kernel", "fused"], device="recorded", graph=True, data=tmp_path)
+    assert shown.tokens == 64 and shown.files["one kernel"].endswith("fused-64-graph.json.gz")
+
+
+def test_variants_of_two_gpus_are_not_mixed(tmp_path):
+    record(tmp_path, H200, [("fused", 64, False, FUSED)])
+    other = Machine("AMD Instinct MI355X", "gpu", "6.14", "2.13.0", "3.7.1", "7.0")
+    record(tmp_path, other, [("two_kernel", 64, False, TWO)])
+    with pytest.raises(ValueError, match="no trace of two_kernel, fused on one GPU"):
+        show_traces(64, ["two_kernel", "fused"], device="recorded", data=tmp_path)
+
+
+def test_without_a_gpu_and_without_recordings_the_cpu_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusionlib.observe.sources.gpu_runs_the_kernel", lambda: False)
+    shown = show_traces(4, ["eager"], data=tmp_path)
+    assert (shown.kind, shown.device, shown.files) == ("live CPU", "CPU", {})
+    trace = shown.traces["eager"]
+    assert not trace.kernels and {"aten::rsqrt", "aten::amax"} <= {op.name for op in trace.ops}
+
+
+@pytest.mark.parametrize(("variants", "device"), [(["quick"], ""), ([], ""), (["eager"], "tpu")])
+def test_what_is_unknown_is_named(variants, device):
+    with pytest.raises(ValueError, match=r"variants are eager, .*; device is"):
+        show_traces(4, variants, device=device)
+
+
+def test_the_common_end_is_cut_and_nothing_else(tmp_path):
+    one = trace_of(tmp_path / "1", FUSED)
+    two = trace_of(tmp_path / "2", TWO)
+    cut, names = without_common_end({"two": two, "one": one})
+    assert names == ("gemm",)
+    assert [k.name for k in cut["one"].kernels] == ["fused"]
+    assert {call.correlation for call in cut["one"].launches} == {3}
+    alone, none = without_common_end({"one": one})
+    assert none == () and alone["one"] is one
+    same, names = without_common_end({"a": one, "b": one})  # never cut to nothing
+    assert [k.name for k in same["a"].kernels] == ["fused"] and names == ("gemm",)
+
+
+def test_on_a_cpu_the_common_end_is_of_outer_operators(tmp_path):
+    events = [op(1, 0, 5, "aten::norm"), op(2, 10, 9, "aten::mm"), op(3, 12, 2, "aten::norm")]
+    other = [op(1, 0, 3, "aten::fused"), op(2, 10, 9, "aten::mm")]
+    cut, names = without_common_end({"a": trace_of(tmp_path / "a", events), "b": trace_of(tmp_path / "b", other)})
+    assert names == ("aten::mm",)
+    assert [[op.name for op in trace.ops] for trace in cut.values()] == [["aten::norm"], ["aten::fused"]]
+
+
+def test_the_fastest_step_by_its_own_events(tmp_path):
+    events = [mark(0, 0.0, 50.0), mark(1, 50.0, 50.0), op(1, 1, 30, "slow"), op(2, 60, 20, "fast")]
+    assert [o.name for o in fastest_step(trace_of(tmp_path / "t", events)).ops] == ["fast"]
+
+
+def test_a_window_is_counted_from_the_first_event(tmp_path):
+    part = window(trace_of(tmp_path / "t", synthetic.TWO), 8.0, 10.0)  # of a trace that begins at 99
+    assert [k.name for k in part.kernels] == ["norm"] and [c.correlation for c in part.launches] == [2]
+    assert part.ops == ()
+
+
+def test_a_recorded_benchmark_gives_the_lines_of_a_figure(tmp_path):
+    def row(variant, tokens, median, gate="contiguous"):
+        shape, context = BASE, "alone"
+        case = f"{shape}/{tokens}/{gate}/{context}"
+        return Row(case, shape, tokens, gate, context, variant, median, median, median, 9, 2, 100, 1.0)
+
+    rows = [row("light", 1, 1.0), row("fused", 1, 1.5), row("fused", 64, 2.0), row("fused", 64, 9.0, "strided")]
+    path = tmp_path / "benchmarks" / "nvidia-h200.json"
+    path.parent.mkdir()
+    write_results(path, Results({}, rows), make_manifest("fusionlib bench", 0, machine=H200))
+    (benchmark,) = evidence.benchmarks(tmp_path)
+    assert benchmark_times(benchmark) == {"light": {1: 1.0}, "fused": {1: 1.5, 64: 2.0}}
+    assert benchmark_times(benchmark, f"{BASE}/strided/alone") == {"fused": {64: 9.0}}
