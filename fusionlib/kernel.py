@@ -21,53 +21,48 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from fusionlib import ptx
+from fusionlib.device import _float32, _group_scale, _quotient, _rounded, _store_scale, _to_fp8
 
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How the kernel is cut: `rows` units per program on `num_warps` warps."""
+    """How the kernel is cut: programs of `num_warps` warps, which take `rows` units at a time, `tiles` times."""
 
     rows: int
     num_warps: int
+    tiles: int = 1
+
+    @property
+    def units(self) -> int:
+        """Units of one program."""
+        return self.rows * self.tiles
 
 
 def choose_launch(units: int, unit: int, threads_per_warp: int = 32) -> LaunchConfig:
     """The launch configuration for `units` units of `unit` elements on a GPU with `threads_per_warp` lanes.
 
-    Measured on an H200 with a kernel of this shape (bf16, 32 heads of 128, CUDA-graph replay, swept rows x warps): a
-    single token is fastest on 1-2 rows and 1-2 warps, since spreading 32 rows over many SMs shortens the longest
-    dependent chain; 64-256 tokens on 8 rows and 8 warps; more on 16 rows and 8 warps, where each thread's loads are 16
-    bytes and enough of them are in flight. Not measured: units longer than 512 get a program of their own with 16
-    elements a thread, which keeps x, gate, weight and the value in registers; wavefronts of 64 take half as many.
+    From `fusionlib bench --sweep` on one H200 (torch 2.11, Triton 3.6; bf16 to e4m3, 1 to 32768 tokens of 32 heads of
+    128), each within 3 % of the best of some sixty configurations at every size swept:
+
+    - up to 8192 units (256 tokens of 32 heads) four elements a thread: what counts is the length of one row's chain;
+    - up to 65536 units eight, so that loads are 16 bytes;
+    - beyond, sixteen, and two tiles a program: the second tile's loads fly while the first is computed.
+
+    Longer units, of 1024 (the Mamba2 family) and 4096 (per token), like the same elements a thread, in one tile: swept
+    at 1 to 8192 tokens, within 7 %. Not measured: wavefronts of 64, which get half as many.
     """
-    fewer = max(1, triton.next_power_of_2(unit) // 128)
+    block = triton.next_power_of_2(unit)
+    elements = units * block // 128
     if unit > 512:
-        rows, num_warps = 1, min(16, max(4, triton.next_power_of_2(unit) // 512))
-    elif units <= 1024:  # up to 32 tokens of 32 heads
-        rows, num_warps = max(1, 2 // fewer), 1
-    elif units <= 8192:  # up to 256 tokens of 32 heads
-        rows, num_warps = max(1, 8 // fewer), 8
+        a_thread = 8 if elements <= 65536 else 32 if block >= 4096 else 16
+        rows, num_warps, tiles = 1, min(16, max(1, block // (32 * a_thread))), 1
+    elif elements <= 8192:
+        rows, num_warps, tiles = max(1, 1024 // block), 8, 1
+    elif elements <= 65536:
+        rows, num_warps, tiles = max(1, 1024 // block), 4, 1
     else:
-        rows, num_warps = max(1, 16 // fewer), 8
-    return LaunchConfig(rows, max(1, num_warps * 32 // threads_per_warp))
-
-
-@triton.jit
-def _larger(a, b):
-    # A NaN anywhere in a group must reach its scale; tl.max would drop it.
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _float32(value, PTX: tl.constexpr):
-    return ptx.widened(value) if PTX and value.dtype == tl.bfloat16 else value.to(tl.float32)
-
-
-@triton.jit
-def _rounded(value, dtype: tl.constexpr, ROUND: tl.constexpr, PTX: tl.constexpr = False):
-    if ROUND:
-        value = ptx.rounded_to_bf16(value) if PTX and dtype == tl.bfloat16 else value.to(dtype).to(tl.float32)
-    return value
+        rows, num_warps, tiles = max(1, 1024 // block), 2, 2
+    return LaunchConfig(rows, max(1, num_warps * 32 // threads_per_warp), tiles)
 
 
 @triton.jit
@@ -129,113 +124,28 @@ def _element_offsets(
 
 
 @triton.jit
-def _over_fp8_max(amax, FP8_MAX: tl.constexpr):
-    """amax / FP8_MAX, correctly rounded, for normal quotients: the product with the reciprocal and a residual step."""
-    RECIPROCAL: tl.constexpr = 1.0 / FP8_MAX
-    estimate = amax * RECIPROCAL
-    residual = tl.fma(estimate, -FP8_MAX, amax)
-    return tl.where(amax == float("inf"), amax, tl.fma(residual, RECIPROCAL, estimate))
-
-
-@triton.jit
-def _group_scale(
-    y,  # [R, S, E] float32
-    floor,
-    Y_DTYPE: tl.constexpr,
-    FP8_MAX: tl.constexpr,
-    FLOOR_ON: tl.constexpr,  # 0 none, 1 amax, 2 scale
-    ROUND_SCALE: tl.constexpr,
-    UE8M0: tl.constexpr,
-    SPANS: tl.constexpr,
-    PTX: tl.constexpr = False,
-):
-    """Scale of each segment [R, S, 1], or of the unit [R, 1, 1] if SPANS."""
-    amax = tl.reduce(tl.abs(y), 2, _larger)
-    if SPANS:
-        amax = tl.reduce(amax, 1, _larger)[:, None]
-    amax = amax[:, :, None]
-    if FLOOR_ON == 1:
-        amax = _larger(amax, floor)
-    if PTX and FLOOR_ON == 1:
-        scale = _over_fp8_max(amax, FP8_MAX)  # over the floor, quotients are normal
-    else:
-        scale = tl.div_rn(amax, tl.full(amax.shape, FP8_MAX, tl.float32))
-    scale = _rounded(scale, Y_DTYPE, ROUND_SCALE, PTX)
-    if FLOOR_ON == 2:
-        scale = _larger(scale, floor)
-    if UE8M0:
-        bits = scale.to(tl.int32, bitcast=True)
-        exponent = ((bits >> 23) & 0xFF) + ((bits & 0x7FFFFF) != 0).to(tl.int32)
-        power = (tl.minimum(tl.maximum(exponent, 1), 254) << 23).to(tl.float32, bitcast=True)
-        scale = tl.where(scale == scale, power, scale)
-    return scale
-
-
-@triton.jit
-def _quotient(
-    y, scale, RECIPROCAL: tl.constexpr, UE8M0: tl.constexpr, FLOOR_ON: tl.constexpr, PTX: tl.constexpr = False
-):
-    """y / scale, correctly rounded (or y * (1 / scale) where the spec says so); scale is [R, S, 1] or [R, 1, 1]."""
-    if PTX and FLOOR_ON != 0 and not UE8M0:  # the floor keeps the scale and its reciprocal normal
-        reciprocal = ptx.reciprocal(scale)
-    else:
-        reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)
-    if RECIPROCAL or UE8M0:  # the reciprocal of a power of two is exact
-        quotient = y * reciprocal
-    elif FLOOR_ON == 0:  # a scale may be zero or denormal: let the full division see to it
-        quotient = tl.div_rn(y, scale)
-    else:
-        # Markstein: with r = RN(1/s), one residual step makes y*r the correctly rounded quotient, at two instructions
-        # an element instead of a division. The floor keeps s and r normal; an infinite scale must not meet its
-        # residual.
-        minus = tl.where(scale == float("inf"), 0.0, -scale)
-        estimate = y * reciprocal
-        residual = tl.fma(estimate, minus, y)
-        quotient = tl.fma(residual, reciprocal, estimate)
-    return quotient
-
-
-@triton.jit
-def _to_fp8(quotient, dtype: tl.constexpr, FP8_MAX: tl.constexpr, PTX: tl.constexpr = False):
-    # NVIDIA's conversion saturates at the format's own maximum and keeps NaN, as the clamp before it does elsewhere.
-    SATURATES: tl.constexpr = PTX and (dtype == tl.float8e4nv or dtype == tl.float8e5)
-    clamped = quotient
-    if not SATURATES:
-        clamped = tl.clamp(quotient, -FP8_MAX, FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
-    if dtype == tl.float8e4b8:
-        # e4m3fnuz has no -0: its bit pattern is NaN. Half the least code (2^-10) and below is zero, without a sign.
-        clamped = tl.where(tl.abs(clamped) <= 0.00048828125, 0.0, clamped)
-    return clamped.to(dtype)
-
-
-@triton.jit
-def _store_scale(
-    scale_ptr,
-    scale,
-    token,
-    group,
+def _load_units(
+    ptr,
+    row,  # [R]
+    mask,  # [R, S, E]
     stride_token,
-    stride_group,
-    mask,
-    GROUPS: tl.constexpr,
-    PACKED: tl.constexpr,
-    PTX: tl.constexpr,
+    stride_outer,
+    stride_inner,
+    UNITS: tl.constexpr,
+    OUTER: tl.constexpr,
+    INNER: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    BLOCK_SEGMENTS: tl.constexpr,
+    BLOCK_SEGMENT: tl.constexpr,
 ):
-    """Store scales [R, G, 1] of groups `group` of their tokens, in float32 or as packed ue8m0 exponents."""
-    if PACKED:  # byte `group % 4` of int32 word (token, group // 4); stride_group counts words
-        byte_ptr = scale_ptr.to(tl.pointer_type(tl.uint8), bitcast=True)
-        exponent = (scale.to(tl.int32, bitcast=True) >> 23) & 0xFF
-        word = token * stride_token + (group // 4).to(tl.int64) * stride_group
-        tl.store(byte_ptr + word * 4 + group % 4, exponent.to(tl.uint8), mask=mask)
-        for pad in tl.static_range((4 - GROUPS % 4) % 4):  # the unused bytes behind the last group
-            zero = tl.zeros_like(exponent).to(tl.uint8)
-            tl.store(byte_ptr + word * 4 + group % 4 + 1 + pad, zero, mask=mask & (group == GROUPS - 1))
-    else:
-        pointer = scale_ptr + token * stride_token + group.to(tl.int64) * stride_group
-        if PTX:
-            ptx.store_float32(pointer, scale, mask)
-        else:
-            tl.store(pointer, scale, mask=mask)
+    """The elements [R, S, E] of units `row`, as they are stored."""
+    segment = tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
+    element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
+    token = (row // UNITS).to(tl.int64)[:, None, None]  # 64 bits: token * stride passes 2^31 in a large prefill
+    unit = (row % UNITS)[:, None, None]
+    offset = _element_offsets(unit, segment, element, stride_outer, stride_inner, OUTER, INNER, SEGMENTS, SEGMENT)
+    return tl.load(ptr + token * stride_token + offset, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -287,92 +197,112 @@ def rms_norm_gated_group_quant_kernel(
     EXACT: tl.constexpr,
     PTX: tl.constexpr,  # NVIDIA's own instructions, fusionlib.ptx
     ROWS: tl.constexpr,
+    TILES: tl.constexpr,
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
 ):
-    """Norm, gate and quantise ROWS units a program; the module's docstring has the words."""
+    """Norm, gate and quantise TILES times ROWS units a program; the module's docstring has the words."""
     UNIT: tl.constexpr = SEGMENTS * SEGMENT
     NORM_SIZE: tl.constexpr = UNIT if NORM_SPANS else SEGMENT
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     Y_DTYPE: tl.constexpr = X_DTYPE if ROUND_OUTPUT else tl.float32
 
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [R]
+    BY_AMAX: tl.constexpr = FLOOR_ON == 1 and not ROUND_SCALE  # the scale is amax over FP8_MAX and nothing else
+
     segment = tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
     element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
     within = segment * SEGMENT + element  # [1, S, E]
-    live = (row < units)[:, None, None]
     inside = (segment < SEGMENTS) & (element < SEGMENT)  # always true unless a size is no power of two
-    mask = live & inside
 
-    token = (row // UNITS).to(tl.int64)[:, None, None]  # 64 bits: token * stride passes 2^31 in a large prefill
-    unit = (row % UNITS)[:, None, None]
+    row = tl.program_id(0) * (ROWS * TILES) + tl.arange(0, ROWS)  # [R]
+    mask = (row < units)[:, None, None] & inside
+    x = _load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
+                    SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+    gate = _load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
+                       GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+    for tile in tl.static_range(TILES):
+        if tile + 1 < TILES:  # the next tile is on its way while this one is computed
+            next_row = row + ROWS
+            next_mask = (next_row < units)[:, None, None] & inside
+            next_x = _load_units(x_ptr, next_row, next_mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS,
+                                 X_OUTER, X_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+            next_gate = _load_units(gate_ptr, next_row, next_mask, gate_stride_token, gate_stride_outer,
+                                    gate_stride_inner, UNITS, GATE_OUTER, GATE_INNER, SEGMENTS, SEGMENT,
+                                    BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+        if tile == 0 or WEIGHT_PER_TOKEN:
+            if WEIGHT_PER_TOKEN:
+                weight_offset = (row % UNITS)[:, None, None] * UNIT + within
+                weight_mask = mask
+            elif NORM_SPANS:
+                weight_offset = within
+                weight_mask = inside
+            else:
+                weight_offset = element
+                weight_mask = element < SEGMENT
+            # In the shape of x and not in its own: a smaller tensor would get another layout, and x would have to
+            # follow it through shared memory.
+            weight_offset = tl.broadcast_to(weight_offset, mask.shape)
+            weight_mask = tl.broadcast_to(weight_mask, mask.shape)
+            weight = _float32(tl.load(weight_ptr + weight_offset, mask=weight_mask, other=0.0), PTX)
+            if WEIGHT_OFFSET != 0:
+                weight += WEIGHT_OFFSET
+            if HAS_BIAS:
+                bias = tl.load(bias_ptr + weight_offset, mask=weight_mask, other=0.0).to(tl.float32)
 
-    x_offset = _element_offsets(
-        unit, segment, element, x_stride_outer, x_stride_inner, X_OUTER, X_INNER, SEGMENTS, SEGMENT
-    )
-    gate_offset = _element_offsets(
-        unit, segment, element, gate_stride_outer, gate_stride_inner, GATE_OUTER, GATE_INNER, SEGMENTS, SEGMENT
-    )
-    x = tl.load(x_ptr + token * x_stride_token + x_offset, mask=mask, other=0.0)
-    gate = tl.load(gate_ptr + token * gate_stride_token + gate_offset, mask=mask, other=0.0)
-    if WEIGHT_PER_TOKEN:
-        weight_offset = unit * UNIT + within
-        weight_mask = mask
-    elif NORM_SPANS:
-        weight_offset = within
-        weight_mask = inside
-    else:
-        weight_offset = element
-        weight_mask = element < SEGMENT
-    # In the shape of x and not in its own: a smaller tensor would get another layout, and x would have to follow it
-    # through shared memory.
-    weight_offset = tl.broadcast_to(weight_offset, mask.shape)
-    weight_mask = tl.broadcast_to(weight_mask, mask.shape)
-    weight = _float32(tl.load(weight_ptr + weight_offset, mask=weight_mask, other=0.0), PTX)
-    if WEIGHT_OFFSET != 0:
-        weight += WEIGHT_OFFSET
+        value = _float32(x, PTX)
+        activated = _activated(_float32(gate, PTX), SILU, EXACT, PTX)
+        activated = _rounded(activated, X_DTYPE, ROUND_ACTIVATION, PTX)
+        if not NORM_BEFORE_GATE:
+            value = _rounded(value * activated, X_DTYPE, ROUND_GATE, PTX)
+        squares = _span_sum(value * value, NORM_SPANS)
+        if NORM_SIZE & (NORM_SIZE - 1) == 0:
+            mean = squares * (1.0 / NORM_SIZE)  # exact: the reciprocal is a power of two
+        else:
+            mean = tl.div_rn(squares, tl.full(squares.shape, NORM_SIZE, tl.float32))
+        value = _rounded(value * tl.rsqrt(mean + eps), X_DTYPE, ROUND_NORM, PTX)
+        value = value * weight
+        if HAS_BIAS:
+            value += bias
+        if NORM_BEFORE_GATE:
+            value = _rounded(value, X_DTYPE, ROUND_WEIGHT, PTX) * activated
+        y = _rounded(value, X_DTYPE, ROUND_OUTPUT, PTX)
+        if BLOCK_SEGMENTS != SEGMENTS or BLOCK_SEGMENT != SEGMENT:
+            y = tl.where(inside, y, 0.0)  # with eps = 0 the padding's own norm is 0 * inf
 
-    value = _float32(x, PTX)
-    activated = _activated(_float32(gate, PTX), SILU, EXACT, PTX)
-    activated = _rounded(activated, X_DTYPE, ROUND_ACTIVATION, PTX)
-    if not NORM_BEFORE_GATE:
-        value = _rounded(value * activated, X_DTYPE, ROUND_GATE, PTX)
-    squares = _span_sum(value * value, NORM_SPANS)
-    if NORM_SIZE & (NORM_SIZE - 1) == 0:
-        mean = squares * (1.0 / NORM_SIZE)  # exact: the reciprocal is a power of two
-    else:
-        mean = tl.div_rn(squares, tl.full(squares.shape, NORM_SIZE, tl.float32))
-    value = _rounded(value * tl.rsqrt(mean + eps), X_DTYPE, ROUND_NORM, PTX)
-    value = value * weight
-    if HAS_BIAS:
-        value += tl.load(bias_ptr + weight_offset, mask=weight_mask, other=0.0).to(tl.float32)
-    if NORM_BEFORE_GATE:
-        value = _rounded(value, X_DTYPE, ROUND_WEIGHT, PTX) * activated
-    y = _rounded(value, X_DTYPE, ROUND_OUTPUT, PTX)
-    if BLOCK_SEGMENTS != SEGMENTS or BLOCK_SEGMENT != SEGMENT:
-        y = tl.where(inside, y, 0.0)  # with eps = 0 the padding's own norm is 0 * inf
+        scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, QUANT_SPANS, PTX)
+        divisor = scale[:, None, None] if QUANT_SPANS else scale[:, :, None]
+        quotient = _quotient(y, divisor, RECIPROCAL, UE8M0, FLOOR_ON, PTX, tl.bfloat16 == Y_DTYPE and BY_AMAX)
+        out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
+        # Eight codes a thread at a time, though sixteen would fit a store: the layout follows the longest access, and
+        # sixteen elements are two loads of x, each of which would leave every other 16 bytes out.
+        codes_pointer = codes_ptr + out_offset
+        if UNIT % 8 == 0 and SEGMENT % 8 == 0:
+            codes_pointer = tl.multiple_of(codes_pointer, (8, 8, 8))
+        tl.store(codes_pointer, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX, PTX), mask=mask)
+        if STORE_NORMED:
+            tl.store(normed_ptr + out_offset, y.to(Y_DTYPE), mask=mask)
 
-    scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, QUANT_SPANS, PTX)
-    quotient = _quotient(y, scale, RECIPROCAL, UE8M0, FLOOR_ON, PTX)
-    out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
-    tl.store(codes_ptr + out_offset, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX, PTX), mask=mask)
-    if STORE_NORMED:
-        tl.store(normed_ptr + out_offset, y.to(Y_DTYPE), mask=mask)
-
-    GROUPS_PER_UNIT: tl.constexpr = 1 if QUANT_SPANS else SEGMENTS
-    in_unit = tl.arange(0, 1 if QUANT_SPANS else BLOCK_SEGMENTS)[None, :, None]
-    _store_scale(
-        scale_ptr,
-        scale,
-        token,
-        unit * GROUPS_PER_UNIT + in_unit,  # [R, G, 1]
-        scale_stride_token,
-        scale_stride_group,
-        live & (in_unit < GROUPS_PER_UNIT),
-        UNITS * GROUPS_PER_UNIT,
-        PACKED,
-        PTX,
-    )
+        if QUANT_SPANS:  # [R]
+            token, group, known = row // UNITS, row % UNITS, row < units
+        else:  # [R, S]
+            in_unit = tl.arange(0, BLOCK_SEGMENTS)[None, :]
+            token = (row // UNITS)[:, None]
+            group = (row % UNITS)[:, None] * SEGMENTS + in_unit
+            known = (row < units)[:, None] & (in_unit < SEGMENTS)
+        _store_scale(
+            scale_ptr,
+            scale,
+            token.to(tl.int64),
+            group,
+            scale_stride_token,
+            scale_stride_group,
+            known,
+            UNITS if QUANT_SPANS else UNITS * SEGMENTS,
+            PACKED,
+            PTX,
+        )
+        if tile + 1 < TILES:
+            row, mask, x, gate = next_row, next_mask, next_x, next_gate
 
 
 @triton.jit
@@ -406,17 +336,18 @@ def group_quant_kernel(
     y = tl.load(y_ptr + token * y_stride_token + group * GROUP + element, mask=mask, other=0.0)
     y = _float32(y, PTX)  # [R, 1, E]
     scale = _group_scale(y, floor, y_ptr.dtype.element_ty, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, False, PTX)
-    quotient = _quotient(y, scale, RECIPROCAL, UE8M0, FLOOR_ON, PTX)
+    BF16: tl.constexpr = y_ptr.dtype.element_ty == tl.bfloat16 and FLOOR_ON == 1 and not ROUND_SCALE
+    quotient = _quotient(y, scale[:, :, None], RECIPROCAL, UE8M0, FLOOR_ON, PTX, BF16)
     out_offset = row.to(tl.int64)[:, None, None] * GROUP + element
     tl.store(codes_ptr + out_offset, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX, PTX), mask=mask)
     _store_scale(
         scale_ptr,
         scale,
-        token,
-        group,
+        (row // GROUPS).to(tl.int64)[:, None],
+        (row % GROUPS)[:, None],
         scale_stride_token,
         scale_stride_group,
-        (row < units)[:, None, None],
+        (row < units)[:, None],
         GROUPS,
         PACKED,
         PTX,

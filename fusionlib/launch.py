@@ -51,7 +51,7 @@ def fused_constants(
     weight_elements: int,
     has_bias: bool,
     store_normed: bool,
-    rows: int,
+    config: kernel.LaunchConfig,
     ptx: bool,
     interpret: bool = False,
 ) -> dict[str, Any]:
@@ -81,7 +81,8 @@ def fused_constants(
         "ROUND_OUTPUT": "output" in norm.rounding,
         "EXACT": interpret or quant.floor is None,
         "PTX": ptx,
-        "ROWS": rows,
+        "ROWS": config.rows,
+        "TILES": config.tiles,
         "BLOCK_SEGMENTS": triton.next_power_of_2(unit // segment),
         "BLOCK_SEGMENT": triton.next_power_of_2(segment),
     }
@@ -125,11 +126,11 @@ def launch_fused(
         weight_elements=weight.numel(),
         has_bias=bias is not None,
         store_normed=normed is not None,
-        rows=config.rows,
+        config=config,
         ptx=runs_ptx(),
         interpret=knobs.runtime.interpret,
     )
-    kernel.rms_norm_gated_group_quant_kernel[(triton.cdiv(units, config.rows),)](
+    kernel.rms_norm_gated_group_quant_kernel[(triton.cdiv(units, config.units),)](
         x,
         gate,
         weight,

@@ -96,12 +96,13 @@ def compile_fused(
     gate: RowLayout | None = None,
     rows: int | None = None,
     num_warps: int | None = None,
+    tiles: int | None = None,
     store_normed: bool = False,
 ) -> Listing:
     """Compile the fused kernel for `target` (a key of `TARGETS`) without a GPU.
 
     Pointers and token strides are taken as divisible by 16, as they are for the shapes models use. `gate` overrides the
-    gate's layout (contiguous by default); `rows` and `num_warps` override the launch heuristic's choice for a prefill.
+    gate's layout (contiguous by default); `rows`, `num_warps` and `tiles` override the launch heuristic's choice for a prefill.
 
     Raises:
         ValueError: for a target that is not in `TARGETS`.
@@ -116,6 +117,8 @@ def compile_fused(
         raise ValueError(f"target {target!r} is unknown; choose one of {', '.join(TARGETS)}")
     unit = max(norm.norm_size, quant.group_size)
     config = kernel.choose_launch(1 << 20, unit, threads_per_warp=TARGETS[target][2])
+    if rows or num_warps or tiles:
+        config = kernel.LaunchConfig(rows or config.rows, num_warps or config.num_warps, tiles or 1)
     contiguous = RowLayout(hidden, hidden, 0, hidden, 0)
     constants = launch.fused_constants(
         norm,
@@ -126,7 +129,7 @@ def compile_fused(
         weight_elements=norm.norm_size if norm.norm_before_gate else hidden,
         has_bias=False,
         store_normed=store_normed,
-        rows=rows or config.rows,
+        config=config,
         ptx=TARGETS[target][0] == "cuda",
     )
     scale_dtype = torch.int32 if quant.scale_layout == "packed_int32" else torch.float32
@@ -156,7 +159,7 @@ def compile_fused(
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     options: dict[str, Any] = {
-        "num_warps": num_warps or config.num_warps,
+        "num_warps": config.num_warps,
         "enable_fp_fusion": launch.may_contract(constants),
     }
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)

@@ -23,6 +23,8 @@ DEPENDS_ON = (
     "layout.py",
     "launch.py",
     "kernel.py",
+    "device.py",
+    "ptx.py",
 )
 
 

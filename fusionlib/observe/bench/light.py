@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 
 from fusionlib import kernel, launch
-from fusionlib.kernel import LaunchConfig, _element_offsets, _store_scale
+from fusionlib.device import _store_scale
+from fusionlib.kernel import LaunchConfig, _load_units
 from fusionlib.layout import row_layout
 from fusionlib.spec import GatedNorm, GroupQuant
 
@@ -50,58 +51,70 @@ def light_kernel(
     GATE_INNER: tl.constexpr,
     WEIGHT_PER_TOKEN: tl.constexpr,
     ROWS: tl.constexpr,
+    TILES: tl.constexpr,
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
     PTX: tl.constexpr,
     WAIT: tl.constexpr,  # for the kernel before it to end, as a dependent launch must
 ):
-    """Move the bytes of ROWS units a program; names and addresses are those of the fused kernel."""
+    """Move the bytes of TILES times ROWS units a program; names and addresses are those of the fused kernel."""
     UNIT: tl.constexpr = SEGMENTS * SEGMENT
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [R]
     segment = tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
     element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
     within = segment * SEGMENT + element  # [1, S, E]
     inside = (segment < SEGMENTS) & (element < SEGMENT)
+    row = tl.program_id(0) * (ROWS * TILES) + tl.arange(0, ROWS)  # [R]
     mask = (row < units)[:, None, None] & inside
-    token = (row // UNITS).to(tl.int64)[:, None, None]
-    unit = (row % UNITS)[:, None, None]
-    x_offset = _element_offsets(
-        unit, segment, element, x_stride_outer, x_stride_inner, X_OUTER, X_INNER, SEGMENTS, SEGMENT
-    )
-    gate_offset = _element_offsets(
-        unit, segment, element, gate_stride_outer, gate_stride_inner, GATE_OUTER, GATE_INNER, SEGMENTS, SEGMENT
-    )
     if WAIT:
         tl.extra.cuda.gdc_wait()
-    x = tl.load(x_ptr + token * x_stride_token + x_offset, mask=mask, other=0)
-    gate = tl.load(gate_ptr + token * gate_stride_token + gate_offset, mask=mask, other=0)
-    if WEIGHT_PER_TOKEN:
-        weight_offset = unit * UNIT + within
-    elif NORM_SPANS:
-        weight_offset = within
-    else:
-        weight_offset = element
-    shape: tl.constexpr = mask.shape
-    weight = tl.load(weight_ptr + tl.broadcast_to(weight_offset, shape), mask=tl.broadcast_to(inside, shape), other=0)
-    bits = (x ^ gate ^ weight).to(tl.uint8)
-    out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
-    tl.store(codes_ptr + out_offset, bits, mask=mask)
+    x = _load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
+                    SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+    gate = _load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
+                       GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+    for tile in tl.static_range(TILES):
+        if tile + 1 < TILES:
+            next_row = row + ROWS
+            next_mask = (next_row < units)[:, None, None] & inside
+            next_x = _load_units(x_ptr, next_row, next_mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS,
+                                 X_OUTER, X_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+            next_gate = _load_units(gate_ptr, next_row, next_mask, gate_stride_token, gate_stride_outer,
+                                    gate_stride_inner, UNITS, GATE_OUTER, GATE_INNER, SEGMENTS, SEGMENT,
+                                    BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+        if tile == 0 or WEIGHT_PER_TOKEN:
+            if WEIGHT_PER_TOKEN:
+                weight_offset = (row % UNITS)[:, None, None] * UNIT + within
+            elif NORM_SPANS:
+                weight_offset = within
+            else:
+                weight_offset = element
+            weight_offset = tl.broadcast_to(weight_offset, mask.shape)
+            weight = tl.load(weight_ptr + weight_offset, mask=tl.broadcast_to(inside, mask.shape), other=0)
+        codes_pointer = codes_ptr + row.to(tl.int64)[:, None, None] * UNIT + within
+        if UNIT % 8 == 0 and SEGMENT % 8 == 0:
+            codes_pointer = tl.multiple_of(codes_pointer, (8, 8, 8))
+        tl.store(codes_pointer, (x ^ gate ^ weight).to(tl.uint8), mask=mask)
 
-    GROUPS_PER_UNIT: tl.constexpr = 1 if QUANT_SPANS else SEGMENTS
-    in_unit = tl.arange(0, 1 if QUANT_SPANS else BLOCK_SEGMENTS)[None, :, None]
-    group = unit * GROUPS_PER_UNIT + in_unit  # [R, G, 1]
-    _store_scale(
-        scale_ptr,
-        tl.zeros(group.shape, tl.float32) + constant,
-        token,
-        group,
-        scale_stride_token,
-        scale_stride_group,
-        (row < units)[:, None, None] & (in_unit < GROUPS_PER_UNIT),
-        UNITS * GROUPS_PER_UNIT,
-        False,
-        PTX,
-    )
+        if QUANT_SPANS:  # [R]
+            token, group, known = row // UNITS, row % UNITS, row < units
+        else:  # [R, S]
+            in_unit = tl.arange(0, BLOCK_SEGMENTS)[None, :]
+            token = (row // UNITS)[:, None]
+            group = (row % UNITS)[:, None] * SEGMENTS + in_unit
+            known = (row < units)[:, None] & (in_unit < SEGMENTS)
+        _store_scale(
+            scale_ptr,
+            tl.zeros(group.shape, tl.float32) + constant,
+            token.to(tl.int64),
+            group,
+            scale_stride_token,
+            scale_stride_group,
+            known,
+            UNITS if QUANT_SPANS else UNITS * SEGMENTS,
+            False,
+            PTX,
+        )
+        if tile + 1 < TILES:
+            row, mask, x, gate = next_row, next_mask, next_x, next_gate
 
 
 def light_constants(fused: dict[str, Any], wait: bool = False) -> dict[str, Any]:
@@ -151,12 +164,12 @@ def launch_light(
             weight_elements=weight.numel(),
             has_bias=False,
             store_normed=False,
-            rows=config.rows,
+            config=config,
             ptx=launch.runs_ptx(),
         ),
         wait=dependent,
     )
-    light_kernel[(triton.cdiv(units, config.rows),)](
+    light_kernel[(triton.cdiv(units, config.units),)](
         x.view(torch.int16),
         gate.view(torch.int16),
         weight.view(torch.int16),
@@ -201,7 +214,7 @@ def compile_light(
         weight_elements=hidden if per_element else norm.norm_size,
         has_bias=False,
         store_normed=False,
-        rows=config.rows,
+        config=config,
         ptx=TARGETS[target][0] == "cuda",
     )
     constants = light_constants(fused, wait)

@@ -19,9 +19,15 @@ from fusionlib.observe.bench.run import Say, Settings, heuristic, make_buffers
 from fusionlib.observe.bench.timer import Timer, copies_for
 from fusionlib.observe.bench.variants import Call, fused_call, light_call
 
-#: Values to try for each field of LaunchConfig. The kernel has no loop, so there is no number of stages to try.
-GRID: dict[str, tuple[Any, ...]] = {"rows": (1, 2, 4, 8, 16, 32), "num_warps": (1, 2, 4, 8, 16)}
+#: Values to try for each field of LaunchConfig. Its loop over tiles prefetches by itself, so there is no number of stages to try.
+GRID: dict[str, tuple[Any, ...]] = {
+    "rows": (1, 2, 4, 8, 16, 32),
+    "num_warps": (1, 2, 4, 8, 16),
+    "tiles": (1, 2, 4, 8),
+}
 LEAST_ELEMENTS, MOST_ELEMENTS = 2, 64  # values a thread holds; more spill, fewer leave lanes idle
+MOST_AHEAD = 16  # values a thread holds of a tile, if it holds the next one's too
+LEAST_PROGRAMS = 256  # below, several tiles a program would leave processors without work
 
 
 def configurations(case: Case, lanes: int = 32) -> list[Any]:
@@ -35,7 +41,11 @@ def configurations(case: Case, lanes: int = 32) -> list[Any]:
     for values in itertools.product(*GRID.values()):
         config = LaunchConfig(**dict(zip(GRID, values, strict=True)))
         threads = config.num_warps * lanes
-        if threads <= 1024 and LEAST_ELEMENTS <= config.rows * block / threads <= MOST_ELEMENTS:
+        elements = config.rows * block / threads
+        fits = threads <= 1024 and LEAST_ELEMENTS <= elements <= MOST_ELEMENTS
+        if config.tiles > 1:
+            fits = fits and elements <= MOST_AHEAD and case.units >= LEAST_PROGRAMS * config.units
+        if fits:
             found.append(config)
     own = heuristic(case)
     return found if own in found else [own, *found]
