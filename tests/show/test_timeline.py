@@ -150,10 +150,7 @@ def test_what_torch_compile_adds_is_no_operator(tmp_path):
 def test_words_and_table_of_gpu_variants(steps):
     drawing = timeline({"two": steps["two"], "one": steps["one"]}, full={"two": "data/traces/x/two.json.gz"})
     assert "two: 2 kernels, 7.00 µs in them and 1.50 µs between them, 8.50 µs from first to last." in drawing.summary
-    assert (
-        "one: 1 kernel, 4.25 µs in it;" in drawing.summary
-        and "; 1.59 times as fast as two from the first launch" in drawing.summary
-    )  # 15.5 and 9.75 µs
+    assert "one: 1 kernel, 4.25 µs in it; 1.59 times as fast as two from the first launch." in drawing.summary
     assert "in ui.perfetto.dev, from the folder data/traces/x: two.json.gz." in drawing.summary
     assert "CPU timeline" not in drawing.summary
     table = drawing.table
