@@ -224,8 +224,8 @@ class Canvas:
         buttons = [{"label": label, "method": "update", "args": view(span)} for label, span in spans]
         return {
             "type": "dropdown", "buttons": buttons, "direction": "down", "x": 1, "xanchor": "right",
-            "y": 1, "yanchor": "bottom", "pad": {"b": MENU - 8}, "showactive": True, "bgcolor": "rgba(128, 128, 128, 0.12)",
-            "bordercolor": GRID,
+            "y": 1, "yanchor": "bottom", "pad": {"b": MENU - 8}, "showactive": True,
+            "bgcolor": "rgba(128, 128, 128, 0.12)", "bordercolor": GRID,
         }  # fmt: skip
 
     def bar_trace(self, kind: str, bars: list[_Bar]) -> go.Bar:
