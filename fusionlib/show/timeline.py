@@ -68,7 +68,7 @@ def times(trace: Trace) -> Times:
         reached = max(reached, end)
     begin = min([first, *(kernel.launch.start_us for kernel in trace.kernels if kernel.launch)])
     busy = sum(event.duration_us for event in events)
-    replayed = any(kernel.graph_node is not None for kernel in trace.kernels)
+    replayed = any(kernel.launch and "GraphLaunch" in kernel.launch.name for kernel in trace.kernels)
     return Times(bool(trace.kernels), len(events), busy, gap, reached - first, reached - begin, replayed)
 
 
