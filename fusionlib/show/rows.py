@@ -232,7 +232,10 @@ class Canvas:
         """The bars of one kind as one trace, so that one search finds any of them."""
         name, colour, pattern = KINDS[kind]
         # Neighbours that touch differ in lightness; the line keeps the shortest visible.
-        shades = [(colour, SECOND.get(kind, colour))[place % 2] for place in range(len(bars))]
+        shades, before = [], dict.fromkeys((b.row for b in bars), 0)
+        for bar in bars:
+            shades.append((colour, SECOND.get(kind, colour))[before[bar.row] % 2])
+            before[bar.row] += 1
         marker = {"color": shades, "line": {"color": shades, "width": 1}}
         if pattern:
             marker = {

@@ -92,7 +92,7 @@ def test_the_first_notebook_shows_what_was_recorded(checkout, drawings, capsys):
         first.caption == "GPU timeline of eager, two kernels, one kernel (recorded earlier on NVIDIA H200, 64 tokens)."
     )
     assert "eager: 20 kernels, 40.00 µs in them and 76.00 µs between them" in first.summary
-    assert "one kernel: 1 kernel, 4.25 µs in it;" in first.summary and "data/traces/nvidia-h200/" in first.summary
+    assert "one kernel: 1 kernel, 4.25 µs in it;" in first.summary and "data/traces/nvidia-h200: eager" in first.summary
     assert "CPU timeline" not in first.summary and "<script" not in first.fig.to_json()
     said = capsys.readouterr().out
     assert "Source: recorded GPU (recorded earlier on NVIDIA H200, 64 tokens)." in said
