@@ -17,7 +17,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fusionlib import doctor, explain_command
+from fusionlib import cost, doctor, explain_command
 from fusionlib.notebooks import command as notebooks
 from fusionlib.notebooks.errors import UsageError
 from fusionlib.observe import asm, record_command
@@ -25,7 +25,7 @@ from fusionlib.observe.bench import command as bench
 
 # One entry per subcommand: a module with `register(subparsers)`, which adds its parser and sets `run` to a function
 # (namespace) -> exit code. Such a module imports at its top only what is cheap and always installed.
-COMMANDS = (doctor, notebooks, asm, explain_command, bench, record_command)
+COMMANDS = (doctor, notebooks, asm, explain_command, cost, bench, record_command)
 
 
 def build_parser() -> argparse.ArgumentParser:

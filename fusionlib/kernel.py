@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from fusionlib import ptx
+
 
 @dataclass(frozen=True)
 class LaunchConfig:
@@ -57,19 +59,30 @@ def _larger(a, b):
 
 
 @triton.jit
-def _rounded(value, dtype: tl.constexpr, ROUND: tl.constexpr):
+def _float32(value, PTX: tl.constexpr):
+    return ptx.widened(value) if PTX and value.dtype == tl.bfloat16 else value.to(tl.float32)
+
+
+@triton.jit
+def _rounded(value, dtype: tl.constexpr, ROUND: tl.constexpr, PTX: tl.constexpr = False):
     if ROUND:
-        value = value.to(dtype).to(tl.float32)
+        value = ptx.rounded_to_bf16(value) if PTX and dtype == tl.bfloat16 else value.to(dtype).to(tl.float32)
     return value
 
 
 @triton.jit
-def _activated(gate, SILU: tl.constexpr, EXACT: tl.constexpr):
+def _activated(gate, SILU: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr):
     # An approximate division (2 ulp, results below 2^-126 become zero) is enough where the output is rounded to bf16 or
     # FP8 over a floor. EXACT is for scales without a floor, and for the interpreter, which has no device library.
-    numerator = gate if SILU else tl.full(gate.shape, 1.0, tl.float32)
-    denominator = 1.0 + tl.exp(-gate)
-    return numerator / denominator if EXACT else libdevice.fast_dividef(numerator, denominator)
+    if PTX and not EXACT:
+        activated = ptx.sigmoid(gate)
+        if SILU:
+            activated = gate * activated
+    else:
+        numerator = gate if SILU else tl.full(gate.shape, 1.0, tl.float32)
+        denominator = 1.0 + tl.exp(-gate)
+        activated = numerator / denominator if EXACT else libdevice.fast_dividef(numerator, denominator)
+    return activated
 
 
 @triton.jit
@@ -116,6 +129,15 @@ def _element_offsets(
 
 
 @triton.jit
+def _over_fp8_max(amax, FP8_MAX: tl.constexpr):
+    """amax / FP8_MAX, correctly rounded, for normal quotients: the product with the reciprocal and a residual step."""
+    RECIPROCAL: tl.constexpr = 1.0 / FP8_MAX
+    estimate = amax * RECIPROCAL
+    residual = tl.fma(estimate, -FP8_MAX, amax)
+    return tl.where(amax == float("inf"), amax, tl.fma(residual, RECIPROCAL, estimate))
+
+
+@triton.jit
 def _group_scale(
     y,  # [R, S, E] float32
     floor,
@@ -125,15 +147,20 @@ def _group_scale(
     ROUND_SCALE: tl.constexpr,
     UE8M0: tl.constexpr,
     SPANS: tl.constexpr,
+    PTX: tl.constexpr = False,
 ):
-    """Scale of each segment [R, S], or of the unit [R, 1] if SPANS."""
+    """Scale of each segment [R, S, 1], or of the unit [R, 1, 1] if SPANS."""
     amax = tl.reduce(tl.abs(y), 2, _larger)
     if SPANS:
         amax = tl.reduce(amax, 1, _larger)[:, None]
+    amax = amax[:, :, None]
     if FLOOR_ON == 1:
         amax = _larger(amax, floor)
-    scale = tl.div_rn(amax, tl.full(amax.shape, FP8_MAX, tl.float32))
-    scale = _rounded(scale, Y_DTYPE, ROUND_SCALE)
+    if PTX and FLOOR_ON == 1:
+        scale = _over_fp8_max(amax, FP8_MAX)  # over the floor, quotients are normal
+    else:
+        scale = tl.div_rn(amax, tl.full(amax.shape, FP8_MAX, tl.float32))
+    scale = _rounded(scale, Y_DTYPE, ROUND_SCALE, PTX)
     if FLOOR_ON == 2:
         scale = _larger(scale, floor)
     if UE8M0:
@@ -145,9 +172,14 @@ def _group_scale(
 
 
 @triton.jit
-def _quotient(y, scale, RECIPROCAL: tl.constexpr, UE8M0: tl.constexpr, FLOOR_ON: tl.constexpr):
-    """y / scale, correctly rounded (or y * (1 / scale) where the spec says so)."""
-    reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)
+def _quotient(
+    y, scale, RECIPROCAL: tl.constexpr, UE8M0: tl.constexpr, FLOOR_ON: tl.constexpr, PTX: tl.constexpr = False
+):
+    """y / scale, correctly rounded (or y * (1 / scale) where the spec says so); scale is [R, S, 1] or [R, 1, 1]."""
+    if PTX and FLOOR_ON != 0 and not UE8M0:  # the floor keeps the scale and its reciprocal normal
+        reciprocal = ptx.reciprocal(scale)
+    else:
+        reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)
     if RECIPROCAL or UE8M0:  # the reciprocal of a power of two is exact
         quotient = y * reciprocal
     elif FLOOR_ON == 0:  # a scale may be zero or denormal: let the full division see to it
@@ -156,16 +188,20 @@ def _quotient(y, scale, RECIPROCAL: tl.constexpr, UE8M0: tl.constexpr, FLOOR_ON:
         # Markstein: with r = RN(1/s), one residual step makes y*r the correctly rounded quotient, at two instructions
         # an element instead of a division. The floor keeps s and r normal; an infinite scale must not meet its
         # residual.
-        finite = tl.where(scale == float("inf"), 0.0, scale)
+        minus = tl.where(scale == float("inf"), 0.0, -scale)
         estimate = y * reciprocal
-        residual = tl.fma(-estimate, finite, y)
+        residual = tl.fma(estimate, minus, y)
         quotient = tl.fma(residual, reciprocal, estimate)
     return quotient
 
 
 @triton.jit
-def _to_fp8(quotient, dtype: tl.constexpr, FP8_MAX: tl.constexpr):
-    clamped = tl.clamp(quotient, -FP8_MAX, FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
+def _to_fp8(quotient, dtype: tl.constexpr, FP8_MAX: tl.constexpr, PTX: tl.constexpr = False):
+    # NVIDIA's conversion saturates at the format's own maximum and keeps NaN, as the clamp before it does elsewhere.
+    SATURATES: tl.constexpr = PTX and (dtype == tl.float8e4nv or dtype == tl.float8e5)
+    clamped = quotient
+    if not SATURATES:
+        clamped = tl.clamp(quotient, -FP8_MAX, FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
     if dtype == tl.float8e4b8:
         # e4m3fnuz has no -0: its bit pattern is NaN. Half the least code (2^-10) and below is zero, without a sign.
         clamped = tl.where(tl.abs(clamped) <= 0.00048828125, 0.0, clamped)
@@ -174,9 +210,18 @@ def _to_fp8(quotient, dtype: tl.constexpr, FP8_MAX: tl.constexpr):
 
 @triton.jit
 def _store_scale(
-    scale_ptr, scale, token, group, stride_token, stride_group, mask, GROUPS: tl.constexpr, PACKED: tl.constexpr
+    scale_ptr,
+    scale,
+    token,
+    group,
+    stride_token,
+    stride_group,
+    mask,
+    GROUPS: tl.constexpr,
+    PACKED: tl.constexpr,
+    PTX: tl.constexpr,
 ):
-    """Store scales [R, G] of groups `group` [R, G] of their tokens, in float32 or as packed ue8m0 exponents."""
+    """Store scales [R, G, 1] of groups `group` of their tokens, in float32 or as packed ue8m0 exponents."""
     if PACKED:  # byte `group % 4` of int32 word (token, group // 4); stride_group counts words
         byte_ptr = scale_ptr.to(tl.pointer_type(tl.uint8), bitcast=True)
         exponent = (scale.to(tl.int32, bitcast=True) >> 23) & 0xFF
@@ -186,7 +231,11 @@ def _store_scale(
             zero = tl.zeros_like(exponent).to(tl.uint8)
             tl.store(byte_ptr + word * 4 + group % 4 + 1 + pad, zero, mask=mask & (group == GROUPS - 1))
     else:
-        tl.store(scale_ptr + token * stride_token + group.to(tl.int64) * stride_group, scale, mask=mask)
+        pointer = scale_ptr + token * stride_token + group.to(tl.int64) * stride_group
+        if PTX:
+            ptx.store_float32(pointer, scale, mask)
+        else:
+            tl.store(pointer, scale, mask=mask)
 
 
 @triton.jit
@@ -236,6 +285,7 @@ def rms_norm_gated_group_quant_kernel(
     PACKED: tl.constexpr,
     ROUND_SCALE: tl.constexpr,
     EXACT: tl.constexpr,
+    PTX: tl.constexpr,  # NVIDIA's own instructions, fusionlib.ptx
     ROWS: tl.constexpr,
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
@@ -274,49 +324,54 @@ def rms_norm_gated_group_quant_kernel(
     else:
         weight_offset = element
         weight_mask = element < SEGMENT
-    weight = tl.load(weight_ptr + weight_offset, mask=weight_mask, other=0.0).to(tl.float32) + WEIGHT_OFFSET
+    # In the shape of x and not in its own: a smaller tensor would get another layout, and x would have to follow it
+    # through shared memory.
+    weight_offset = tl.broadcast_to(weight_offset, mask.shape)
+    weight_mask = tl.broadcast_to(weight_mask, mask.shape)
+    weight = _float32(tl.load(weight_ptr + weight_offset, mask=weight_mask, other=0.0), PTX)
+    if WEIGHT_OFFSET != 0:
+        weight += WEIGHT_OFFSET
 
-    value = x.to(tl.float32)
-    activated = _activated(gate.to(tl.float32), SILU, EXACT)
-    activated = _rounded(activated, X_DTYPE, ROUND_ACTIVATION)
+    value = _float32(x, PTX)
+    activated = _activated(_float32(gate, PTX), SILU, EXACT, PTX)
+    activated = _rounded(activated, X_DTYPE, ROUND_ACTIVATION, PTX)
     if not NORM_BEFORE_GATE:
-        value = _rounded(value * activated, X_DTYPE, ROUND_GATE)
+        value = _rounded(value * activated, X_DTYPE, ROUND_GATE, PTX)
     squares = _span_sum(value * value, NORM_SPANS)
     if NORM_SIZE & (NORM_SIZE - 1) == 0:
         mean = squares * (1.0 / NORM_SIZE)  # exact: the reciprocal is a power of two
     else:
         mean = tl.div_rn(squares, tl.full(squares.shape, NORM_SIZE, tl.float32))
-    value = _rounded(value * tl.rsqrt(mean + eps), X_DTYPE, ROUND_NORM)
+    value = _rounded(value * tl.rsqrt(mean + eps), X_DTYPE, ROUND_NORM, PTX)
     value = value * weight
     if HAS_BIAS:
         value += tl.load(bias_ptr + weight_offset, mask=weight_mask, other=0.0).to(tl.float32)
     if NORM_BEFORE_GATE:
-        value = _rounded(value, X_DTYPE, ROUND_WEIGHT) * activated
-    y = _rounded(value, X_DTYPE, ROUND_OUTPUT)
+        value = _rounded(value, X_DTYPE, ROUND_WEIGHT, PTX) * activated
+    y = _rounded(value, X_DTYPE, ROUND_OUTPUT, PTX)
     if BLOCK_SEGMENTS != SEGMENTS or BLOCK_SEGMENT != SEGMENT:
         y = tl.where(inside, y, 0.0)  # with eps = 0 the padding's own norm is 0 * inf
 
-    scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, QUANT_SPANS)
-    quotient = _quotient(y, scale[:, :, None], RECIPROCAL, UE8M0, FLOOR_ON)
+    scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, QUANT_SPANS, PTX)
+    quotient = _quotient(y, scale, RECIPROCAL, UE8M0, FLOOR_ON, PTX)
     out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
-    tl.store(codes_ptr + out_offset, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX), mask=mask)
+    tl.store(codes_ptr + out_offset, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX, PTX), mask=mask)
     if STORE_NORMED:
         tl.store(normed_ptr + out_offset, y.to(Y_DTYPE), mask=mask)
 
     GROUPS_PER_UNIT: tl.constexpr = 1 if QUANT_SPANS else SEGMENTS
-    in_unit = tl.arange(0, 1 if QUANT_SPANS else BLOCK_SEGMENTS)[None, :]
-    group = (row % UNITS)[:, None] * GROUPS_PER_UNIT + in_unit  # [R, G]
-    group_mask = (row < units)[:, None] & (in_unit < GROUPS_PER_UNIT)
+    in_unit = tl.arange(0, 1 if QUANT_SPANS else BLOCK_SEGMENTS)[None, :, None]
     _store_scale(
         scale_ptr,
         scale,
-        (row // UNITS).to(tl.int64)[:, None],
-        group,
+        token,
+        unit * GROUPS_PER_UNIT + in_unit,  # [R, G, 1]
         scale_stride_token,
         scale_stride_group,
-        group_mask,
+        live & (in_unit < GROUPS_PER_UNIT),
         UNITS * GROUPS_PER_UNIT,
         PACKED,
+        PTX,
     )
 
 
@@ -338,21 +393,22 @@ def group_quant_kernel(
     UE8M0: tl.constexpr,
     PACKED: tl.constexpr,
     ROUND_SCALE: tl.constexpr,
+    PTX: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
 ):
     """The second half alone: what a serving engine's opaque quantisation op does behind a separate norm."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     element = tl.arange(0, BLOCK_GROUP)[None, None, :]
-    token = (row // GROUPS).to(tl.int64)[:, None]
-    group = (row % GROUPS)[:, None]
+    token = (row // GROUPS).to(tl.int64)[:, None, None]
+    group = (row % GROUPS)[:, None, None]
     mask = (row < units)[:, None, None] & (element < GROUP)
-    y_offset = token[:, :, None] * y_stride_token + group[:, :, None] * GROUP + element
-    y = tl.load(y_ptr + y_offset, mask=mask, other=0.0).to(tl.float32)  # [R, 1, E]
-    scale = _group_scale(y, floor, y_ptr.dtype.element_ty, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, False)
-    quotient = _quotient(y, scale[:, :, None], RECIPROCAL, UE8M0, FLOOR_ON)
+    y = tl.load(y_ptr + token * y_stride_token + group * GROUP + element, mask=mask, other=0.0)
+    y = _float32(y, PTX)  # [R, 1, E]
+    scale = _group_scale(y, floor, y_ptr.dtype.element_ty, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, False, PTX)
+    quotient = _quotient(y, scale, RECIPROCAL, UE8M0, FLOOR_ON, PTX)
     out_offset = row.to(tl.int64)[:, None, None] * GROUP + element
-    tl.store(codes_ptr + out_offset, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX), mask=mask)
+    tl.store(codes_ptr + out_offset, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX, PTX), mask=mask)
     _store_scale(
         scale_ptr,
         scale,
@@ -360,7 +416,8 @@ def group_quant_kernel(
         group,
         scale_stride_token,
         scale_stride_group,
-        (row < units)[:, None],
+        (row < units)[:, None, None],
         GROUPS,
         PACKED,
+        PTX,
     )

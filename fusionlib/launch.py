@@ -24,6 +24,11 @@ def _threads_per_warp() -> int:
     return 64 if torch.version.hip else 32
 
 
+def runs_ptx() -> bool:
+    """Whether kernels launched here are compiled to NVIDIA's instructions."""
+    return torch.version.hip is None and not knobs.runtime.interpret
+
+
 def quant_constants(quant: GroupQuant) -> dict[str, Any]:
     """The compile-time constants that say how a group becomes codes and a scale."""
     return {
@@ -47,6 +52,7 @@ def fused_constants(
     has_bias: bool,
     store_normed: bool,
     rows: int,
+    ptx: bool,
     interpret: bool = False,
 ) -> dict[str, Any]:
     """Every compile-time constant of the fused kernel, by name."""
@@ -74,10 +80,20 @@ def fused_constants(
         "ROUND_WEIGHT": "weight" in norm.rounding,
         "ROUND_OUTPUT": "output" in norm.rounding,
         "EXACT": interpret or quant.floor is None,
+        "PTX": ptx,
         "ROWS": rows,
         "BLOCK_SEGMENTS": triton.next_power_of_2(unit // segment),
         "BLOCK_SEGMENT": triton.next_power_of_2(segment),
     }
+
+
+def may_contract(constants: dict[str, Any]) -> bool:
+    """Whether the compiler may make one multiply-add of two instructions in the fused kernel.
+
+    A contracted multiply-add skips a rounding that eager makes. On NVIDIA the only ones that it finds are in the sum of
+    squares, whose order eager does not fix either, unless a bias is added to a product. Elsewhere: not looked at.
+    """
+    return constants["PTX"] and not constants["HAS_BIAS"]
 
 
 def launch_fused(
@@ -110,6 +126,7 @@ def launch_fused(
         has_bias=bias is not None,
         store_normed=normed is not None,
         rows=config.rows,
+        ptx=runs_ptx(),
         interpret=knobs.runtime.interpret,
     )
     kernel.rms_norm_gated_group_quant_kernel[(triton.cdiv(units, config.rows),)](
@@ -132,7 +149,7 @@ def launch_fused(
         *scale.stride(),
         **constants,
         num_warps=config.num_warps,
-        enable_fp_fusion=False,  # a contracted multiply-add would skip a rounding that eager makes
+        enable_fp_fusion=may_contract(constants),
     )
 
 
@@ -154,6 +171,7 @@ def launch_group_quant(y: torch.Tensor, quant: GroupQuant, codes: torch.Tensor, 
         GROUPS=groups,
         GROUP=quant.group_size,
         **quant_constants(quant),
+        PTX=runs_ptx(),
         ROWS=config.rows,
         BLOCK_GROUP=triton.next_power_of_2(quant.group_size),
         num_warps=config.num_warps,

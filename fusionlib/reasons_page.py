@@ -51,5 +51,5 @@ def _table() -> str:
 
 
 def _source(functions: Iterable[Callable]) -> str:
-    sources = "\n\n".join(inspect.getsource(function).rstrip() for function in functions)
+    sources = "\n\n\n".join(inspect.getsource(function).rstrip() for function in functions)
     return f"```python\n{sources}\n```"

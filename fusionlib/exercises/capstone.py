@@ -192,7 +192,8 @@ PASS = Exercise(
         "Collect the anchors first: the graph changes under the loop.",
         "Both Refused and Stop end one site, not the compile.",
         "Placeholders called primals_... mean that gradients are taken.",
-        "uuid: hash the sources of everything that decides the result, and the options.",
+        "uuid: hash the sources of everything that decides the result, and the op's name. inspect.getsource knows the "
+        "functions of a notebook, type(self).__call__ among them, and not its classes.",
     ),
     explanation="No site is silent, no foreign graph breaks, and no stale artefact comes out of the cache.",
     solution_text=inspect.getsource(worked.SiluAndMulPass),

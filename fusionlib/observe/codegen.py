@@ -127,6 +127,7 @@ def compile_fused(
         has_bias=False,
         store_normed=store_normed,
         rows=rows or config.rows,
+        ptx=TARGETS[target][0] == "cuda",
     )
     scale_dtype = torch.int32 if quant.scale_layout == "packed_int32" else torch.float32
     pointers = {
@@ -154,7 +155,10 @@ def compile_fused(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options: dict[str, Any] = {"num_warps": num_warps or config.num_warps, "enable_fp_fusion": False}
+    options: dict[str, Any] = {
+        "num_warps": num_warps or config.num_warps,
+        "enable_fp_fusion": launch.may_contract(constants),
+    }
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     text = {name: stage for name, stage in compiled.asm.items() if isinstance(stage, str)}
     binary = compiled.asm["cubin" if "cubin" in compiled.asm else "hsaco"]

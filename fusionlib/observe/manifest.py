@@ -6,18 +6,11 @@ command and the commit, and the files by checksum; it holds no host's name, no u
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import getpass
 import hashlib
 import json
 import os
-import platform
 import re
-import shlex
-import socket
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,7 +18,8 @@ from typing import Any
 
 from fusionlib.doctor import installed_version
 from fusionlib.notebooks.provenance import git_commit
-from fusionlib.observe.clean import ADDRESS, PATH, USERS
+from fusionlib.observe.hardware import cpu_name, driver_version
+from fusionlib.observe.privacy import command_text, leaks
 
 MANIFEST_NAME = "MANIFEST.json"
 SCHEMA = 1
@@ -34,22 +28,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
 _KINDS = ("gpu", "cpu")
-#: Hosts and users may be called so, and so may what is measured; such a word gives nobody away.
-_NO_NAMES = {"root", "user", "localhost", "ubuntu", "debian", "runner", "admin", "cpu", "gpu", "python", "linux"}
-_NO_NAMES |= {
-    "nvidia",
-    "amd",
-    "cuda",
-    "rocm",
-    "torch",
-    "triton",
-    "fusionlib",
-    "kernel",
-    "h100",
-    "h200",
-    "b200",
-    "fused",
-}
 
 Label = str | int | bool
 
@@ -134,9 +112,9 @@ def this_machine() -> Machine:
 
     triton = installed_version("triton")
     if not torch.cuda.is_available():
-        return Machine(_cpu_name(), "cpu", None, torch.__version__, triton)
+        return Machine(cpu_name(), "cpu", None, torch.__version__, triton)
     runtime = torch.version.hip or torch.version.cuda
-    return Machine(torch.cuda.get_device_name(0), "gpu", _driver(), torch.__version__, triton, runtime)
+    return Machine(torch.cuda.get_device_name(0), "gpu", driver_version(), torch.__version__, triton, runtime)
 
 
 def make_manifest(
@@ -159,11 +137,6 @@ def make_manifest(
         files=tuple(files),
         libraries=dict(libraries) if libraries else None,
     )
-
-
-def command_text(argv: Sequence[str]) -> str:
-    """A command line as text, absolute paths cut to their last part: they name the machine, not the measurement."""
-    return shlex.join(re.sub(PATH, lambda found: re.split(r"[\\/]", found.group())[-1], word) for word in argv)
 
 
 def file_entry(path: str | Path, **labels: Label) -> File:
@@ -288,26 +261,6 @@ def verify(folder: str | Path, manifest: Manifest | None = None) -> Manifest:
     return manifest
 
 
-def leaks(text: str, secrets: Iterable[str] | None = None) -> list[str]:
-    """What in `text` names a machine or a person: paths, addresses, users seen in paths, and each of `secrets`.
-
-    `secrets` are this host's and this user's names unless given. Web addresses are no paths.
-    """
-    plain = re.sub(r"https://[^\s\"'<>]+", "", text)
-    found = [*re.findall(PATH, plain), *re.findall(ADDRESS, plain), *re.findall(USERS, plain)]
-    for word in own_names() if secrets is None else secrets:
-        found += re.findall(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", plain, re.I)
-    return sorted(set(found))
-
-
-def own_names() -> list[str]:
-    """This host's and user's names, but for words so common that they name nobody."""
-    names = {socket.gethostname(), socket.gethostname().split(".")[0]}
-    with contextlib.suppress(KeyError, OSError):  # no such user: nothing to give away
-        names.add(getpass.getuser())
-    return sorted(name for name in names if len(name) > 2 and name.lower() not in _NO_NAMES)
-
-
 def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
@@ -326,31 +279,3 @@ def _is_file(value: Any) -> bool:
         and isinstance(labels, dict)
         and all(isinstance(label, Label) for label in labels.values())
     )
-
-
-def _cpu_name() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
-    except OSError:
-        found = None
-    return found.group(1).strip() if found else f"{platform.machine()} CPU ({sys.platform})"
-
-
-def _driver() -> str:
-    """The kernel driver's version, from where NVIDIA's and AMD's put it."""
-    for path, pattern in (
-        ("/proc/driver/nvidia/version", r"Kernel Module(?: for \S+)?\s+(\d[\d.]*)"),
-        ("/sys/module/amdgpu/version", r"(\d[\d.]*)"),
-    ):
-        try:
-            found = re.search(pattern, Path(path).read_text(encoding="utf-8"))
-        except OSError:
-            continue
-        if found:
-            return found.group(1)
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return text.split()[0] if text.split() else "unknown"

@@ -28,7 +28,7 @@ import torch
 from fusionlib.layers import AttentionOutput
 from fusionlib.observe.clean import clean_trace
 from fusionlib.observe.inputs import attention_inputs
-from fusionlib.observe.manifest import own_names
+from fusionlib.observe.privacy import own_names
 from fusionlib.observe.trace import Trace, read_trace
 from fusionlib.spec import GatedNorm
 

@@ -1,6 +1,7 @@
 """Match -> guard -> replace -> report: `FusionPass` and what it says about a compile."""
 
+from fusionlib.rewrite.chain import Chain
 from fusionlib.rewrite.fusion import FusionError, FusionPass
 from fusionlib.rewrite.report import CompileRecord, Report, Site
 
-__all__ = ["CompileRecord", "FusionError", "FusionPass", "Report", "Site"]
+__all__ = ["Chain", "CompileRecord", "FusionError", "FusionPass", "Report", "Site"]

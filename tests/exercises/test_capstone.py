@@ -120,6 +120,15 @@ def _above(node, y) -> bool:
     return any(user is y or _above(user, y) for user in node.users if user.op == "call_function")
 
 
+def test_the_op_keeps_the_promise_of_its_fake():
+    gate, up = captured.halves()
+    for inputs in ((gate, up), (gate.t().contiguous().t(), up), (gate.t().contiguous().t(), up.t().contiguous().t())):
+        for made, promised in zip(
+            *(f(*inputs, True, True, 128, 1e-10) for f in (worked.quantise, worked.fake)), strict=True
+        ):
+            assert (made.shape, made.stride(), made.dtype) == (promised.shape, promised.stride(), promised.dtype)
+
+
 def test_a_compiled_function_is_rewritten_and_equal():
     fusion = worked.SiluAndMulPass(worked.define_op(worked.quantise, worked.fake))
     gate, up = captured.halves(seed=5)

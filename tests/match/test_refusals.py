@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from fusionlib import GroupQuant, op
 from fusionlib.match import REASONS, OpaqueQuant, register_quant_op
-from fusionlib.match import opaque as opaque_module
+from fusionlib.match.opaque import readers_kept
 from fusionlib.reason_examples import EXAMPLES
 from fusionlib.rewrite import FusionPass
 from tests.spellings import FP8, NormSpelling, QuantSpelling, inputs, run_rewritten
@@ -162,14 +162,11 @@ def test_training():
 @pytest.fixture
 def library():
     """An op of another project: writes its results into arguments."""
-    readers = opaque_module.registered()
-    with torch.library._scoped_library("fusionlib_test", "DEF") as lib:
+    with readers_kept(), torch.library._scoped_library("fusionlib_test", "DEF") as lib:
         lib.define("quant_(Tensor y, Tensor(a!) codes, Tensor(b!) scale, int group) -> ()")
         lib.impl("quant_", _write_quant, "CompositeExplicitAutograd")
         torch.library.register_fake("fusionlib_test::quant_", lambda *a: None, lib=lib)
         yield torch.ops.fusionlib_test.quant_
-    opaque_module._READERS.clear()
-    opaque_module._READERS.update(readers)
 
 
 def _write_quant(y, codes, scale, group):
@@ -216,6 +213,11 @@ def test_a_reader_that_promises_another_layout_is_refused(library):
     spec = GroupQuant(scale_layout="column_major")
     register_quant_op(library.default, lambda a: OpaqueQuant(a["y"], spec, codes="codes", scale="scale"))
     assert "strides" in refusal(into_buffers(library), *inputs(), code="opaque_quant").expected
+
+
+def test_what_is_no_op_cannot_be_registered():
+    with pytest.raises(TypeError, match="ns::name"):
+        register_quant_op("quant", lambda a: OpaqueQuant(a["y"], GroupQuant()))
 
 
 def test_opaque_arguments_without_a_spec(library):

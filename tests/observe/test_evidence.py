@@ -14,11 +14,11 @@ from fusionlib.observe.manifest import (
     Machine,
     ManifestError,
     file_entry,
-    leaks,
     make_manifest,
     write_json,
     write_manifest,
 )
+from fusionlib.observe.privacy import leaks
 from fusionlib.observe.references import ReferenceFileError, read_reference
 from tests.observe.test_trace import EVENTS
 
@@ -57,8 +57,10 @@ def test_what_is_recorded_is_a_gpus_and_whole():
             trace = recorded.read()
             assert trace.kernels and trace.launches and len(trace.marks) == recorded.steps
     for recorded in evidence.benchmarks(DATA):
-        assert recorded.manifest.machine.kind == "gpu" and recorded.path.stem == recorded.device
-        assert read_results(recorded.document, recorded.path.name).rows
+        assert recorded.manifest.machine.kind == "gpu"
+        assert recorded.path.stem in (recorded.device, f"{recorded.device}-sweep")
+        found = read_results(recorded.document, recorded.path.name)
+        assert bool(found.sweep) == recorded.path.stem.endswith("-sweep") and (found.rows or found.sweep)
         assert recorded.manifest.commit is not None
 
 

@@ -9,17 +9,15 @@ from fusionlib.observe.manifest import (
     MANIFEST_NAME,
     Machine,
     ManifestError,
-    command_text,
     device_slug,
     file_entry,
-    leaks,
     make_manifest,
-    own_names,
     read_manifest,
     this_machine,
     verify,
     write_manifest,
 )
+from fusionlib.observe.privacy import command_text, leaks, own_names
 
 H200 = Machine("NVIDIA H200", "gpu", "570.1", "2.11.0", "3.6.0", "12.8")
 LABELS = {"variant": "fused", "tokens": 64, "graph": True, "steps": 2}
@@ -130,7 +128,7 @@ def test_a_host_called_like_its_gpu_can_still_record(tmp_path, monkeypatch):
     monkeypatch.setattr("getpass.getuser", lambda: "alice")
     assert own_names() == ["alice", "h200.cluster"]
     write_manifest(tmp_path, make_manifest("fusionlib record", 0, machine=H200))
-    with pytest.raises(ManifestError, match="alice"):
+    with pytest.raises(ManifestError, match="Alice"):
         write_manifest(tmp_path, make_manifest("fusionlib record for Alice", 0, machine=H200))
 
 

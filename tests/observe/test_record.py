@@ -9,7 +9,8 @@ import torch
 
 from fusionlib import cli
 from fusionlib.observe import evidence, record, record_command
-from fusionlib.observe.manifest import MANIFEST_NAME, leaks, verify
+from fusionlib.observe.manifest import MANIFEST_NAME, verify
+from fusionlib.observe.privacy import leaks
 from fusionlib.observe.record import RecordError, Recording, make_step, own_code, record_step
 from fusionlib.observe.structure import nest, steps
 from fusionlib.observe.trace import TraceError

@@ -73,6 +73,25 @@ def test_without_a_gpu_and_without_recordings_the_cpu_is_recorded(tmp_path, monk
     assert not trace.kernels and {"aten::rsqrt", "aten::amax"} <= {op.name for op in trace.ops}
 
 
+def test_a_gpu_here_comes_before_any_recording(tmp_path, monkeypatch):
+    """Without a GPU the recorder is replaced; what it is asked for and what is made of it is the test."""
+    record(tmp_path, H200, [("two_kernel", 64, False, FUSED), ("fused", 64, False, TWO)])
+    asked = []
+
+    def fake(variant, tokens, **options):
+        asked.append((variant, tokens, options["device"], options["graph"]))
+        return trace_of(tmp_path / variant, TWO if variant == "two_kernel" else FUSED)
+
+    monkeypatch.setattr("fusionlib.observe.sources.gpu_runs_the_kernel", lambda: True)
+    monkeypatch.setattr("fusionlib.observe.sources.record_step", fake)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "A GPU")
+    shown = show_traces(7, ["two_kernel", "fused"], graph=True, data=tmp_path)
+    assert asked == [("two_kernel", 7, "cuda", True), ("fused", 7, "cuda", True)]
+    assert (shown.kind, shown.words, shown.files) == ("live GPU", "recorded now on A GPU, 7 tokens", {})
+    assert [k.name for k in shown.steps["one kernel"].kernels] == ["fused"] and shown.shared == ("gemm",)
+    assert show_traces(64, ["two_kernel", "fused"], device="recorded", data=tmp_path).kind == "recorded GPU"
+
+
 @pytest.mark.parametrize(("variants", "device"), [(["quick"], ""), ([], ""), (["eager"], "tpu")])
 def test_what_is_unknown_is_named(variants, device):
     with pytest.raises(ValueError, match=r"variants are eager, .*; device is"):

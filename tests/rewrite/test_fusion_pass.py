@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.utils import fresh_cache
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusionlib.match.graph as graph_module
 from fusionlib import GatedNorm, GroupQuant, explain
+from fusionlib.cost import layered_graph, traced_layer
 from fusionlib.layers import AttentionOutput
 from fusionlib.match import match_graph
-from fusionlib.rewrite import FusionError, FusionPass
+from fusionlib.rewrite import Chain, FusionError, FusionPass
 from fusionlib.rewrite.sources import PACKAGE, source_files, source_hash
 from tests.spellings import NormSpelling, QuantSpelling, agree, inputs, run_rewritten, site
 
@@ -130,14 +130,36 @@ def test_one_info_line_a_compile_and_a_warning_where_nothing_fused(caplog):
     assert [r.levelname for r in caplog.records if r.name.startswith("fusionlib")] == ["INFO", "WARNING"]
 
 
-def test_composes_with_other_passes():
-    seen = []
-    fusion = FusionPass(("cpu",))
-    _, report, _ = run_rewritten(
-        PATH, *inputs(), fusion=type("Chain", (), {"__call__": lambda s, g: (seen.append(g), fusion(g)),
-                                                   "_records": fusion._records})(),
-    )  # fmt: skip
-    assert seen and len(report.fused) == 1
+class Seen(CustomGraphPass):
+    """Counts the graphs in which the fused op is there already."""
+
+    count = 0
+
+    def __call__(self, graph):
+        self.count += any("fusionlib" in str(node.target) for node in graph.nodes)
+
+    def uuid(self):
+        return "seen"
+
+
+def test_a_chain_of_passes_is_one_pass():
+    fusion, before, after, tensors = FusionPass(("cpu",)), Seen(), Seen(), inputs()
+    chain = Chain(before, fusion, after)
+    with fresh_cache():
+        got = compiled(PATH, chain, *tensors)
+        again = FusionPass(("cpu",))
+        compiled(PATH, Chain(before, again, after), *tensors)
+    agree(got, PATH(*tensors), 128)
+    assert (before.count, after.count) == (0, 1) and len(fusion.report().fused) == 1
+    assert again.report().compiles[0].cached and len(again.report().fused) == 1
+
+
+def test_a_chain_is_known_by_all_its_passes():
+    seen = Seen()
+    assert Chain(seen, FusionPass()).uuid() == Chain(seen, FusionPass()).uuid()
+    chains = [Chain(seen, FusionPass()), Chain(FusionPass(), seen), Chain(seen, FusionPass(strict=True)), Chain(seen)]
+    assert len({chain.uuid() for chain in chains}) == 4
+    assert Chain(seen, lambda graph: None).uuid() is None
 
 
 def test_explain_says_the_same_and_runs_nothing():
@@ -187,23 +209,6 @@ def test_writes_in_between(write_at, code):
     assert result.code == code
 
 
-def layered_graph(layers: int) -> fx.Graph:
-    """`layers` gated norms with their quantisations, each behind some other work."""
-    graph, mode = fx.Graph(), FakeTensorMode()
-    owner = torch.fx.experimental.proxy_tensor.make_fx(PATH, tracing_mode="fake")(*inputs()).graph
-    with mode:
-        shapes = {n.name: n.meta["val"] for n in owner.nodes if "val" in n.meta}
-    assert shapes
-    outputs = []
-    for _ in range(layers):
-        copies: dict[fx.Node, fx.Node] = {}
-        outputs.append(graph.graph_copy(owner, copies))
-        for source, copy in copies.items():
-            copy.meta.update(source.meta)
-    graph.output(tuple(outputs))
-    return graph
-
-
 def test_cost_is_linear_in_nodes(monkeypatch):
     """Counted, not timed: how often a node is looked through, for 12 layers and for 48."""
     count = 0
@@ -215,9 +220,9 @@ def test_cost_is_linear_in_nodes(monkeypatch):
         return original(node)
 
     monkeypatch.setattr(graph_module, "_view_source", counting)
-    work = []
+    work, layer = [], traced_layer()
     for layers in (12, 48):
-        graph = layered_graph(layers)
+        graph = layered_graph(layers, layer)
         count = 0
         record = FusionPass(("cpu",)).rewrite(graph)
         assert sum(s.fused for s in record.sites) == layers, record.sites[0]
@@ -226,7 +231,7 @@ def test_cost_is_linear_in_nodes(monkeypatch):
 
 
 def test_matching_changes_nothing():
-    graph = layered_graph(1)
+    graph = layered_graph(1, traced_layer())
     before = str(graph)
     assert len(match_graph(graph)) == 1 and str(graph) == before
 
@@ -251,17 +256,8 @@ def test_import_is_cheap_and_the_public_names_are_there():
 
 
 def test_a_list_of_passes_is_a_composition_too():
-    class Other(CustomGraphPass):
-        seen = 0
-
-        def __call__(self, graph):
-            self.seen += any("fusionlib" in str(node.target) for node in graph.nodes)
-
-        def uuid(self):
-            return "other"
-
-    fusion, other, tensors = FusionPass(("cpu",)), Other(), inputs()
+    fusion, other, tensors = FusionPass(("cpu",)), Seen(), inputs()
     with fresh_cache():
         got = compiled(PATH, [fusion, other], *tensors)
     agree(got, PATH(*tensors), 128)
-    assert other.seen == 1 and len(fusion.report().fused) == 1
+    assert other.count == 1 and len(fusion.report().fused) == 1

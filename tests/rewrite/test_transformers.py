@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor.utils import fresh_cache
 
+from fusionlib import FusionPass
 from fusionlib.layers import BlockFP8Linear
 from tests.spellings import QuantSpelling, agree, run_rewritten
 
@@ -81,28 +83,33 @@ def test_falcon_h1_in_both_orders(norm_before_gate):
     check(cls(512, n_groups=4, norm_before_gate=norm_before_gate).bfloat16(), (2, 5, 512), QUANTS["ours"])
 
 
-def test_small_qwen3_next_fuses_in_every_linear_attention_layer():
+def small_qwen3_next(layers: int, **sizes):
+    """(model with FP8 output projections, its linear-attention layers): bf16, randomly initialised."""
     from transformers import Qwen3NextConfig
     from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextForCausalLM
 
     config = Qwen3NextConfig(
         vocab_size=128,
         hidden_size=128,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
-        linear_num_value_heads=4,
-        linear_num_key_heads=2,
         num_experts=2,
         num_experts_per_tok=1,
         moe_intermediate_size=64,
         shared_expert_intermediate_size=64,
+        **sizes,
     )
     model = Qwen3NextForCausalLM(config).to(torch.bfloat16).eval()
     mixers = [layer.linear_attn for layer in model.model.layers if hasattr(layer, "linear_attn")]
     for mixer in mixers:
         mixer.out_proj = BlockFP8Linear.from_linear(mixer.out_proj)
+    return model, mixers
+
+
+def test_small_qwen3_next_fuses_in_every_linear_attention_layer():
+    model, mixers = small_qwen3_next(4, linear_num_value_heads=4, linear_num_key_heads=2)
 
     def logits(ids):
         return model(ids, use_cache=False).logits
@@ -112,3 +119,25 @@ def test_small_qwen3_next_fuses_in_every_linear_attention_layer():
     assert len(report.fused) == len(mixers) == 3 and not report.refused, str(report)
     with torch.no_grad():
         assert torch.equal(got, logits(ids))
+
+
+def test_small_qwen3_next_compiled_by_inductor_equals_the_unfused_model():
+    """Equal to two unfused models, to the bit: to eager, and to the same model compiled without the pass.
+
+    Inductor's own code keeps values in float32 where eager rounds them to bfloat16, in every norm and residual of the
+    model; `emulate_precision_casts` makes it round as eager does, so that what is compared here is the fusion.
+    """
+    sizes = {"linear_num_value_heads": 2, "linear_num_key_heads": 1, "layer_types": ["linear_attention"] * 2}
+    model, mixers = small_qwen3_next(2, **sizes)
+
+    def logits(ids):
+        return model(ids, use_cache=False).logits
+
+    fusion, ids, got = FusionPass(("cpu",), expect=2, strict=True), torch.randint(0, 128, (1, 12)), {}
+    for name, passes in (("fused", {"post_grad_custom_pre_pass": fusion}), ("unfused", {})):
+        torch._dynamo.reset()
+        with fresh_cache(), torch.no_grad():
+            got[name] = torch.compile(logits, options={"emulate_precision_casts": True, **passes})(ids)
+    assert len(fusion.report().fused) == len(mixers) == 2, str(fusion.report())
+    with torch.no_grad():
+        assert torch.equal(got["fused"], logits(ids)) and torch.equal(got["fused"], got["unfused"])

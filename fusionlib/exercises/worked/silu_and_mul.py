@@ -81,9 +81,10 @@ def moved_bytes(tokens: int, hidden: int, group_size: int) -> tuple[int, int]:
 
 
 def quantise(gate, up, round_activation, round_output, group_size, floor):
-    """What the op computes: codes [tokens, hidden] and scale [tokens, hidden / group_size]."""
+    """What the op computes: codes [tokens, hidden] and scale [tokens, hidden / group_size], both contiguous."""
     y = silu_and_mul(gate, up, SiluAndMul(round_activation, round_output))
-    return reference.group_quant(y, GroupQuant(group_size, floor=floor))
+    codes, scale = reference.group_quant(y, GroupQuant(group_size, floor=floor))
+    return codes.contiguous(), scale.contiguous()  # of transposed inputs the results would be transposed too
 
 
 def fake(gate, up, round_activation, round_output, group_size, floor):
@@ -196,5 +197,12 @@ class SiluAndMulPass(CustomGraphPass):
     def uuid(self) -> str:
         """A hash of all that decides the result: fusionlib's sources, this pass, its parts and its op."""
         parts = [source_hash(), str(self.op)]
-        parts += [inspect.getsource(part) for part in (type(self), self.read, self.swap, check_site, inside)]
+        code = (
+            type(self).__call__,
+            self.read,
+            self.swap,
+            check_site,
+            inside,
+        )  # a notebook knows functions' sources only
+        parts += [inspect.getsource(part) for part in code]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -17,7 +17,7 @@ from typing import Any
 
 from fusionlib.notebooks.errors import UsageError
 
-VARIANTS = ("eager", "two_kernel", "inductor", "aiter", "fla", "fused", "light")
+VARIANTS = ("eager", "two_kernel", "inductor", "aiter", "fla", "fused", "light", "reciprocal")
 CONTEXTS = ("alone", "producer", "chain")
 GATES = ("contiguous", "strided")
 SHAPES = ("32x128", "16x128", "48x128", "64x128", "mamba2", "per_token")
@@ -38,7 +38,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--quick", action="store_true", help="one shape, four sizes, 10 rounds")
     parser.add_argument("--tokens", nargs="+", type=_positive, help="default: 1 to 32768 in ten steps")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="default: all")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:-1]), help="default: all but the last"
+    )
     parser.add_argument("--gates", nargs="+", choices=GATES, default=list(GATES), help="default: both")
     parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, default=list(CONTEXTS), help="default: all")
     parser.add_argument("--rounds", type=_positive, default=30, help="samples of each variant; default: %(default)s")
@@ -46,7 +48,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--sweep", action="store_true", help="sweep launch configurations instead")
     parser.add_argument("--dependent-launch", action="store_true", help="also programmatic dependent launch (NVIDIA)")
     parser.add_argument("--check", action="store_true", help="check results only, measure nothing; also on a CPU")
-    parser.add_argument("--out", type=Path, help="a .json file, or a folder for <device>.json; default: only print")
+    parser.add_argument(
+        "--out", type=Path, help="a .json file, or a folder for <device>.json or <device>-sweep.json; default: none"
+    )
     parser.set_defaults(run=run)
 
 
@@ -115,7 +119,8 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
 
     print(text(results, manifest))
     if namespace.out is not None:
-        path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{manifest.machine.slug}.json"
+        name = manifest.machine.slug + ("-sweep" if namespace.sweep else "")
+        path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_results(path, results, manifest)
         print(f"results: {path}")

@@ -52,6 +52,7 @@ def light_kernel(
     ROWS: tl.constexpr,
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
+    PTX: tl.constexpr,
     WAIT: tl.constexpr,  # for the kernel before it to end, as a dependent launch must
 ):
     """Move the bytes of ROWS units a program; names and addresses are those of the fused kernel."""
@@ -75,28 +76,31 @@ def light_kernel(
     x = tl.load(x_ptr + token * x_stride_token + x_offset, mask=mask, other=0)
     gate = tl.load(gate_ptr + token * gate_stride_token + gate_offset, mask=mask, other=0)
     if WEIGHT_PER_TOKEN:
-        weight = tl.load(weight_ptr + unit * UNIT + within, mask=mask, other=0)
+        weight_offset = unit * UNIT + within
     elif NORM_SPANS:
-        weight = tl.load(weight_ptr + within, mask=inside, other=0)
+        weight_offset = within
     else:
-        weight = tl.load(weight_ptr + element, mask=element < SEGMENT, other=0)
+        weight_offset = element
+    shape: tl.constexpr = mask.shape
+    weight = tl.load(weight_ptr + tl.broadcast_to(weight_offset, shape), mask=tl.broadcast_to(inside, shape), other=0)
     bits = (x ^ gate ^ weight).to(tl.uint8)
     out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
     tl.store(codes_ptr + out_offset, bits, mask=mask)
 
     GROUPS_PER_UNIT: tl.constexpr = 1 if QUANT_SPANS else SEGMENTS
-    in_unit = tl.arange(0, 1 if QUANT_SPANS else BLOCK_SEGMENTS)[None, :]
-    group = (row % UNITS)[:, None] * GROUPS_PER_UNIT + in_unit  # [R, G]
+    in_unit = tl.arange(0, 1 if QUANT_SPANS else BLOCK_SEGMENTS)[None, :, None]
+    group = unit * GROUPS_PER_UNIT + in_unit  # [R, G, 1]
     _store_scale(
         scale_ptr,
         tl.zeros(group.shape, tl.float32) + constant,
-        (row // UNITS).to(tl.int64)[:, None],
+        token,
         group,
         scale_stride_token,
         scale_stride_group,
-        (row < units)[:, None] & (in_unit < GROUPS_PER_UNIT),
+        (row < units)[:, None, None] & (in_unit < GROUPS_PER_UNIT),
         UNITS * GROUPS_PER_UNIT,
         False,
+        PTX,
     )
 
 
@@ -148,6 +152,7 @@ def launch_light(
             has_bias=False,
             store_normed=False,
             rows=config.rows,
+            ptx=launch.runs_ptx(),
         ),
         wait=dependent,
     )
@@ -197,6 +202,7 @@ def compile_light(
         has_bias=False,
         store_normed=False,
         rows=config.rows,
+        ptx=TARGETS[target][0] == "cuda",
     )
     constants = light_constants(fused, wait)
     signature = {

@@ -48,15 +48,15 @@ def sweep_case(
     case: Case,
     timer: Timer,
     settings: Settings,
-    kernels: Sequence[str] = tuple(KERNELS),
+    kernels: Sequence[str] | None = None,
     results: Results | None = None,
 ) -> list[SweepRow]:
-    """Time every configuration of `kernels` in `case`, interleaved; one that does not launch is skipped."""
+    """Time every configuration of `kernels` (default: all) in `case`, interleaved; what does not launch is skipped."""
     lanes = 64 if torch.version.hip else 32
     moved, own = case.bytes().total, heuristic(case)
     buffers = make_buffers(case, copies_for(moved, timer.l2_bytes), settings)
     handles = []
-    for kernel, config in itertools.product(kernels, configurations(case, lanes)):
+    for kernel, config in itertools.product(kernels or KERNELS, configurations(case, lanes)):
         call = KERNELS[kernel](case, config)
         calls = [lambda call=call, b=buffer: call(b.x, b.gate, b.weight) for buffer in buffers]
         try:

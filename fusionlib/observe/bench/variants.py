@@ -7,6 +7,7 @@
     fla         d. flash-linear-attention's gated norm and the quantisation op, where installed
     fused       e. ours
     light       f. moves the same bytes and computes nothing
+    reciprocal  ours with y * (1 / scale) for y / scale: what the exact division costs, and what it buys; on request
 
 A variant is made for one case: a function of (x, gate, weight) that returns codes and scale in the layout of
 `case.quant`, newly allocated, since outputs must rotate like inputs do. What others' kernels cannot take (a strided
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -134,6 +135,15 @@ def _fla(case: Case) -> Call:
     return fla
 
 
+def _reciprocal(case: Case) -> Call:
+    norm, quant = case.shape.norm, replace(case.quant, division="reciprocal")
+
+    def reciprocal(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
+        return op.rms_norm_gated_group_quant(x, gate, weight, norm=norm, quant=quant)
+
+    return reciprocal
+
+
 def _light(case: Case) -> Call:
     return light_call(case)
 
@@ -194,6 +204,7 @@ VARIANTS = {
         Variant("fla", "FLA's gated norm + quant", _fla, exact=False, package="flash-linear-attention"),
         Variant("fused", "ours", _fused),
         Variant("light", "the light", _light, exact=False, computes=False),
+        Variant("reciprocal", "ours, by the reciprocal", _reciprocal, exact=False),
     )
 }
 

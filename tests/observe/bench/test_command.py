@@ -7,7 +7,7 @@ import torch
 
 from fusionlib import cli
 from fusionlib.observe import evidence
-from fusionlib.observe.bench import cases, chain, command, results, variants
+from fusionlib.observe.bench import cases, chain, command, results, sweep, variants
 from tests.observe.bench.fakes import FakeTimer
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
@@ -64,7 +64,7 @@ def test_the_commands_words_are_the_modules_own():
 
 
 def test_what_is_measured_by_default():
-    assert len(command._cases(parsed())) == 90
+    assert len(command._cases(parsed())) == 90 and "reciprocal" not in parsed().variants
     quick = command._cases(parsed("--quick"))
     assert {case.shape.name for case in quick} == {"32x128"} and {case.context for case in quick} == {"alone"}
     assert sorted({case.tokens for case in quick}) == [1, 64, 1024, 8192]
@@ -99,6 +99,18 @@ def test_a_run_with_another_timer_is_written_and_read_back(tmp_path, capsys):
     )
     assert found.manifest.seed == 5
     assert json.loads((tmp_path / "run.json").read_text())["schema"] == 1
+
+
+def test_a_sweep_has_a_file_of_its_own(tmp_path, capsys, monkeypatch):
+    ours = variants.VARIANTS["fused"].make
+    monkeypatch.setattr(sweep, "KERNELS", {"fused": lambda case, config: ours(case)})
+    arguments = ("--sweep", "--tokens", "1", "--shapes", "32x128", "--gates", "contiguous", "--rounds", "2")
+    assert command.bench(parsed(*arguments, "--out", str(tmp_path)), "cpu", FakeTimer) == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name.endswith("-sweep.json")
+    read = results.read_results(evidence.read_benchmark(path).document, path.name)
+    assert not read.rows and len(read.sweep) >= 10 and sum(row.heuristic for row in read.sweep) == 1
+    assert "share of the best launch" in capsys.readouterr().out
 
 
 @pytest.mark.gpu
