@@ -42,16 +42,22 @@ _READ = (
 
 
 def _judge_readers(answer: Callable) -> str | None:
+    if not callable(answer):
+        return f"{answer!r:.60} is not a function; it must take a graph and a target"
     for fn, target in _READ:
         graph = _traced(fn).graph
-        expected, got = _readers(graph, target), list(answer(graph, target))
+        expected, found = _readers(graph, target), answer(graph, target)
+        if not isinstance(found, list | tuple | set | frozenset):
+            return f"it returns {found!r:.60}, which is no list of names"
+        got = list(found)
         if sorted(got) != sorted(expected):
             return f"in the graph {_spelled(graph)} asked for the readers of {target} it says {got}"
     return None
 
 
 def _spelled(graph: fx.Graph) -> str:
-    return "; ".join(f"{n.name} = {n.target}({', '.join(map(str, n.args))})" for n in graph.nodes if n.op != "output")
+    calls = [f"{n.name} = {n.target}({', '.join(map(str, n.args))})" for n in graph.nodes if n.op.startswith("call_")]
+    return "; ".join(calls)
 
 
 readers = Exercise(
@@ -73,6 +79,8 @@ readers = Exercise(
 
 
 def _judge_bytes(answer: float) -> str | None:
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        return f"{answer!r:.60} is not a number"
     expected = 2 + 4 + 1 + 4 / 128
     if abs(answer - expected) < 5e-3:
         return None
@@ -87,7 +95,7 @@ fused_bytes = Exercise(
     ),
     judge=_judge_bytes,
     solution=7.03125,
-    traps=(5.03125, 7.0, 11.03, 9.03),
+    traps=(5.03125, 7.0, 11.03, 9.03, "7.03"),
     hints=("List what is read, then what is written.", "A scale has 4 bytes, and 128 elements share it."),
     explanation="2 of x, 4 of the gate, 1 of the code and 4/128 of the scale. The normed value is never in memory.",
 )

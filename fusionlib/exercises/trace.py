@@ -54,6 +54,8 @@ PUZZLE: tuple[Row, ...] = (
 
 def _number(answer: Any, right: float, tolerance: float, wrong: str) -> str | None:
     """None if `answer` is `right` within a relative tolerance, else what is wrong: a kind of answer, or `wrong`."""
+    if isinstance(answer, torch.Tensor) and answer.numel() == 1:
+        answer = answer.item()
     if isinstance(answer, bool) or not isinstance(answer, int | float) or not math.isfinite(answer):
         return f"{answer!r} is not a number"
     return None if math.isclose(answer, right, rel_tol=tolerance) else wrong

@@ -30,7 +30,7 @@ def latency(series: Series, *, floor: str, where: str) -> Drawing:
     _check(series, floor)
     fig = make_subplots(
         rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.1, row_heights=[0.62, 0.38],
-        subplot_titles=("time of one call, µs", f"times as long as: {escape(floor)}"),
+        subplot_titles=("time of one call, µs", f"the same, as a multiple of “{escape(floor)}”"),
     )  # fmt: skip
     names = [name for name in series if name != floor] + [floor]
     for place, name in enumerate(names):

@@ -24,6 +24,11 @@ PIXELS = 24  # of a row
 FADED = {"marker": {"opacity": 0.2}}
 
 
+def _label(name: str, width: int = 24) -> str:
+    """A slice's name for a label: what it computes, without the generic kernel that it is an instance of."""
+    return cut(short_name(name, 80).split(" (")[0], width)
+
+
 def links(nodes: Sequence[str], slices: Sequence[Slice], *, what: str = "kernel") -> Drawing:
     """The graph's calls on the left, in its order; what ran on the right, in order of time, as bars of its duration.
 
@@ -86,10 +91,11 @@ def _summary(nodes: Sequence[str], slices: Sequence[Slice], what: str) -> str:
     total = sum(entry.duration_us for entry in slices)
     text = f"{len(slices)} {what}s ran {len(ran)} of {len(nodes)} nodes in {us(total)} µs."
     if total > 0:
-        text += f" The longest, {short_name(longest.name)}, took {us(longest.duration_us)} µs of it"
+        text += f" The longest, {_label(longest.name, 40)}, took {us(longest.duration_us)} µs of it"
         text += f" ({longest.duration_us / total:.0%}) for {', '.join(longest.nodes)}."
     if len(ran) < len(nodes):
-        text += f" The other {len(nodes) - len(ran)} launched nothing, as views do."
+        left = len(nodes) - len(ran)
+        text += f" {left} node{'s' * (left != 1)} launched nothing, as views do."
     return text
 
 
@@ -127,7 +133,7 @@ def _slice_column(fig: go.Figure, slices: Sequence[Slice], slice_y: Sequence[flo
     fig.add_bar(
         orientation="h", base=[SLICES] * len(slices), x=[LONGEST * entry.duration_us / longest for entry in slices],
         y=list(slice_y), width=[0.6] * len(slices), marker={"color": PALETTE["vermillion"], "line": {"width": 0}},
-        text=[f"{short_name(entry.name, 22)} {us(entry.duration_us)}" for entry in slices],
+        text=[f"{_label(entry.name)} {us(entry.duration_us)}" for entry in slices],
         textposition="outside", textfont={"size": 12}, cliponaxis=False,
         ids=[f"slice {row + 1}" for row in range(len(slices))], meta={"search": True},
         customdata=[", ".join(entry.nodes) for entry in slices],
@@ -151,7 +157,7 @@ def _slider(nodes: Sequence[str], place: dict[str, int], slices: Sequence[Slice]
             points[1:3] = [place[name] for name in slices[chosen].nodes], [chosen]
         return {"label": label, "method": "restyle", "args": [{"visible": shown, "selectedpoints": points}]}
 
-    names = [f"{row + 1}: {escape(short_name(entry.name, 28))}" for row, entry in enumerate(slices)]
+    names = [f"{row + 1}: {escape(_label(entry.name))}" for row, entry in enumerate(slices)]
     steps = [step("all", None), *(step(name, row) for row, name in enumerate(names))]
     return {
         "active": 0, "steps": steps, "pad": {"t": 30}, "x": 0, "len": 1, "minorticklen": 0, "ticklen": 0,

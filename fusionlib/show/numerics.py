@@ -94,7 +94,7 @@ def _number_line_panel(
     dot = {"size": 8, "opacity": 0.75}
     tick = {"symbol": "line-ns-open", "size": 26, "line": {"width": 1.2}, "color": PALETTE["vermillion"]}
     for height, points, marker, hover in (
-        (2, quotients, dot | {"color": PALETTE["grey"]}, "y / scale = %{x:.4g}"),
+        (2, quotients, dot | {"color": PALETTE["grey"]}, "value / scale = %{x:.4g}"),
         (1, values, tick, "FP8 value %{x:g}"),
         (0, codes, dot | {"color": PALETTE["blue"]}, "code %{x:g}"),
     ):
@@ -199,6 +199,10 @@ def error_histogram(errors: Mapping[str, torch.Tensor], bins: int = 61) -> Drawi
     order = sorted(typical, key=typical.get)
     summary = f"Half of the elements are off by no more than: {'; '.join(parts)}. {order[0]} loses least"
     summary += f", {order[-1]} {typical[order[-1]] / typical[order[0]]:.1f} times as much." if len(order) > 1 else "."
+    outside = {name: (error.double().abs() > reach).double().mean().item() for name, error in errors.items()}
+    if any(outside.values()):
+        left_out = ", ".join(f"{share:.2%} of {name}'s" for name, share in outside.items() if share)
+        summary += f" Beyond the ends of the axis: {left_out}."
     alt = f"Outlines of {len(errors)} histograms of the relative error around zero; the narrower one is better."
     return Drawing(fig, "What each format loses, all tokens.", alt, summary)
 

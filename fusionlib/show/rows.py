@@ -19,6 +19,7 @@ ROW, GAPPED, HEADER = 1.0, 1.35, 0.8  # heights in the figure, in rows: plain, w
 VISIBLE = 0.004  # the least share of the axis at which a gap is labelled: about two pixels
 LABEL = 0.52  # how far below the middle of a row its gaps are labelled, in rows
 PIXELS = 42  # of a row
+MENU = 64  # height above the legend for the menu: on a narrow page the legend takes two lines
 
 #: Ranges, not operators, that torch.compile's run time puts into a trace around what it calls.
 _FRAME = re.compile(
@@ -200,9 +201,9 @@ class Canvas:
         )  # fmt: skip
         fig.update_layout(
             barmode="overlay", bargap=0, clickmode="event+select", dragmode="zoom", hovermode="closest",
-            height=int(150 + PIXELS * self.height) + 44 * (len(self.spans) > 1),
+            height=int(150 + PIXELS * self.height) + MENU * (len(self.spans) > 1),
             uniformtext={"minsize": 12, "mode": "hide"},
-            legend={"y": 1.0, "yanchor": "bottom"}, margin={"t": 60 + 44 * (len(self.spans) > 1)},
+            legend={"y": 1.0, "yanchor": "bottom"}, margin={"t": 60 + MENU * (len(self.spans) > 1)},
         )  # fmt: skip
         if len(self.spans) > 1:
             fig.update_layout(updatemenus=[self.zoom_menu()])
@@ -223,15 +224,18 @@ class Canvas:
         buttons = [{"label": label, "method": "update", "args": view(span)} for label, span in spans]
         return {
             "type": "dropdown", "buttons": buttons, "direction": "down", "x": 1, "xanchor": "right",
-            "y": 1, "yanchor": "bottom", "pad": {"b": 34}, "showactive": True, "bgcolor": "rgba(128, 128, 128, 0.12)",
-            "bordercolor": GRID,
+            "y": 1, "yanchor": "bottom", "pad": {"b": MENU - 8}, "showactive": True,
+            "bgcolor": "rgba(128, 128, 128, 0.12)", "bordercolor": GRID,
         }  # fmt: skip
 
     def bar_trace(self, kind: str, bars: list[_Bar]) -> go.Bar:
         """The bars of one kind as one trace, so that one search finds any of them."""
         name, colour, pattern = KINDS[kind]
         # Neighbours that touch differ in lightness; the line keeps the shortest visible.
-        shades = [(colour, SECOND.get(kind, colour))[place % 2] for place in range(len(bars))]
+        shades, before = [], dict.fromkeys((b.row for b in bars), 0)
+        for bar in bars:
+            shades.append((colour, SECOND.get(kind, colour))[before[bar.row] % 2])
+            before[bar.row] += 1
         marker = {"color": shades, "line": {"color": shades, "width": 1}}
         if pattern:
             marker = {

@@ -32,6 +32,8 @@ class Times:
         gap_us: time between the first one's start and the last one's end in which none ran.
         span_us: from the first one's start to the last one's end.
         whole_us: the same from the first launch; equal to `span_us` on a CPU.
+        replayed: whether a CUDA graph was replayed. A model's graph is launched once for all of its layers, so that
+            the launch is no part of what one path takes.
     """
 
     on_gpu: bool
@@ -40,6 +42,12 @@ class Times:
     gap_us: float
     span_us: float
     whole_us: float
+    replayed: bool = False
+
+    @property
+    def compared_us(self) -> float:
+        """What variants are compared by: from the first launch, as each launch is paid; of a replay the span."""
+        return self.span_us if self.replayed else self.whole_us
 
 
 def times(trace: Trace) -> Times:
@@ -60,7 +68,8 @@ def times(trace: Trace) -> Times:
         reached = max(reached, end)
     begin = min([first, *(kernel.launch.start_us for kernel in trace.kernels if kernel.launch)])
     busy = sum(event.duration_us for event in events)
-    return Times(bool(trace.kernels), len(events), busy, gap, reached - first, reached - begin)
+    replayed = any(kernel.launch and "GraphLaunch" in kernel.launch.name for kernel in trace.kernels)
+    return Times(bool(trace.kernels), len(events), busy, gap, reached - first, reached - begin, replayed)
 
 
 def timeline(variants: Mapping[str, Trace], *, where: str = "", full: Mapping[str, str] | None = None) -> Drawing:
@@ -100,19 +109,25 @@ def timeline(variants: Mapping[str, Trace], *, where: str = "", full: Mapping[st
 
 
 def delta_table(measured: Mapping[str, Times]) -> Table:
-    """Kernels or operators, time in them, time between them, and span of each variant, against the first."""
+    """Kernels or operators, time in them, time between them, and span of each variant, against the first.
+
+    What is saved is counted from the first launch, in replays of CUDA graphs from the first kernel.
+    """
     base = next(iter(measured.values()))
     on_gpu = all(entry.on_gpu for entry in measured.values())
     what = "kernels" if on_gpu else "events" if any(entry.on_gpu for entry in measured.values()) else "operators"
-    columns = ["variant", what, f"in {what}, µs", "gaps, µs", "span, µs", "saved, µs"]
-    columns += ["from first launch, µs"] * on_gpu
+    columns = ["variant", what, f"in {what}, µs", "gaps, µs", "span, µs"]
+    columns += ["from first launch, µs"] * on_gpu + ["saved, µs"]
     rows = []
     for label, entry in measured.items():
         row = [label, str(entry.events), us(entry.busy_us), us(entry.gap_us), us(entry.span_us)]
-        comparable = entry is not base and entry.on_gpu == base.on_gpu
-        row.append(us(base.span_us - entry.span_us) if comparable else "–")
-        rows.append(row + [us(entry.whole_us)] * on_gpu)
+        row += [us(entry.whole_us)] * on_gpu
+        rows.append([*row, us(base.compared_us - entry.compared_us) if _comparable(entry, base) else "–"])
     return Table("The same in numbers", columns, rows)
+
+
+def _comparable(entry: Times, base: Times) -> bool:
+    return entry is not base and (entry.on_gpu, entry.replayed) == (base.on_gpu, base.replayed)
 
 
 def _summary(measured: Mapping[str, Times]) -> str:
@@ -122,10 +137,14 @@ def _summary(measured: Mapping[str, Times]) -> str:
         what = "kernel" if entry.on_gpu else "operator on the CPU"
         many = "kernels" if entry.on_gpu else "operators on the CPU"
         text = f"{label}: {entry.events} {what if entry.events == 1 else many}, {us(entry.busy_us)} µs in them"
-        text += f" and {us(entry.gap_us)} µs between them, {us(entry.span_us)} µs from first to last"
-        if entry is not base and entry.on_gpu and base.on_gpu and entry.span_us > 0:
-            ratio = base.span_us / entry.span_us
-            text += f", {ratio:.{0 if ratio >= 100 else 2}f} times as fast as {next(iter(measured))}"
+        if entry.events > 1:
+            text += f" and {us(entry.gap_us)} µs between them, {us(entry.span_us)} µs from first to last"
+        else:
+            text = text.replace(" in them", " in it")
+        if _comparable(entry, base) and entry.on_gpu and entry.compared_us > 0:
+            ratio = base.compared_us / entry.compared_us
+            since = "" if entry.replayed else " from the first launch"
+            text += f"; {ratio:.{1 if ratio >= 10 else 2}f} times as fast as {next(iter(measured))}{since}"
         sentences.append(text + ".")
     if not any(entry.on_gpu for entry in measured.values()):
         sentences.append("This is a CPU timeline: there are operators and no kernels, and it says nothing about a GPU.")
@@ -135,10 +154,12 @@ def _summary(measured: Mapping[str, Times]) -> str:
 def _offer(full: Mapping[str, str] | None) -> str:
     if not full:
         return ""
-    listed = ", ".join(dict.fromkeys(full.values()))
-    return (
-        f" To see everything that was recorded, open {listed} in ui.perfetto.dev, which reads the file in the browser."
-    )
+    files: dict[str, list[str]] = {}
+    for path in dict.fromkeys(full.values()):
+        folder, _, name = path.rpartition("/")
+        files.setdefault(folder, []).append(name)
+    listed = "; ".join(f"{folder or '.'}: {', '.join(names)}" for folder, names in files.items())
+    return f" Everything that was recorded can be opened in ui.perfetto.dev, from the folder {listed}."
 
 
 def _alt(variants: Mapping[str, Trace], measured: Mapping[str, Times]) -> str:

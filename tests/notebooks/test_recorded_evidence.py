@@ -43,6 +43,7 @@ REPLAY = [
     ),
 ]
 EVENTS = {"eager": eager(), "two_kernel": TWO, "inductor": ONE, "fused": ONE}
+FUSED_REPLAY = [event for event in REPLAY if event["name"] != "norm"]
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def checkout(tmp_path, monkeypatch):
     shutil.copy(real / "pyproject.toml", tmp_path)
     shutil.copytree(real / "data" / "reference", tmp_path / "data" / "reference")
     recorded = [(variant, 64, False, events) for variant, events in EVENTS.items()]
-    recorded += [(variant, 64, True, REPLAY) for variant in EVENTS]
+    recorded += [(variant, 64, True, FUSED_REPLAY if variant == "fused" else REPLAY) for variant in EVENTS]
     record(tmp_path / "data", H200, recorded)
     monkeypatch.chdir(tmp_path)
     return real
@@ -91,11 +92,13 @@ def test_the_first_notebook_shows_what_was_recorded(checkout, drawings, capsys):
         first.caption == "GPU timeline of eager, two kernels, one kernel (recorded earlier on NVIDIA H200, 64 tokens)."
     )
     assert "eager: 20 kernels, 40.00 µs in them and 76.00 µs between them" in first.summary
-    assert "one kernel: 1 kernel, 4.25 µs in them" in first.summary and "data/traces/nvidia-h200/" in first.summary
+    assert "one kernel: 1 kernel, 4.25 µs in it;" in first.summary and "data/traces/nvidia-h200: eager" in first.summary
     assert "CPU timeline" not in first.summary and "<script" not in first.fig.to_json()
     said = capsys.readouterr().out
     assert "Source: recorded GPU (recorded earlier on NVIDIA H200, 64 tokens)." in said
-    assert "From two kernels to one: 4.25 µs saved." in said and "operators" not in said
+    assert "operators" not in said and "The compiler made" not in said  # the norm is one kernel here
+    assert "Two kernels: 7.50 µs. One kernel: 3.50 µs, 2.14 times as fast." in said
+    assert "(CUDA graphs, recorded earlier on NVIDIA H200, 64 tokens)" in drawings[1].caption
 
 
 def test_the_trace_notebook_shows_replays_and_links_too(checkout, drawings, capsys):
@@ -109,5 +112,5 @@ def test_the_trace_notebook_shows_replays_and_links_too(checkout, drawings, caps
     assert linked.table.rows[0][0] == "fused"  # the synthetic eager trace runs other operators, so it is not linked
     assert "GPU timeline of mine.json (your own, 0 to 1000 µs)." in captions
     said = capsys.readouterr().out
-    assert "eager          kernels: 20; queue delay 2.00 to 2.00 µs" in said
+    assert "eager          kernels: 20;   76 µs between them; queue delay 2.00 to 2.00 µs" in said
     assert "GB/s in the trace above" in said and "CUDA graphs need a GPU" not in said

@@ -124,6 +124,14 @@ def test_the_fastest_step_by_its_own_events(tmp_path):
     assert [o.name for o in fastest_step(trace_of(tmp_path / "t", events)).ops] == ["fast"]
 
 
+def test_of_equally_fast_steps_the_one_with_the_shorter_launch(tmp_path):
+    """The first step's launch was held up for 400 µs; its kernel is a little faster all the same."""
+    replay = {"graph node id": 1}
+    events = [mark(0, 0.0, 500.0), launch(1, 10.0, 400.0), kernel(1, 412.0, 1.75, "held up", **replay)]
+    events += [mark(1, 500.0, 50.0), launch(2, 510.0, 10.0), kernel(2, 522.0, 1.8, "good", **replay)]
+    assert [k.name for k in fastest_step(trace_of(tmp_path / "t", events)).kernels] == ["good"]
+
+
 def test_a_window_is_counted_from_the_first_event(tmp_path):
     part = window(trace_of(tmp_path / "t", synthetic.TWO), 8.0, 10.0)  # of a trace that begins at 99
     assert [k.name for k in part.kernels] == ["norm"] and [c.correlation for c in part.launches] == [2]

@@ -37,7 +37,7 @@ def test_words_table_and_marks():
     drawing = links(NODES, SLICES)
     assert "2 kernels ran 3 of 4 nodes in 8.00 µs" in drawing.summary
     assert "took 6.00 µs of it (75%) for amax, rsqrt" in drawing.summary
-    assert "The other 1 launched nothing" in drawing.summary
+    assert "1 node launched nothing, as views do." in drawing.summary
     assert drawing.table.rows[0] == ["first", "2.00", "mul, rsqrt"]
     assert list(drawing.fig.data[1].marker.symbol) == ["circle-open", "circle", "circle", "circle"]
     assert "<b>c" not in drawing.fig.data[2].text[1] and "&lt;b&gt;" in drawing.fig.data[2].hovertext[1]

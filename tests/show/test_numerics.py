@@ -111,4 +111,5 @@ def test_error_histogram_draws_shares_and_compares_the_formats():
     assert list(narrow.y) == list(wide.y) == [25.0, 50.0, 25.0]  # the axis reaches to the wide one's ends
     assert narrow.x[0] == pytest.approx(-100 * 0.02 * 2 / 3, rel=1e-3)
     assert (narrow.name, wide.name) == ("e4m3", "e5m2") and narrow.line.dash != wide.line.dash
+    assert "Beyond" not in summary
     assert "no more than: e4m3: 0.20%; e5m2: 0.40%." in summary and "e4m3 loses least, e5m2 2.0 times" in summary
