@@ -80,7 +80,10 @@ def written_norm(
     weight_view: bool = True,
     commuted: bool = False,
 ) -> torch.Tensor:
-    """vLLM's norm of x [..., head_dim], step by step as in `reference.rms_norm_gated`; returns x's shape and dtype."""
+    """vLLM's norm of x [..., head_dim], step by step as in `reference.rms_norm_gated`.
+
+    Returns x's shape and dtype.
+    """
     rows, gates = (t.reshape(-1, t.shape[-1]).unflatten(1, (-1, x.shape[-1])).float() for t in (x, gate))
     activated = activation(gates)
     value = scale(rows, square(rows).mean(-1, keepdim=True) + eps)
