@@ -84,7 +84,8 @@ def written_norm(
 
     Returns x's shape and dtype.
     """
-    rows, gates = (t.reshape(-1, t.shape[-1]).unflatten(1, (-1, x.shape[-1])).float() for t in (x, gate))
+    flat = (t.reshape(-1, t.shape[-1]) for t in (x, gate))
+    rows, gates = (t.unflatten(1, (-1, x.shape[-1])).float() for t in flat)
     activated = activation(gates)
     value = scale(rows, square(rows).mean(-1, keepdim=True) + eps)
     factor = weight.float() + weight_offset
