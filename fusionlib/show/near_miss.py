@@ -159,7 +159,10 @@ def _matched(fig: go.Figure, pairs: list[_Pair], places: dict[str, float]) -> No
 
 def _stopped(fig: go.Figure, site: Site, stop: _Told, y: float, places: dict[str, float]) -> float:
     """The failing pair below the matched ones; returns where the next row goes."""
-    found = "" if site.found.startswith(f"%{stop.name} =") else f"found: {_short(site.found)}"
+    beyond = site.found.removeprefix(
+        f"%{stop.name} = {stop.operation} ({stop.tensor})"
+    ).strip()  # the node is beside it
+    found = f"found: {_short(beyond)}" if beyond and not beyond.startswith(f"%{stop.name} =") else ""
     again = f"the same node as in {int(places[stop.name]) + 1}" if stop.name in places else ""
     left = ["<b>expected</b>", *_small(_short(site.expected), "left")]
     right = [f"<b>{escape(stop.name)}</b>", *_small(stop.short, "right"), *_small(again, "right")]

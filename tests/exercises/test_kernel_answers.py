@@ -1,4 +1,4 @@
-"""Answers as a reader of notebook 05 gives them: digits as asked for, and mistakes that have a sentence of their own."""
+"""Answers as a reader of notebook 05 gives them: digits as asked for, and mistakes that have their own sentence."""
 
 import pytest
 

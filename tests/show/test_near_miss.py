@@ -82,6 +82,12 @@ def test_the_failing_pair_is_marked_by_dash_and_symbol_and_said_in_words():
     assert MISS.code in drawing.caption and "%amax" in drawing.alt
 
 
+def test_a_node_is_not_described_twice_but_what_is_said_of_it_is_shown():
+    itself = "%amax = aten.amax.default (float32 [6, 4, 1])"
+    assert "found: " not in texts(near_miss(replace(MISS, found=itself)))
+    assert "found: also used by %output" in texts(near_miss(replace(MISS, found=f"{itself} also used by %output")))
+
+
 def test_what_was_not_found_is_listed():
     drawing = near_miss(MISS)
     unfound = [row[1] for row in drawing.table.rows if row[2] == "not found"]
