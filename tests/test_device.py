@@ -1,4 +1,4 @@
-"""The kernel's two ways to divide by a scale, in exact arithmetic. What the hardware rounds is rounded from fractions."""
+"""The kernel's two ways to divide by a scale, in exact arithmetic: what hardware rounds is rounded from fractions."""
 
 from __future__ import annotations
 

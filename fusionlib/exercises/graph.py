@@ -143,6 +143,8 @@ _CHANGE = (
 
 
 def _judge_change(answer: Callable) -> str | None:
+    if not callable(answer):
+        return "answer with a function of a graph, which changes it in place"
     for fn, left in _CHANGE:
         module = _traced(fn)
         given, x = _spelled(module.graph), torch.linspace(-2.0, 2.0, 6).view(2, 3)
@@ -152,9 +154,9 @@ def _judge_change(answer: Callable) -> str | None:
         module.recompile()
         negations = sum(node.target is aten.neg.default for node in module.graph.nodes)
         if not _same(module(x), expected):
-            return f"the graph {given} computes something else afterwards"
+            return f"the graph “{given}” computes something else afterwards"
         if negations != left:
-            return f"of the graph {given} {negations} negations are left, and {left} are needed"
+            return f"of the graph “{given}” {negations} negations are left, and {left} are needed"
     return None
 
 
@@ -203,6 +205,8 @@ def _uuid(source: str, factor: float) -> str:
 
 
 def _judge_uuid(answer: Callable) -> str | None:
+    if not callable(answer):
+        return "answer with a function of source and factor"
     source, other = (_NoHash(f"def edit(graph): {body}") for body in ("pass", "return"))
     first = answer(source, 2.0)
     if not isinstance(first, str | bytes):

@@ -45,12 +45,14 @@ def traced_finds(search: TracedPass, fn: Callable, *tensors: Tensor) -> int:
     return search.fired - before
 
 
+@functools.cache
 def stock_pass() -> TracedPass:
     """The traced patterns for the spellings' sizes, with vLLM's norm and quantisation."""
     shape = HeadShape(HEADS, GatedNorm.vllm(HEAD_DIM))
     return TracedPass([shape], [GroupQuant.vllm(HEAD_DIM)], devices=("cpu",))
 
 
+@functools.cache
 def run_change(name: str) -> bool:
     """Whether the traced pattern fires on one of `CHANGES`."""
     (spelling,) = (spelling for spelling in SPELLINGS if spelling.name == CHANGES[name])
@@ -63,14 +65,14 @@ def _judge_changes(answer: Any) -> str | None:
     if not isinstance(answer, Mapping) or set(answer) != set(CHANGES):
         return f"answer with a dict of True or False for each of {', '.join(CHANGES)}."
     if not all(isinstance(value, bool) for value in answer.values()):
-        return "every value must be True (it fuses) or False."
+        return "every value must be True (it fires) or False (it does not)."
     right = sum(answer[name] == run_change(name) for name in CHANGES)
     return None if right == len(CHANGES) else f"{right} of {len(CHANGES)} are right."
 
 
 WHICH_FIRE = Exercise(
     "matching/which-fire",
-    "For each change: does the traced pattern still fire? True or False for each.",
+    "For each change: does the traced pattern still fire? Answer with a dict of True or False.",
     _judge_changes,
     {name: row in FOUND for name, row in CHANGES.items()},
     (
@@ -262,7 +264,7 @@ def _examine(fn: Any) -> str | None:
         report = explain(fn, *tensors)
     if report.refused:
         site = report.refused[0]
-        return f"refused with {site.code} at {site.line}: expected {site.expected}; found {site.found}."
+        return f"it is refused with {site.code} at {site.line}: expected {site.expected}; found {site.found}."
     if len(report.fused) != 1:
         return f"{len(report.fused)} sites were fused where there should be one; is there a cast to FP8 in it?"
     return None
@@ -289,7 +291,7 @@ def _wrong_value(outputs: Any, tensors: tuple[Tensor, ...]) -> str | None:
 
 FIX_IT = Exercise(
     "matching/fix-it",
-    "Change refused_twice, without changing what it is for, until the semantic matcher fuses it.",
+    "Change refused_twice until the semantic matcher fuses it; what it computes may change by roundings only.",
     _examine,
     _fixed,
     (refused_twice, _fixed_scale_only, _other_gate, _not_quantised, one_scale, 448.0),

@@ -102,7 +102,8 @@ def compile_fused(
     """Compile the fused kernel for `target` (a key of `TARGETS`) without a GPU.
 
     Pointers and token strides are taken as divisible by 16, as they are for the shapes models use. `gate` overrides the
-    gate's layout (contiguous by default); `rows`, `num_warps` and `tiles` override the launch heuristic's choice for a prefill.
+    gate's layout (contiguous by default); `rows`, `num_warps` and `tiles` override the launch heuristic's choice for
+    a prefill.
 
     Raises:
         ValueError: for a target that is not in `TARGETS`.

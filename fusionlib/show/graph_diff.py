@@ -190,7 +190,7 @@ def _controls(layout: Layout, labels: Mapping, views: list[_View], both: _View) 
             {
                 "steps": steps, "active": 0, "y": 1 + (ABOVE - 76) / height, "yanchor": "top",
                 "pad": {"t": 0, "b": 0},
-                "currentvalue": {"prefix": "played up to step ", "font": {"size": 13}, "offset": 6},
+                "currentvalue": {"prefix": "slider at step ", "font": {"size": 13}, "offset": 6},
             }
         ],
     }  # fmt: skip

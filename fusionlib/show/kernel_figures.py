@@ -81,13 +81,13 @@ def touch_map(view: View, program: int | None = None, where: str = "") -> Drawin
     mine = [access for access in accesses if access.program == chosen]
     return Drawing(
         fig,
-        caption=f"What each program of {view.version.name} touches{', ' + where if where else ''}.",
+        caption=f"What each program of version {view.version.number} touches{', ' + where if where else ''}.",
         alt=(
             f"{len(names)} strips, one for each argument of the kernel. Each shows the argument's memory from its "
             "first element on; what one program loads or stores is coloured, what the others do is pale. A slider "
             "changes the program."
         ),
-        summary=f"Program {chosen} of {view.programs} {'; '.join(map(_touch_words, mine))}.",
+        summary=f"Program {chosen} (of 0 to {view.programs - 1}) {'; '.join(map(_touch_words, mine))}.",
         table=Table(
             "What every program touches",
             ("program", "access", "argument", "elements", "bytes", "runs as first+length"),
@@ -241,7 +241,11 @@ def census_bars(censuses: Sequence[Census], labels: Sequence[str] | None = None,
         if len(counts := {count(census) for census in censuses}) == 1
     ]
     spills = sum(census.spills for census in censuses)
-    words = [f"The {len(names)} listings agree on {', '.join(same)}." if same else "No count is the same on all."]
+    words = [
+        f"The {len(names)} listings agree on {', '.join(same)}."
+        if same
+        else f"No count is the same in all {len(names)} listings."
+    ]
     words.append("None of them spills a register." if not spills else f"Together they spill {spills} registers.")
     return Drawing(
         fig,

@@ -109,8 +109,8 @@ def _pairs(site: Site, told: dict[str, _Told]) -> Iterator[_Pair]:
         yield _Pair(part, what, told.get(node, _Told(node)))
 
 
-def _unreached(site: Site) -> list[str]:
-    """The parts every match has and this one did not come to."""
+def _unfound(site: Site) -> list[str]:
+    """The parts that every match has and this one did not find."""
     if site.fused:
         return []
     found = {role for role, _ in site.pairs}
@@ -127,11 +127,11 @@ def _figure(site: Site, pairs: list[_Pair], stop: _Told | None) -> go.Figure:
     y = float(len(pairs))
     if stop is not None:
         y = _stopped(fig, site, stop, y, places)
-        y = _rest(fig, _unreached(site), y)
+        y = _rest(fig, _unfound(site), y)
     y = _below(fig, site, y)
     fig.update_xaxes(visible=False, range=[0, 100], fixedrange=True)
     fig.update_yaxes(visible=False, range=[y, -1.3], fixedrange=True)
-    for x, text, anchor in ((LEFT, "pattern", "right"), (RIGHT, "graph", "left")):
+    for x, text, anchor in ((LEFT, "part of the computation", "right"), (RIGHT, "node that plays it", "left")):
         shift = 12 if anchor == "left" else -12
         fig.add_annotation(
             x=x, y=-1, text=f"<b>{text}</b>", showarrow=False, xanchor=anchor, xshift=shift, font={"size": 14}
@@ -159,7 +159,10 @@ def _matched(fig: go.Figure, pairs: list[_Pair], places: dict[str, float]) -> No
 
 def _stopped(fig: go.Figure, site: Site, stop: _Told, y: float, places: dict[str, float]) -> float:
     """The failing pair below the matched ones; returns where the next row goes."""
-    found = "" if site.found.startswith(f"%{stop.name} =") else f"found: {_short(site.found)}"
+    beyond = site.found.removeprefix(
+        f"%{stop.name} = {stop.operation} ({stop.tensor})"
+    ).strip()  # the node is beside it
+    found = f"found: {_short(beyond)}" if beyond and not beyond.startswith(f"%{stop.name} =") else ""
     again = f"the same node as in {int(places[stop.name]) + 1}" if stop.name in places else ""
     left = ["<b>expected</b>", *_small(_short(site.expected), "left")]
     right = [f"<b>{escape(stop.name)}</b>", *_small(stop.short, "right"), *_small(again, "right")]
@@ -185,13 +188,13 @@ def _stopped(fig: go.Figure, site: Site, stop: _Told, y: float, places: dict[str
 
 
 def _rest(fig: go.Figure, parts: list[str], y: float) -> float:
-    """The parts that were not reached, one line each."""
+    """The parts that were not found, one line each."""
     if not parts:
         return y
     rows = [y + 0.62 * index for index in range(len(parts))]
     _labels(fig, LEFT, rows, [escape(part) for part in parts], [escape(PARTS[part]) for part in parts])
     _markers(fig, LEFT, rows, "circle-open", "grey")
-    _labels(fig, RIGHT, rows[:1], ["<i>not reached</i>"], ["matching stopped before"])
+    _labels(fig, RIGHT, rows[:1], ["<i>not found</i>"], ["matching stopped before"])
     return rows[-1] + 0.8
 
 
@@ -297,6 +300,6 @@ def _table(site: Site, pairs: list[_Pair], stop: _Told | None) -> Table:
         rows.append(("stop", "", stop.name, stop.operation, stop.tensor, stop.source))
         words = (("expected", site.expected), ("found", site.found), ("fix", site.fix))
         rows += [("", head, "", "", "", text) for head, text in words]
-        rows += [("", part, "not reached", "", "", "") for part in _unreached(site)]
+        rows += [("", part, "not found", "", "", "") for part in _unfound(site)]
     columns = ("", "part", "node", "operation", "dtype and shape", "source, or in words")
     return Table("The pairs, one by one", columns, rows)

@@ -80,8 +80,12 @@ def written_norm(
     weight_view: bool = True,
     commuted: bool = False,
 ) -> torch.Tensor:
-    """vLLM's norm of x [..., head_dim], step by step as in `reference.rms_norm_gated`; returns x's shape and dtype."""
-    rows, gates = (t.reshape(-1, t.shape[-1]).unflatten(1, (-1, x.shape[-1])).float() for t in (x, gate))
+    """vLLM's norm of x [..., head_dim], step by step as in `reference.rms_norm_gated`.
+
+    Returns x's shape and dtype.
+    """
+    flat = (t.reshape(-1, t.shape[-1]) for t in (x, gate))
+    rows, gates = (t.unflatten(1, (-1, x.shape[-1])).float() for t in flat)
     activated = activation(gates)
     value = scale(rows, square(rows).mean(-1, keepdim=True) + eps)
     factor = weight.float() + weight_offset

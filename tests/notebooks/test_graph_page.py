@@ -79,7 +79,7 @@ def test_the_buttons_switch(page, recording):
     press(page, 2)
     assert len(labels(page)) == drawn - len(playback.removed)
     assert "rsqrt" not in labels(page) and "rms_norm_gated_" in labels(page)
-    assert page.text_content(".slider-group .slider-label") == f"played up to step {len(recording.events)}"
+    assert page.text_content(".slider-group .slider-label") == f"slider at step {len(recording.events)}"
 
 
 def test_the_slider_plays(page, recording):

@@ -66,7 +66,7 @@ def test_a_match_has_no_failing_pair():
     drawing = near_miss(MATCH)
     assert not lines(drawing, "dash") and PALETTE["vermillion"] not in drawing.fig.to_json()
     assert "6 parts were found in 5 nodes" in drawing.summary and MATCH.what in drawing.summary
-    assert "not reached" not in texts(drawing) and "stop" not in [row[0] for row in drawing.table.rows]
+    assert "not found" not in texts(drawing) and "stop" not in [row[0] for row in drawing.table.rows]
 
 
 def test_the_failing_pair_is_marked_by_dash_and_symbol_and_said_in_words():
@@ -82,13 +82,19 @@ def test_the_failing_pair_is_marked_by_dash_and_symbol_and_said_in_words():
     assert MISS.code in drawing.caption and "%amax" in drawing.alt
 
 
-def test_what_was_not_reached_is_listed():
+def test_a_node_is_not_described_twice_but_what_is_said_of_it_is_shown():
+    itself = "%amax = aten.amax.default (float32 [6, 4, 1])"
+    assert "found: " not in texts(near_miss(replace(MISS, found=itself)))
+    assert "found: also used by %output" in texts(near_miss(replace(MISS, found=f"{itself} also used by %output")))
+
+
+def test_what_was_not_found_is_listed():
     drawing = near_miss(MISS)
-    unreached = [row[1] for row in drawing.table.rows if row[2] == "not reached"]
-    assert unreached == ["amax", "normed", "rsqrt", "mean", "square", "x", "gate"]
+    unfound = [row[1] for row in drawing.table.rows if row[2] == "not found"]
+    assert unfound == ["amax", "normed", "rsqrt", "mean", "square", "x", "gate"]
     opaque = replace(MISS, pairs=(("opaque quantisation", "cast"),))
-    unreached = [row[1] for row in near_miss(opaque).table.rows if row[2] == "not reached"]
-    assert unreached == ["normed", "rsqrt", "mean", "square", "x", "gate"]
+    unfound = [row[1] for row in near_miss(opaque).table.rows if row[2] == "not found"]
+    assert unfound == ["normed", "rsqrt", "mean", "square", "x", "gate"]
 
 
 def test_the_table_says_the_same():

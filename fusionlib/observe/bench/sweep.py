@@ -19,7 +19,7 @@ from fusionlib.observe.bench.run import Say, Settings, heuristic, make_buffers
 from fusionlib.observe.bench.timer import Timer, copies_for
 from fusionlib.observe.bench.variants import Call, fused_call, light_call
 
-#: Values to try for each field of LaunchConfig. Its loop over tiles prefetches by itself, so there is no number of stages to try.
+#: Values to try for each field of LaunchConfig. The loop over tiles loads ahead by itself: no stages to try.
 GRID: dict[str, tuple[Any, ...]] = {
     "rows": (1, 2, 4, 8, 16, 32),
     "num_warps": (1, 2, 4, 8, 16),
