@@ -1,4 +1,4 @@
-"""What a kernel's machine code is made of, an element: a figure that compares kernels with unlike shares of the work."""
+"""What a kernel's machine code is made of, an element: kernels with unlike shares of the work are compared by it."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def machine_bars(code: Mapping[str, tuple[Mapping[str, int], int]], of: str) -> 
     )  # fmt: skip
     fig.update_yaxes(autorange="reversed", showgrid=False)
     fig.update_xaxes(title_text="machine instructions an element", range=[0, 1.12 * max(totals.values())])
-    fig.update_layout(
-        barmode="stack", height=230 + 52 * len(names), bargap=0.3, margin={"t": 16, "b": 150},
-        legend={"orientation": "h", "yanchor": "top", "y": -110 / (64 + 52 * len(names)), "x": 0, "traceorder": "normal"},
-    )  # fmt: skip
+    legend = {"orientation": "h", "yanchor": "top", "x": 0, "traceorder": "normal"}
+    legend["y"] = -60 / (64 + 52 * len(names))
+    height = 230 + 52 * len(names)
+    fig.update_layout(barmode="stack", height=height, bargap=0.3, margin={"t": 16, "b": 150}, legend=legend)
     first, last = names[0], names[-1]
     changed = sorted(kinds, key=lambda kind: each[last][kind] - each[first][kind])
     most = changed[0]
     return Drawing(
         fig,
         caption=f"Machine instructions an element, {of}.",
-        alt=f"Stacked horizontal bars for {len(names)} kernels, one colour a kind of instruction, their sum at the end.",
+        alt=f"Stacked horizontal bars for {len(names)} kernels, one colour a kind of instruction, the sum at the end.",
         summary=(
             f"From {totals[first]:.1f} instructions an element in “{first}” to {totals[last]:.1f} in “{last}”, "
             f"{totals[last] / totals[first]:.0%}. The kind that changed most for the better is “{most}”: "

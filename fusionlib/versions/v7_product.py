@@ -11,8 +11,9 @@ quotient of one product and one fused multiply-add. The weight is loaded in the 
 where it is, so that threads exchange nothing through shared memory and wait at no barrier. AMD's compiler gets the
 portable spelling of the same.
 
-The launch follows the number of rows (`fusionlib.kernel.choose_launch`), because sixteen rows a program are right for no
-single token. A large call gets two tiles a program: the second one's loads fly while the first one is computed.
+The launch follows the number of rows (`fusionlib.kernel.choose_launch`), because sixteen rows a program suit a
+prefill and not one token. A large call gets two tiles a program: the second one's loads fly while the first one is
+computed.
 
 Napkin: 5.03 bytes an element, as before. From here on the time is the memory's, or, for few tokens, the chain's.
 """
