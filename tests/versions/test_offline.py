@@ -100,7 +100,7 @@ def test_the_listing_taught_version_7_something(compiled):
 
 
 def test_the_second_tile_is_on_its_way_before_the_first_is_stored(compiled):
-    """x and gate of four rows, and the weight of one: the assembler makes one load of its two, and sinks none too far."""
+    """x and gate of four rows, and the weight: the assembler makes one load of its two, and sinks none too far."""
     code = machine_code(compiled[7][0])
     first_store = next(place for place, name in enumerate(code) if name.startswith("STG"))
     loads = [place for place, name in enumerate(code) if name.startswith("LDG")]
