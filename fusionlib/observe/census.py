@@ -1,6 +1,7 @@
 """What the compiled kernel is made of: an instruction census, and each source line beside what it became.
 
-Counts are of instructions in the listing, hence for one thread (a loop's body counts once; the kernel has none). The
+Counts are of instructions in the listing, hence for one thread (a loop's body counts once; the kernel has none).
+Instructions that a kernel spells itself, as inline PTX, are in the listing like the compiler's and count like them. The
 two vendors' words for the same things are told apart here and nowhere else. Sources: NVIDIA's PTX ISA; AMD's CDNA3 and
 CDNA4 ISA documents; LLVM's AMDGPU backend for the assembler's spellings.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from fusionlib.observe.codegen import Listing
 
-_PTX_INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z][\w.:]*)\s*(.*?);", re.M)
+_PTX_INSTRUCTION = re.compile(r"^\s*(?:@!?%?\w+\s+)?([a-z][\w.:]*)\s*(.*?);", re.M)
 _AMD_INSTRUCTION = re.compile(r"^\s+((?:s|v|ds|global|buffer|flat|scratch)_[a-z]\w*)[ \t]*([^;\n]*)", re.M)
 _PTX_MEMORY = re.compile(r"(ld|st)\.(global|shared)(?:\.(?!v\d)[\w:]+)*?(?:\.v(\d))?\.[bsuf](\d+)$")
 _AMD_MEMORY = re.compile(r"(?:global|buffer|flat)_(load|store)_(?:lds_)?(dword|[us]?byte|[us]?short)(?:x(\d))?")
@@ -43,7 +44,8 @@ class Census:
         fp8_conversions: from float32 to FP8, each of two values.
         shuffles: exchanges between lanes (shfl; DPP, permute and swizzle).
         barriers: of the whole block.
-        divisions: correctly rounded ones; on AMD each is a sequence that one v_div_fixup ends.
+        divisions: correctly rounded ones, where the compiler was asked for one; on AMD each is a sequence that one
+            v_div_fixup ends. A quotient that the kernel makes of multiply-adds counts as these.
         reciprocals: approximate divisions and reciprocals outside of `divisions`.
         fused_multiply_adds: instructions; a packed one of AMD's counts once. Of AMD's, `divisions` take some.
         registers, spills: a thread's, as in `codegen.Resources`.
@@ -140,9 +142,9 @@ def kernel_source() -> list[str]:
 def by_source_line(listing: Listing) -> dict[int, list[str]]:
     """The instructions that each line of kernel.py became, by line number, in the order of the listing.
 
-    Read from the assembly's `.loc` directives. Code inlined from elsewhere (Triton's `sum`) counts for the line of
-    kernel.py that called it; inlined helpers of kernel.py count for their own lines. Instructions of no line (loading
-    arguments, mostly) are left out.
+    Read from the assembly's `.loc` directives. Code inlined from elsewhere (Triton's `sum`, fusionlib's device.py and
+    ptx.py) counts for the line of kernel.py that called it; inlined helpers of kernel.py count for their own lines.
+    Instructions of no line (loading arguments, mostly) are left out.
     """
     ptx = "ptx" in listing.stages
     lines: dict[int, list[str]] = {}

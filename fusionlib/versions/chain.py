@@ -7,14 +7,18 @@ between an addition and a load from memory, which a listing does not say. PTX fo
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from dataclasses import dataclass
 
 from fusionlib.observe.codegen import Listing
 
-_INSTRUCTION = re.compile(r"^\s*(?:@!?(%p\d+)\s+)?([a-z][\w.:]*)\s*([^;\n]*);", re.M)
+_INSTRUCTION = re.compile(r"^\s*(?:@!?(%[a-z]+\d+)\s+)?([a-z][\w.:]*)\s*([^;\n]*);", re.M)
 _REGISTER = re.compile(r"%[a-z]+\d+")
+# Inline PTX: a block with registers of its own, whose names are any words and mean something else in the next block.
+_BLOCK = re.compile(r"^\s*\{\s*\n((?:\s*\.reg\s+\.\w+\s+\w+\s*;\s*\n)+)(.*?)^\s*\}\s*$", re.M | re.S)
+_OWN = re.compile(r"\.reg\s+\.\w+\s+(\w+)\s*;")
 _NO_RESULT = ("st.", "bar.", "barrier.", "bra", "ret")
 #: What a reader should see of a chain: name -> pattern of the mnemonic.
 KINDS = {
@@ -60,7 +64,7 @@ def longest_chain(listing: Listing) -> Chain:
     writer: dict[str, int] = {}
     barrier: int | None = None
     shared_stores: list[int] = []
-    for predicate, name, operands in _INSTRUCTION.findall(listing.stages["ptx"]):
+    for predicate, name, operands in _INSTRUCTION.findall(_one_scope(listing.stages["ptx"])):
         if name.startswith("bra") and "$L__BB" in operands and not predicate:
             raise ValueError("the listing has a loop; chains are read from straight lines")
         result, sources = _operands(name, operands)
@@ -87,6 +91,19 @@ def longest_chain(listing: Listing) -> Chain:
         path.append(names[link])
         link = before[link]
     return Chain(tuple(reversed(path)), len(names))
+
+
+def _one_scope(text: str) -> str:
+    """PTX in which the registers that a block declares for itself have names like all others, each used once."""
+    numbers = itertools.count()
+
+    def renamed(block: re.Match[str]) -> str:
+        body = re.sub(r"//[^\n]*", "", block[2])
+        for name in _OWN.findall(block[1]):
+            body = re.sub(rf"(?<![%.\w]){name}(?![.\w])", f"%own{next(numbers)}", body)
+        return body
+
+    return _BLOCK.sub(renamed, text)
 
 
 def _operands(name: str, text: str) -> tuple[list[str], list[str]]:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from fusionlib.kernel import choose_launch
+from fusionlib.layout import row_layout
 from fusionlib.observe.codegen import _POINTEE, TARGETS, Listing, compile_fused
 from fusionlib.spec import GatedNorm, GroupQuant
 from fusionlib.versions.case import Launch
 from fusionlib.versions.registry import Version
+
+
+def _known(target: str) -> None:
+    if target not in TARGETS:
+        raise ValueError(f"target {target!r} is unknown; choose one of {', '.join(TARGETS)}")
 
 
 def compile_launch(launch: Launch, target: str) -> Listing:
@@ -22,8 +29,7 @@ def compile_launch(launch: Launch, target: str) -> Listing:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    if target not in TARGETS:
-        raise ValueError(f"target {target!r} is unknown; choose one of {', '.join(TARGETS)}")
+    _known(target)
     names = launch.kernel.arg_names
     signature, aligned = {}, []
     for name in names:
@@ -62,15 +68,23 @@ def compile_version(
     """Compile each kernel of `version` as it is launched for `tokens` tokens of `heads` heads.
 
     The gate is contiguous, but for versions that follow strides it is Qwen3-Next's, strides (heads * 384, 768, 1).
+    Version 7 takes the launch that the library would choose.
+
+    Raises:
+        ValueError: for a target that is not in `observe.codegen.TARGETS`.
     """
     norm, quant = norm or GatedNorm.qwen3_next(), quant or GroupQuant()
     hidden = heads * norm.norm_size
-    if version.launches is None:
-        return [compile_fused(target, norm, quant, hidden=hidden, x_dtype=x_dtype)]
+    _known(target)
     x, gate = torch.empty(2, tokens, heads, norm.norm_size, dtype=x_dtype, device="meta")
     if version.strided:
         two = 2 * norm.norm_size
         gate = torch.empty(tokens, heads // 2, 3 * two, dtype=x_dtype, device="meta")[..., -two:]
+    if version.launches is None:
+        unit = max(norm.norm_size, quant.group_size)
+        config = choose_launch(tokens * hidden // unit, unit, TARGETS[target][2])
+        launch = {"rows": config.rows, "num_warps": config.num_warps, "tiles": config.tiles}
+        return [compile_fused(target, norm, quant, hidden=hidden, x_dtype=x_dtype, gate=row_layout(gate), **launch)]
     weight = torch.empty(norm.norm_size, dtype=x_dtype, device="meta")
     codes = torch.empty(tokens, hidden, dtype=quant.dtype, device="meta")
     scale = torch.empty(tokens, heads, dtype=torch.float32, device="meta")

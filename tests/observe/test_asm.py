@@ -26,7 +26,9 @@ def test_the_census_of_every_target_is_the_default(capsys):
     assert call() == 0
     out = capsys.readouterr().out
     assert [line.split()[1] for line in out.splitlines() if line.startswith("target")] == list(TARGETS)
-    assert out.count("3 x 16 bytes") == len(TARGETS)
+    loads = [" ".join(line.split()[1:]) for line in out.splitlines() if line.startswith("loads")]
+    # x and gate four times each; the weight twice in PTX, once in AMDGCN (tests/observe/test_census.py says why)
+    assert loads == ["10 x 16 bytes" if TARGETS[target][0] == "cuda" else "9 x 16 bytes" for target in TARGETS]
 
 
 @needs_triton
@@ -65,7 +67,7 @@ def test_compare(capsys):
     assert call("--compare", "sm_90", "gfx950") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["sm_90", "|", "gfx950"]
-    (at,) = (i for i, line in enumerate(lines) if "x = tl.load(x_ptr" in line)
+    (at,) = (i for i, line in enumerate(lines) if "return tl.load(ptr" in line)
     block = lines[at + 1 : lines.index("", at)]
     assert any("ld.global.v4.b32" in line.split("|")[0] for line in block)
     assert any("load_dwordx4" in line.split("|")[1] for line in block)

@@ -6,6 +6,7 @@ import torch
 from fusionlib import GatedNorm, GroupQuant
 from fusionlib.layout import RowLayout
 from fusionlib.observe.codegen import TARGETS, compile_fused
+from fusionlib.observe.machine import machine_code
 
 triton = pytest.importorskip("triton", reason="Triton is not installed on this platform")
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -59,17 +60,20 @@ def test_instructions(target, shape, gate):
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if is_cuda(t)])
 def test_no_multiply_and_add_is_contracted(target):
-    """Two fused multiply-adds an element are the residual step of its division, and those of a row are known.
+    """One fused multiply-add an element is its quotient's last step, and those of a row are known.
 
     A row has one for each square but the first, one for eps (its product is exact), two for the division by the largest
-    FP8 value and two for the scale's reciprocal. Any other would skip a rounding.
+    FP8 value, two for the scale's reciprocal and one for what that leaves. Any other would skip a rounding. The
+    assembler may contract, too; the machine code shows that it did not.
     """
     listing = compile_fused(target, GatedNorm.qwen3_next(), GroupQuant(), rows=16, num_warps=8)
     elements_a_thread = 16 * 128 // (8 * 32)
     a_row = (elements_a_thread - 1) + 1 + 2 + 2
-    assert listing.count(r"fma\.rn\.f32") == 2 * elements_a_thread + a_row
+    assert listing.count(r"fma\.rn\.f32") == elements_a_thread + a_row + 1
+    assert sum(name.startswith("FFMA") for name in machine_code(listing)) == elements_a_thread + a_row + 1
     reciprocal = compile_fused(target, GatedNorm.qwen3_next(), GroupQuant.aiter(), rows=16, num_warps=8)
     assert reciprocal.count(r"fma\.rn\.f32") == a_row
+    assert sum(name.startswith("FFMA") for name in machine_code(reciprocal)) == a_row
 
 
 @pytest.mark.parametrize("target", TARGETS)
