@@ -105,6 +105,7 @@ fp8_conversion = Exercise(
     judge=_fp8_conversion,
     solution="cvt.rn.satfinite.e4m3x2.f32",
     traps=(
+        "cvt.rn.bf16x2.f32",
         "cvt.rn.bf16.f32",
         "cvt.f32.bf16",
         "cvt.rn.satfinite.e5m2x2.f32",

@@ -1,11 +1,11 @@
-"""Figures about the kernel's speed: the reference survey's, and what was measured here and now; never both in one.
+"""Figures about the kernel's speed: the reference survey's, our record's, and what is measured here; never two in one.
 
 Each builder takes data and returns the drawing with a sentence that states what this data shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
@@ -64,6 +64,57 @@ def survey_shares(table: NumberTable, hardware: str) -> Drawing:
             [
                 (table.labels[name], *("–" if value is None else f"{value:.2f}" for value in values))
                 for name, values in table.rows.items()
+            ],
+        ),
+    )
+
+
+def recorded_shares(shares: Mapping[str, Mapping[int, float]], where: str) -> Drawing:
+    """Lines of this project's own record: the share of the light that the library's kernel reached, over tokens.
+
+    Args:
+        shares: case -> tokens -> the light's time over the kernel's, of the same bytes.
+        where: what it was measured on.
+
+    Raises:
+        ValueError: if there is nothing in it.
+    """
+    if not shares or not all(shares.values()):
+        raise ValueError("no shares: each case needs at least one size")
+    fig = go.Figure()
+    dashes, symbols = ("solid", "dash", "dot", "dashdot", "longdash"), ("circle", "square", "diamond", "x", "cross")
+    for number, (case, series) in enumerate(shares.items()):
+        sizes = sorted(series)
+        fig.add_scatter(
+            x=sizes, y=[100 * series[size] for size in sizes], mode="lines+markers", name=escape(case),
+            line={"color": PALETTE[_COLOURS[number % 8]], "width": 2.5, "dash": dashes[number % 5]},
+            marker={"size": 9, "symbol": symbols[number % 5]},
+            hovertemplate="%{x} tokens: %{y:.1f} %<extra>" + escape(case) + "</extra>",
+        )  # fmt: skip
+    columns = sorted({size for series in shares.values() for size in series})
+    fig.add_hline(y=100, line={"dash": "dash", "width": 1.5, "color": PALETTE["grey"]})
+    fig.update_xaxes(type="log", tickvals=columns, ticktext=list(map(str, columns)), title_text="tokens")
+    fig.update_yaxes(title_text="share of the light, %")
+    fig.update_layout(
+        height=420, legend={"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0}, margin={"t": 24, "b": 110}
+    )
+    words = []
+    for case, series in shares.items():
+        least, most = min(series, key=series.__getitem__), max(series, key=series.__getitem__)
+        words.append(
+            f"{case}: {series[least]:.0%} of the light at {least} tokens, the least, {series[most]:.0%} at {most}."
+        )
+    return Drawing(
+        fig,
+        caption=f"The library's kernel, {where}.",
+        alt=f"{len(shares)} lines over the number of tokens, with a dashed line at 100 %, the light.",
+        summary=" ".join(words),
+        table=Table(
+            "Share of the light, by tokens",
+            ("case", *map(str, columns)),
+            [
+                (case, *(f"{series[size]:.3f}" if size in series else "–" for size in columns))
+                for case, series in shares.items()
             ],
         ),
     )

@@ -198,7 +198,7 @@ VERSIONS: tuple[Version, ...] = (
     Version(
         7,
         "the library's kernel",
-        "The same arithmetic for every norm, quantisation and layout, and a launch that follows the number of rows.",
+        "Every norm, quantisation and layout; what the listing of version 6 taught; a launch that follows the rows.",
         "correct",
         True,
         1,

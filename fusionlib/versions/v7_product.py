@@ -1,10 +1,19 @@
 """Version 7: the library's own kernel, `fusionlib.kernel`. Not a copy: this file only calls it.
 
-The arithmetic is version 5's and the addresses are version 6's. What it adds is everything that a model may come with:
-any norm and group size of which one divides the other, gates first (Mamba2), sigmoid gates, every rounding point, every
-floor and scale format, column-major and packed scales, two levels of strides, rows that end inside a block, NaN and
-infinity that arrive where eager's do; and a launch heuristic (`fusionlib.kernel.choose_launch`), because sixteen rows a
-program is right for a prefill and wrong for one token.
+The results are version 5's and the addresses version 6's. It adds everything that a model may come with: any norm and
+group size of which one divides the other, gates first (Mamba2), sigmoid gates, every rounding point, every floor and
+scale format, column-major and packed scales, two levels of strides, rows that end inside a block, NaN and infinity that
+arrive where eager's do.
+
+And it adds what the listing of version 6 taught. On NVIDIA the kernel asks for some instructions by name
+(`fusionlib.ptx`): two values rounded to bf16 in one conversion, a sigmoid without guards against what cannot matter, a
+quotient of one product and one fused multiply-add. The weight is loaded in the shape of x and the scale stored from
+where it is, so that threads exchange nothing through shared memory and wait at no barrier. AMD's compiler gets the
+portable spelling of the same.
+
+The launch follows the number of rows (`fusionlib.kernel.choose_launch`), because sixteen rows a program suit a
+prefill and not one token. A large call gets two tiles a program: the second one's loads fly while the first one is
+computed.
 
 Napkin: 5.03 bytes an element, as before. From here on the time is the memory's, or, for few tokens, the chain's.
 """

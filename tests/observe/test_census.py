@@ -44,7 +44,7 @@ def test_the_census_of_one_tile(target):
     found = census(one_tile(target))
     assert (found.target, found.loads, found.stores) == (target, ((16, 3),), ((4, 1), (8, 1)))
     assert found.fp8_conversions == (0 if emulated(target) else ELEMENTS // 2)
-    assert found.shuffles == (8 if is_cuda(target) else 12)  # log2(16 lanes) for each of two sums; AMD's take more
+    assert found.shuffles == (8 if is_cuda(target) else 12)  # log2(16) for each of two reductions; AMD takes more
     assert (found.barriers, found.shared) == ((0, 0) if is_cuda(target) else (1, 2))
     assert found.divisions == (0 if is_cuda(target) else 2)  # the scale and its reciprocal
     assert found.reciprocals == ELEMENTS + is_cuda(target)  # the gate's; and the scale's, where it is no division

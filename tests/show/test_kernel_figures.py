@@ -128,3 +128,14 @@ def test_timings_say_which_is_fastest():
     assert list(bars.error_x.array) == pytest.approx([0.9, 0.3])
     assert drawing.summary == "Version 7 takes 4.50 µs, version 1 9.00 µs: 2.00 times as long."
     assert drawing.caption == "Measured here: a GPU, 64 tokens."
+
+
+def test_our_record_is_told_by_case():
+    drawing = kernel_speed.recorded_shares({"a <gate>": {8192: 0.97, 1: 0.88}, "b": {1: 0.9}}, "measured on a GPU")
+    first, second = drawing.fig.data
+    assert first.name == "a &lt;gate&gt;" and list(first.x) == [1, 8192] and list(first.y) == [88, 97]
+    assert list(second.x) == [1]
+    assert drawing.summary.startswith("a <gate>: 88% of the light at 1 tokens, the least, 97% at 8192. b: 90%")
+    assert drawing.table.rows[1] == ("b", "0.900", "–")
+    with pytest.raises(ValueError, match="no shares"):
+        kernel_speed.recorded_shares({"a": {}}, "nowhere")
