@@ -90,8 +90,9 @@ class BlockFP8Linear(nn.Module):
     def product(self, codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The product of quantised activations [tokens, in] with the weight: [tokens, out] of `dtype`."""
         if self._has_block_scaled_mm(codes, dtype):
-            recipe = torch.nn.functional.ScalingType
-            return torch.nn.functional.scaled_mm(
+            tokens, recipe = codes.shape[0], torch.nn.functional.ScalingType
+            codes, scale = _fill_rows(codes, scale)
+            product = torch.nn.functional.scaled_mm(
                 codes,
                 self.codes.t(),
                 scale_a=scale,
@@ -100,6 +101,7 @@ class BlockFP8Linear(nn.Module):
                 scale_recipe_b=recipe.BlockWise128x128,
                 output_dtype=dtype,
             )
+            return product[:tokens]
         activation = reference.dequantise(codes, scale, self.quant)
         return (activation @ self.dequantised_weight().t()).to(dtype)
 
@@ -117,6 +119,15 @@ class BlockFP8Linear(nn.Module):
             and dtype is torch.bfloat16
             and (quant.dtype, quant.group_size, quant.scale_layout) == (torch.float8_e4m3fn, BLOCK, "column_major")
         )
+
+
+def _fill_rows(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same rows, and zeros up to a multiple of 4 tokens: cuBLAS wants column-major scales 16 bytes apart."""
+    missing = -codes.shape[0] % 4
+    if not missing:
+        return codes, scale
+    filled = torch.nn.functional.pad(codes.view(torch.uint8), (0, 0, 0, missing)).view(codes.dtype)
+    return filled, torch.nn.functional.pad(scale.t(), (0, missing)).t()
 
 
 def quantise_blocks(

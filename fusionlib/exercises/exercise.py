@@ -71,4 +71,6 @@ class Exercise:
 
     def solve(self) -> None:
         """Print the solution."""
-        print(f"Solution: {self.solution_text or repr(self.solution)}\n{self.explanation}".rstrip())
+        print(f"Solution: {self.solution_text or repr(self.solution)}")
+        if self.explanation:
+            _say(self.explanation)

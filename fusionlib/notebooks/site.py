@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib import resources
@@ -26,6 +26,7 @@ from traitlets.config import Config
 from fusionlib.notebooks.catalogue import describe
 from fusionlib.notebooks.errors import SiteError
 from fusionlib.notebooks.figures import figure_html
+from fusionlib.notebooks.parameters import HEADLESS
 from fusionlib.show.figure import CAPTION_ROLE, PLOTLY_MIME
 
 LIGHT_STYLE = "default"
@@ -115,9 +116,10 @@ def render_page(path: Path, page: Page, *, before: Page | None = None, after: Pa
     )
     node = nbformat.read(path, as_version=4)
     node.metadata.pop("widgets", None)
+    node.cells = [cell for cell in node.cells if not _says_headless_only(cell)]
     for cell in node.cells:
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if not _is_caption(output)]
+            cell.outputs = _joined(output for output in cell.outputs if not _is_caption(output))
     context = {"page": page, "before": before, "after": after, "has_figures": _has_figures(node)}
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Your element with mimetype")  # nbconvert then leaves the output out
@@ -126,6 +128,25 @@ def render_page(path: Path, page: Page, *, before: Page | None = None, after: Pa
         except UserWarning as warning:
             raise SiteError(f"{path.stem}: an output would be missing: {warning}; give it a text/plain form") from None
     return html
+
+
+def _says_headless_only(cell: nbformat.NotebookNode) -> bool:
+    """Whether a cell of injected parameters holds what every headless run is given, and nothing that a reader set."""
+    lines = [line for line in cell.source.splitlines() if not line.startswith("#")]
+    headless = [f"{name} = {text.capitalize()}" for name, text in HEADLESS.items()]
+    return "injected-parameters" in cell.metadata.get("tags", []) and lines == headless
+
+
+def _joined(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The outputs, each stream that arrived in pieces as one."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        before = joined[-1] if joined else {}
+        if output.output_type == "stream" and before.get("name") == output.name:
+            before.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _is_caption(output: nbformat.NotebookNode) -> bool:

@@ -64,3 +64,9 @@ def test_a_path_of_this_machine_is_named(checkout):
 def test_a_name_too_short_to_be_told_from_a_word_is_not_looked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(platform, "node", lambda: "a")
     assert "a" not in private_texts(tmp_path)
+
+
+def test_a_folder_in_a_name_of_the_package_is_nobodys_home(checkout, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/root"))
+    assert problems(checkout, v4.new_output("stream", name="stdout", text="fusionlib/match/root.py:12")) == []
+    assert problems(checkout, v4.new_output("stream", name="stdout", text="in /root/.cache"))

@@ -169,6 +169,16 @@ def test_widgets_fall_back_to_their_text(checkout):
     assert "widget-view" not in html
 
 
+def test_a_stream_in_pieces_is_one_and_the_headless_parameter_is_no_news(checkout):
+    pieces = [v4.new_output("stream", name="stdout", text=text) for text in ("one\n", "two\n")]
+    injected = v4.new_code_cell("# Parameters\ninteractive = False", metadata={"tags": ["injected-parameters"]})
+    given = v4.new_code_cell("# Parameters\ntokens = 3", metadata={"tags": ["injected-parameters"]})
+    path = executed(checkout, "01_a", injected, given, v4.new_code_cell("x", outputs=pieces))
+    html = (build(checkout, path) / "01_a.html").read_text()
+    assert html.count('<pre class="output stdout">') == 1
+    assert html.count("Parameters given to this run") == 1
+
+
 def test_an_output_that_the_page_cannot_show_is_an_error_and_not_a_gap(checkout):
     output = v4.new_output("display_data", {"application/x-secret": "1"})
     with pytest.raises(SiteError, match="01_a: an output would be missing"):
