@@ -102,7 +102,8 @@ def recorded_shares(shares: Mapping[str, Mapping[int, float]], where: str) -> Dr
     for case, series in shares.items():
         least, most = min(series, key=series.__getitem__), max(series, key=series.__getitem__)
         words.append(
-            f"{case}: {series[least]:.0%} of the light at {least} tokens, the least, {series[most]:.0%} at {most}."
+            f"{case[:1].upper()}{case[1:]}: {series[least]:.0%} of the light at {least} token{'s' * (least != 1)}, the "
+            f"least, and {series[most]:.0%} at {most}, the most."
         )
     return Drawing(
         fig,

@@ -135,7 +135,7 @@ def test_our_record_is_told_by_case():
     first, second = drawing.fig.data
     assert first.name == "a &lt;gate&gt;" and list(first.x) == [1, 8192] and list(first.y) == [88, 97]
     assert list(second.x) == [1]
-    assert drawing.summary.startswith("a <gate>: 88% of the light at 1 tokens, the least, 97% at 8192. b: 90%")
+    assert drawing.summary.startswith("A <gate>: 88% of the light at 1 token, the least, and 97% at 8192, the most. B")
     assert drawing.table.rows[1] == ("b", "0.900", "–")
     with pytest.raises(ValueError, match="no shares"):
         kernel_speed.recorded_shares({"a": {}}, "nowhere")

@@ -99,6 +99,17 @@ def test_the_listing_taught_version_7_something(compiled):
     assert each[7] < 0.75 * each[6]
 
 
+def test_the_second_tile_is_on_its_way_before_the_first_is_stored(compiled):
+    """x and gate of four rows, and the weight: the assembler makes one load of its two, and sinks none too far."""
+    code = machine_code(compiled[7][0])
+    first_store = next(place for place, name in enumerate(code) if name.startswith("STG"))
+    loads = [place for place, name in enumerate(code) if name.startswith("LDG")]
+    assert len(loads) == 2 * ROWS + 1
+    assert max(loads) < first_store
+    first_exchange = next(place for place, name in enumerate(code) if name.startswith("SHFL"))
+    assert sum(place < first_exchange for place in loads) > 3  # version 6 has three in all
+
+
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.startswith("gfx9")])
 def test_they_compile_for_the_other_vendor_too(target):
     """Eight wavefronts are 512 threads there, a thread has half the elements; version 7 takes half the wavefronts."""
