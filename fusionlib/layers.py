@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from fusionlib import op, reference
+from fusionlib.block_mm import BLOCK, block_scaled_mm, dequantised
 from fusionlib.spec import GatedNorm, GroupQuant
-
-BLOCK = 128  # edge of a weight block, and the activation group that goes with it
 
 
 class RMSNormGated(nn.Module):
@@ -41,7 +40,7 @@ class BlockFP8Linear(nn.Module):
     """A linear layer in FP8: one scale per 1x128 activation group, one per 128x128 weight block.
 
     The activation is quantised by `torch.ops.fusionlib.group_quant`, opaque as in serving engines, or in plain PyTorch
-    with `native_quant=True`. The product is `torch.nn.functional.scaled_mm` where the GPU has block-wise scaling
+    with `native_quant=True`. The product is `fusionlib.block_mm.block_scaled_mm` where the GPU has block-wise scaling
     (compute capability 9.0), and elsewhere the float32 product of the dequantised operands, which is what the hardware
     approximates.
 
@@ -90,25 +89,13 @@ class BlockFP8Linear(nn.Module):
     def product(self, codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The product of quantised activations [tokens, in] with the weight: [tokens, out] of `dtype`."""
         if self._has_block_scaled_mm(codes, dtype):
-            tokens, recipe = codes.shape[0], torch.nn.functional.ScalingType
-            codes, scale = _fill_rows(codes, scale)
-            product = torch.nn.functional.scaled_mm(
-                codes,
-                self.codes.t(),
-                scale_a=scale,
-                scale_recipe_a=recipe.BlockWise1x128,
-                scale_b=self.scale.t(),
-                scale_recipe_b=recipe.BlockWise128x128,
-                output_dtype=dtype,
-            )
-            return product[:tokens]
+            return block_scaled_mm(codes, scale, self.codes, self.scale, dtype)
         activation = reference.dequantise(codes, scale, self.quant)
         return (activation @ self.dequantised_weight().t()).to(dtype)
 
     def dequantised_weight(self) -> torch.Tensor:
         """The weight [out, in] in float32."""
-        scale = self.scale[:, : self.codes.shape[1] // BLOCK]
-        return self.codes.float() * scale.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+        return dequantised(self.codes, self.scale, BLOCK)
 
     def _has_block_scaled_mm(self, codes: torch.Tensor, dtype: torch.dtype) -> bool:
         quant = self.quant
@@ -119,15 +106,6 @@ class BlockFP8Linear(nn.Module):
             and dtype is torch.bfloat16
             and (quant.dtype, quant.group_size, quant.scale_layout) == (torch.float8_e4m3fn, BLOCK, "column_major")
         )
-
-
-def _fill_rows(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same rows, and zeros up to a multiple of 4 tokens: cuBLAS wants column-major scales 16 bytes apart."""
-    missing = -codes.shape[0] % 4
-    if not missing:
-        return codes, scale
-    filled = torch.nn.functional.pad(codes.view(torch.uint8), (0, 0, 0, missing)).view(codes.dtype)
-    return filled, torch.nn.functional.pad(scale.t(), (0, missing)).t()
 
 
 def quantise_blocks(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -222,7 +223,9 @@ def _profile(step: Callable[[], torch.Tensor], recording: Recording) -> torch.pr
     gpu = recording.device == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if gpu else []
-    with torch.no_grad(), torch.cuda.device(0) if gpu else nullcontext():
+    with torch.no_grad(), torch.cuda.device(0) if gpu else nullcontext(), warnings.catch_warnings():
+        # PyTorch 2.11 says so of every profile, of one cycle too, where nothing is lost.
+        warnings.filterwarnings("ignore", message="Warning: Profiler clears events at the end of each cycle")
         if gpu:
             torch.cuda.synchronize()
         with torch.profiler.profile(activities=activities) as profiler:

@@ -1,0 +1,89 @@
+"""torch.ops.fusionlib.block_scaled_mm: the FP8 product with 1x128 and 128x128 scales, as one op that can be traced.
+
+`torch.nn.functional.scaled_mm` breaks the graph under `torch.compile` in PyTorch 2.11, and a broken graph parts the
+norm from its quantisation. On CPU the op is the float32 product of the dequantised operands, which is what the hardware
+approximates.
+"""
+
+from __future__ import annotations
+
+import torch
+
+BLOCK = 128
+
+
+def dequantised(codes: torch.Tensor, scale: torch.Tensor, rows: int) -> torch.Tensor:
+    """codes [m, k] times scale, one for each `rows` x 128 block: float32 [m, k]. Surplus columns of scale are left."""
+    scale = scale[:, : codes.shape[1] // BLOCK]
+    return codes.float() * scale.repeat_interleave(rows, 0).repeat_interleave(BLOCK, 1)
+
+
+def block_scaled_mm(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The product of FP8 activations with an FP8 weight.
+
+    Args:
+        codes: [tokens, in] float8_e4m3fn.
+        scale: [tokens, in / 128] float32, strides (1, tokens).
+        weight: [out, in] float8_e4m3fn, contiguous.
+        weight_scale: [out / 128, in / 128 rounded up to a multiple of 4] float32, contiguous, as cuBLAS lays it out.
+        dtype: of the result; on a GPU bfloat16.
+
+    Returns:
+        [tokens, out] of `dtype`. On a GPU it takes compute capability 9.0.
+    """
+    return torch.ops.fusionlib.block_scaled_mm(codes, scale, weight, weight_scale, dtype)
+
+
+def _cpu(codes, scale, weight, weight_scale, dtype) -> torch.Tensor:
+    return (dequantised(codes, scale, 1) @ dequantised(weight, weight_scale, BLOCK).t()).to(dtype)
+
+
+def _cuda(codes, scale, weight, weight_scale, dtype) -> torch.Tensor:
+    tokens, recipe = codes.shape[0], torch.nn.functional.ScalingType
+    codes, scale = fill_rows(codes, scale)
+    product = torch.nn.functional.scaled_mm(
+        codes,
+        weight.t(),
+        scale_a=scale,
+        scale_recipe_a=recipe.BlockWise1x128,
+        scale_b=weight_scale.t(),
+        scale_recipe_b=recipe.BlockWise128x128,
+        output_dtype=dtype,
+    )
+    return product if product.shape[0] == tokens else product[:tokens].clone()
+
+
+def fill_rows(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same rows, and zeros up to a multiple of 4 tokens: cuBLAS wants column-major scales 16 bytes apart."""
+    missing = -codes.shape[0] % 4
+    if not missing:
+        return codes, scale
+    filled = torch.nn.functional.pad(codes.view(torch.uint8), (0, 0, 0, missing)).view(codes.dtype)
+    return filled, torch.nn.functional.pad(scale.t(), (0, missing)).t()
+
+
+def _fake(codes, scale, weight, weight_scale, dtype) -> torch.Tensor:
+    return codes.new_empty((codes.shape[0], weight.shape[0]), dtype=dtype)
+
+
+def _register() -> None:
+    """Define the op once a process."""
+    if hasattr(torch.ops.fusionlib, "block_scaled_mm"):
+        return
+    torch.library.define(
+        "fusionlib::block_scaled_mm",
+        "(Tensor codes, Tensor scale, Tensor weight, Tensor weight_scale, ScalarType dtype) -> Tensor",
+        tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
+    )
+    torch.library.impl("fusionlib::block_scaled_mm", "cpu", _cpu)
+    torch.library.impl("fusionlib::block_scaled_mm", "cuda", _cuda)
+    torch.library.register_fake("fusionlib::block_scaled_mm", _fake)
+
+
+_register()

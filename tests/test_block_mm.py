@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fusionlib
+from fusionlib.block_mm import block_scaled_mm, dequantised, fill_rows
+from fusionlib.layers import AttentionOutput, BlockFP8Linear
+
+
+def operands(tokens: int, columns: int = 256, out: int = 384):
+    torch.manual_seed(0)
+    linear = BlockFP8Linear.from_linear(torch.nn.Linear(columns, out, bias=False))
+    codes, scale = linear.quantise(torch.randn(tokens, columns, dtype=torch.bfloat16))
+    return codes, scale, linear.codes, linear.scale
+
+
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_it_is_the_product_of_what_the_codes_stand_for(tokens):
+    codes, scale, weight, weight_scale = operands(tokens)
+    wide = scale.repeat_interleave(128, 1)
+    blocks = weight_scale[:, :2].repeat_interleave(128, 0).repeat_interleave(128, 1)
+    expected = (codes.double() * wide) @ (weight.double() * blocks).t()
+    got = block_scaled_mm(codes, scale, weight, weight_scale, torch.float32)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)  # float32 sums of 256 products
+    assert torch.equal(dequantised(codes, scale, 1), codes.float() * wide)
+
+
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_opcheck(tokens):
+    """Only the fake: the schema's own test multiplies its inputs, and PyTorch cannot multiply FP8."""
+    call = torch.ops.fusionlib.block_scaled_mm.default
+    torch.library.opcheck(call, (*operands(tokens), torch.bfloat16), test_utils=("test_faketensor",))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 64])
+def test_rows_are_filled_with_zeros_to_a_multiple_of_four(tokens):
+    codes, scale, *_ = operands(tokens)
+    filled, scales = fill_rows(codes, scale)
+    rows = -(-tokens // 4) * 4
+    assert filled.shape[0] == scales.shape[0] == rows and scales.stride() == (1, rows)
+    assert torch.equal(filled[:tokens].float(), codes.float()) and torch.equal(scales[:tokens], scale)
+    assert not filled[tokens:].float().any() and not scales[tokens:].any()
+
+
+def test_the_graph_is_whole_where_the_layer_takes_the_op(monkeypatch):
+    """As on a GPU of compute capability 9.0: the op does not part the norm from its quantisation."""
+    monkeypatch.setattr(BlockFP8Linear, "_has_block_scaled_mm", lambda *_: True)
+    model = AttentionOutput(4, 128, 256, native_quant=True).requires_grad_(False)
+    x, gate = torch.randn(2, 6, 4, 128, dtype=torch.bfloat16)
+    expected = model(x, gate)
+    fusion = fusionlib.FusionPass(devices=("cpu",), expect=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, options={"post_grad_custom_pre_pass": fusion})
+    assert torch.equal(compiled(x, gate), expected)
+    assert len(fusion.report().fused) == 1
