@@ -1,7 +1,7 @@
 """What is recorded in the checkout's data/: traces, benchmarks, and the numbers of others.
 
     data/traces/<device>/MANIFEST.json and *.json.gz     `fusionlib record`
-    data/benchmarks/<device>.json, <device>-sweep.json   `fusionlib bench`, its manifest inside
+    data/benchmarks/<device>.json, -chain, -sweep        `fusionlib bench`, its manifest inside
     data/reference/*.json                                not measured by this project
 
 Where nothing is recorded the lists are empty: nothing here invents a measurement.
