@@ -13,7 +13,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help walkthrough test lint lab site format clean constraints
+.PHONY: help walkthrough test lint lab site figures format clean constraints
 
 help:  ## show this list
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -35,6 +35,11 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 
 site: $(STAMP)  ## render notebooks that already ran
 	$(BIN)/fusionlib notebooks site
+
+figures: $(STAMP)  ## draw the README's pictures from the notebooks again
+	$(BIN)/fusionlib notebooks run 00_the_nine_microseconds 04_rewriting
+	$(BIN)/fusionlib notebooks picture 00_the_nine_microseconds replay-figure docs/figures/replay
+	$(BIN)/fusionlib notebooks picture 04_rewriting playback docs/figures/rewrite
 
 format: $(STAMP)  ## format the code, fix what ruff can fix, strip notebook outputs
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,7 @@
 
     data/traces/<device>/MANIFEST.json and *.json.gz     `fusionlib record`
     data/benchmarks/<device>.json, -chain, -sweep        `fusionlib bench`, its manifest inside
+    data/counters/<device>.json                          hardware counters, their command in the manifest
     data/reference/*.json                                not measured by this project
 
 Where nothing is recorded the lists are empty: nothing here invents a measurement.

@@ -14,6 +14,7 @@ from fusionlib.observe.manifest import (
     Machine,
     ManifestError,
     file_entry,
+    from_json,
     make_manifest,
     write_json,
     write_manifest,
@@ -35,9 +36,10 @@ def test_every_file_of_data_belongs_and_gives_nothing_away(path):
     if place[0] == "traces":
         assert len(place) == 3 and (path.name == MANIFEST_NAME or path.name.endswith(".json.gz"))
         assert len(data) <= SIZE_LIMIT
-    elif place[0] == "benchmarks":
+    elif place[0] in ("benchmarks", "counters"):
         assert len(place) == 2 and path.suffix == ".json"
-    else:
+        assert from_json(json.loads(data)["manifest"], path.name).machine.kind == "gpu"
+    elif place != ("README.md",):
         assert place[0] == "reference" and len(place) == 2
         assert read_reference(path).measured_by_this_project is False
     text = gzip.decompress(data) if path.suffix == ".gz" else data
@@ -62,6 +64,16 @@ def test_what_is_recorded_is_a_gpus_and_whole():
         found = read_results(recorded.document, recorded.path.name)
         assert bool(found.sweep) == recorded.path.stem.endswith("-sweep") and (found.rows or found.sweep)
         assert recorded.manifest.commit is not None
+
+
+def test_the_counters_read_the_bytes_that_the_ledger_counts():
+    """x and gate come from memory once; the weight and what L2 keeps make up less than a hundredth."""
+    (large,) = (
+        row["counters"]
+        for row in json.loads((DATA / "counters" / "nvidia-h200.json").read_text())["rows"]
+        if row["tokens"] == 8192
+    )
+    assert large["dram__bytes_read.sum"] == pytest.approx(8192 * 4096 * (2 + 2), rel=0.01)
 
 
 def test_the_survey_is_designs_table():
@@ -139,3 +151,18 @@ def test_a_benchmark_carries_its_manifest(tmp_path):
     write_json(path, {"rows": []})
     with pytest.raises(ManifestError, match="no manifest"):
         evidence.benchmarks(tmp_path)
+
+
+def test_the_readmes_table_is_the_benchmark():
+    """Microseconds with three digits, ratios with two decimals, of the contiguous gate."""
+    (recorded,) = [found for found in evidence.benchmarks(DATA) if found.path.stem == "nvidia-h200"]
+    times: dict[int, dict[str, float]] = {}
+    for row in read_results(recorded.document, recorded.path.name).rows:
+        if (row.gate, row.context, row.shape) == ("contiguous", "alone", "32x128"):
+            times.setdefault(row.tokens, {})[row.variant] = row.median_us
+    readme = (DATA.parent / "README.md").read_text(encoding="utf-8")
+    for tokens in (1, 64, 1024, 8192, 32768):
+        us = times[tokens]
+        cells = [f"{us[name]:.3g}" for name in ("two_kernel", "inductor", "fused", "light")]
+        ratios = [f"{us['two_kernel'] / us['fused']:.2f}", f"{us['light'] / us['fused']:.2f}"]
+        assert f"| {tokens} | {' | '.join(cells + ratios)} |" in readme
