@@ -40,7 +40,7 @@ def _take(chromium: Browser, page: Path, cell: str, target: Path, scheme: str, w
     figure = tab.locator(f"[id='cell-{cell}'] figure.plot").first
     if not figure.count():
         raise UsageError(f"{page.stem} has no figure in a cell with the id {cell!r}")
-    tab.wait_for_function("[...document.querySelectorAll('figure.plot')].every(f => f.classList.contains('drawn'))")
+    tab.locator("figure.plot:not(.drawn)").first.wait_for(state="detached")
     # The controls need a script and the words stand in the README, so that the plot alone is taken.
     tab.add_style_tag(content=f":root {{ --page: {GROUNDS[scheme]}; }}")
     figure.locator(".plot-area").screenshot(path=str(target), animations="disabled")
