@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from fusionlib import ptx
-from fusionlib.device import _float32, _group_scale, _quotient, _rounded, _store_scale, _to_fp8
+from fusionlib.kernel_quant import _float32, _group_scale, _quotient, _rounded, _store_scale, _to_fp8
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ pytest.importorskip("triton", reason="Triton is not installed on this platform")
 import triton
 import triton.language as tl
 
-from fusionlib import device, kernel, launch, ptx
+from fusionlib import kernel, kernel_quant, launch, ptx
 
 CODE_BOUND, SCALE_BOUND = 1e-5, 2**-13
 
@@ -176,7 +176,7 @@ def _divide_all_mantissas(reciprocal_ptr, scale_ptr, exponent, FP8_MAX: tl.const
     mantissa = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = (mantissa | (exponent << 23)).to(tl.float32, bitcast=True)
     tl.store(reciprocal_ptr + mantissa, ptx.reciprocal(value))
-    tl.store(scale_ptr + mantissa, device._over_fp8_max(value, FP8_MAX))
+    tl.store(scale_ptr + mantissa, kernel_quant._over_fp8_max(value, FP8_MAX))
 
 
 @pytest.mark.gpu

@@ -23,7 +23,7 @@ DEPENDS_ON = (
     "layout.py",
     "launch.py",
     "kernel.py",
-    "device.py",
+    "kernel_quant.py",
     "ptx.py",
 )
 

@@ -190,7 +190,7 @@ def test_lines_meet_their_instructions(target):
     assert ("st.global.v2.b32" if cuda else "store_dwordx2") in became("tl.store(codes_pointer")
     assert ("rsqrt.approx" if cuda else "v_rsq_f32") in became("tl.rsqrt(mean + eps)")
     assert ("shfl.sync" if cuda else "dpp") in became("tl.sum(value, axis=2)")  # inlined from Triton's library
-    # Inlined from device.py and ptx.py.
+    # Inlined from kernel_quant.py and ptx.py.
     assert ("cvt.rn.bf16x2.f32" if cuda else "v_") in became("value = _rounded(value * tl.rsqrt")
     assert ("max.NaN.f32" if cuda else "v_div_fixup") in became("scale = _group_scale(")
     assert ("rcp.approx.ftz" if cuda else "v_div_fixup") in became("quotient = _quotient(")

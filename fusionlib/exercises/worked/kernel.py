@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fusionlib.device import _group_scale, _quotient, _rounded, _to_fp8
+from fusionlib.kernel_quant import _group_scale, _quotient, _rounded, _to_fp8
 
 
 @triton.jit

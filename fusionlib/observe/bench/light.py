@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 
 from fusionlib import kernel, launch
-from fusionlib.device import _store_scale
 from fusionlib.kernel import LaunchConfig, _load_units
+from fusionlib.kernel_quant import _store_scale
 from fusionlib.layout import row_layout
 from fusionlib.spec import GatedNorm, GroupQuant
 

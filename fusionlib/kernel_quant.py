@@ -93,7 +93,7 @@ def _quotient(
         quotient = tl.div_rn(y, scale)
     elif PTX and BF16:
         # The reciprocal to twice the digits, in two parts. Before it is rounded the quotient is off by less than 2^-46,
-        # and no bf16 value over such a scale lies so near to a tie (tests/test_device.py goes through them all).
+        # and no bf16 value over such a scale lies so near to a tie (tests/test_kernel_quant.py goes through them all).
         rest = tl.fma(reciprocal, -finite, 1.0) * reciprocal
         quotient = tl.fma(y, reciprocal, y * rest)
     else:
