@@ -142,8 +142,8 @@ def kernel_source() -> list[str]:
 def by_source_line(listing: Listing) -> dict[int, list[str]]:
     """The instructions that each line of kernel.py became, by line number, in the order of the listing.
 
-    Read from the assembly's `.loc` directives. Code inlined from elsewhere (Triton's `sum`, fusionlib's kernel_quant.py and
-    ptx.py) counts for the line of kernel.py that called it; inlined helpers of kernel.py count for their own lines.
+    Read from the assembly's `.loc` directives. Code inlined from elsewhere (Triton's `sum`, kernel_quant.py, ptx.py)
+    counts for the line of kernel.py that called it; inlined helpers of kernel.py count for their own lines.
     Instructions of no line (loading arguments, mostly) are left out.
     """
     ptx = "ptx" in listing.stages
