@@ -13,23 +13,27 @@ from typing import Any
 from fusionlib.exercises.exercise import Exercise
 from fusionlib.exercises.worked import graph_judges, judges, offline, traps
 from fusionlib.exercises.worked import silu_and_mul as worked
-from fusionlib.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul, check_site, define_op
+from fusionlib.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul, check_site, define_op, inside
 
-__all__ = ["Found", "Refused", "SiluAndMul", "check_site", "define_op", "use", "worked_test"]
+__all__ = ["Found", "Refused", "SiluAndMul", "check_site", "define_op", "inside", "use", "worked_test"]
 
 
 def use(exercise: Exercise, answer: Any) -> Any:
     """`answer` where the judge accepts it, else the worked solution; prints which of the two, and what is wrong."""
     name = exercise.name.removeprefix("capstone_").upper()
     if is_stub(answer):
-        print(f"Not attempted. The notebook goes on with the worked solution; capstone.{name}.solve() prints it.")
+        print(
+            f"Not attempted. The notebook goes on with the worked solution; capstone.{name}.hint() helps you to yours."
+        )
         return exercise.solution
     wrong = exercise.verdict(answer)
     if wrong is None:
         print(f"Correct. The notebook goes on with your answer.\n{textwrap.fill(exercise.explanation, 96)}")
         return answer
     print(textwrap.fill(f"Not yet: {wrong}", 96))
-    print(f"The notebook goes on with the worked solution. capstone.{name}.hint() helps.")
+    print(
+        f"The notebook goes on with the worked solution. capstone.{name}.hint() helps, capstone.{name}.solve() shows it."
+    )
     return exercise.solution
 
 
