@@ -22,18 +22,14 @@ def use(exercise: Exercise, answer: Any) -> Any:
     """`answer` where the judge accepts it, else the worked solution; prints which of the two, and what is wrong."""
     name = exercise.name.removeprefix("capstone_").upper()
     if is_stub(answer):
-        print(
-            f"Not attempted. The notebook goes on with the worked solution; capstone.{name}.hint() helps you to yours."
-        )
+        print(f"Not attempted. The notebook goes on with the worked solution; capstone.{name}.hint() helps.")
         return exercise.solution
     wrong = exercise.verdict(answer)
     if wrong is None:
         print(f"Correct. The notebook goes on with your answer.\n{textwrap.fill(exercise.explanation, 96)}")
         return answer
     print(textwrap.fill(f"Not yet: {wrong}", 96))
-    print(
-        f"The notebook goes on with the worked solution. capstone.{name}.hint() helps, capstone.{name}.solve() shows it."
-    )
+    print(f"The notebook goes on with the worked solution. capstone.{name}.hint() helps, .solve() prints it.")
     return exercise.solution
 
 
