@@ -13,23 +13,23 @@ from typing import Any
 from fusionlib.exercises.exercise import Exercise
 from fusionlib.exercises.worked import graph_judges, judges, offline, traps
 from fusionlib.exercises.worked import silu_and_mul as worked
-from fusionlib.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul, check_site, define_op
+from fusionlib.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul, check_site, define_op, inside
 
-__all__ = ["Found", "Refused", "SiluAndMul", "check_site", "define_op", "use", "worked_test"]
+__all__ = ["Found", "Refused", "SiluAndMul", "check_site", "define_op", "inside", "use", "worked_test"]
 
 
 def use(exercise: Exercise, answer: Any) -> Any:
     """`answer` where the judge accepts it, else the worked solution; prints which of the two, and what is wrong."""
     name = exercise.name.removeprefix("capstone_").upper()
     if is_stub(answer):
-        print(f"Not attempted. The notebook goes on with the worked solution; capstone.{name}.solve() prints it.")
+        print(f"Not attempted. The notebook goes on with the worked solution; capstone.{name}.hint() helps.")
         return exercise.solution
     wrong = exercise.verdict(answer)
     if wrong is None:
         print(f"Correct. The notebook goes on with your answer.\n{textwrap.fill(exercise.explanation, 96)}")
         return answer
     print(textwrap.fill(f"Not yet: {wrong}", 96))
-    print(f"The notebook goes on with the worked solution. capstone.{name}.hint() helps.")
+    print(f"The notebook goes on with the worked solution. capstone.{name}.hint() helps, .solve() prints it.")
     return exercise.solution
 
 
@@ -110,7 +110,7 @@ TEST = Exercise(
         "Which inputs would show a forgotten stride, a forgotten floor, a forgotten rounding?",
     ),
     explanation="A test is as good as the wrong programs that it turns down.",
-    solution_text=inspect.getsource(worked_test),
+    solution_text=inspect.getsource(worked_test).replace("worked.", ""),  # the notebook has its own
 )
 
 FAKE = Exercise(

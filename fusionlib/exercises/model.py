@@ -8,7 +8,7 @@ from typing import Any
 
 from fusionlib.exercises.exercise import Exercise
 
-_MODEL = "A model has 48 layers; every fourth one is full attention, the others end in the path of this suite."
+_MODEL = "A model has 48 layers; every fourth one is full attention, the others end in a gated norm and a projection."
 
 
 def _is_number(answer: Any) -> bool:

@@ -105,6 +105,7 @@ def _draw_claims(fig: go.Figure, claims: Sequence[Claim]) -> int:
         fig.add_scatter(
             x=[claim.step_us / 1000], y=[100 * claim.share], mode="markers", name=claim.name,
             marker={"symbol": symbols[i % len(symbols)], "size": 12, "color": PALETTE["vermillion"]},
+            zorder=2,  # above the curve, which is drawn later
             hovertemplate="%{x:.2f} ms, %{y:.2f} %<extra></extra>",
         )  # fmt: skip
     return len(claims)
@@ -124,7 +125,7 @@ def _draw_curve(
     fig.add_scatter(
         x=[step_ms], y=[100 * drawn], mode="markers+text", visible=visible, name=f"at {step_ms:g} ms",
         text=[f"{share:.2%}"], textposition="top right", textfont={"size": 15, "color": PALETTE["blue"]},
-        marker={"symbol": "diamond", "size": 14, "color": PALETTE["blue"]}, hoverinfo="skip", showlegend=False,
+        marker={"symbol": "diamond", "size": 14, "color": PALETTE["blue"]}, hoverinfo="skip", zorder=2,
     )  # fmt: skip
 
 
