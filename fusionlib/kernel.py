@@ -198,6 +198,7 @@ def rms_norm_gated_group_quant_kernel(
     PTX: tl.constexpr,  # NVIDIA's own instructions, fusionlib.ptx
     ROWS: tl.constexpr,
     TILES: tl.constexpr,
+    ROW_IS_WARP: tl.constexpr,  # each unit lies in the threads of one warp
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
 ):
@@ -206,8 +207,6 @@ def rms_norm_gated_group_quant_kernel(
     NORM_SIZE: tl.constexpr = UNIT if NORM_SPANS else SEGMENT
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     Y_DTYPE: tl.constexpr = X_DTYPE if ROUND_OUTPUT else tl.float32
-
-    BY_AMAX: tl.constexpr = FLOOR_ON == 1 and not ROUND_SCALE  # the scale is amax over FP8_MAX and nothing else
 
     segment = tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
     element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
@@ -269,9 +268,9 @@ def rms_norm_gated_group_quant_kernel(
         if BLOCK_SEGMENTS != SEGMENTS or BLOCK_SEGMENT != SEGMENT:
             y = tl.where(inside, y, 0.0)  # with eps = 0 the padding's own norm is 0 * inf
 
-        scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, QUANT_SPANS, PTX)
+        scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, QUANT_SPANS, PTX, ROW_IS_WARP)
         divisor = scale[:, None, None] if QUANT_SPANS else scale[:, :, None]
-        quotient = _quotient(y, divisor, RECIPROCAL, UE8M0, FLOOR_ON, PTX, tl.bfloat16 == Y_DTYPE and BY_AMAX)
+        quotient = _quotient(y, divisor, RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
         out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
         # Eight codes a thread at a time, though sixteen would fit a store: the layout follows the longest access, and
         # sixteen elements are two loads of x, each of which would leave every other 16 bytes out.
@@ -325,6 +324,7 @@ def group_quant_kernel(
     ROUND_SCALE: tl.constexpr,
     PTX: tl.constexpr,
     ROWS: tl.constexpr,
+    ROW_IS_WARP: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
 ):
     """The second half alone: what a serving engine's opaque quantisation op does behind a separate norm."""
@@ -335,9 +335,9 @@ def group_quant_kernel(
     mask = (row < units)[:, None, None] & (element < GROUP)
     y = tl.load(y_ptr + token * y_stride_token + group * GROUP + element, mask=mask, other=0.0)
     y = _float32(y, PTX)  # [R, 1, E]
-    scale = _group_scale(y, floor, y_ptr.dtype.element_ty, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, False, PTX)
-    BF16: tl.constexpr = y_ptr.dtype.element_ty == tl.bfloat16 and FLOOR_ON == 1 and not ROUND_SCALE
-    quotient = _quotient(y, scale[:, :, None], RECIPROCAL, UE8M0, FLOOR_ON, PTX, BF16)
+    Y_DTYPE: tl.constexpr = y_ptr.dtype.element_ty
+    scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, False, PTX, ROW_IS_WARP)
+    quotient = _quotient(y, scale[:, :, None], RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
     out_offset = row.to(tl.int64)[:, None, None] * GROUP + element
     tl.store(codes_ptr + out_offset, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX, PTX), mask=mask)
     _store_scale(

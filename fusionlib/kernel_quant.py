@@ -39,6 +39,20 @@ def _over_fp8_max(amax, FP8_MAX: tl.constexpr):
 
 
 @triton.jit
+def _amax(y, SPANS: tl.constexpr, ROW_IS_WARP: tl.constexpr):
+    """Largest magnitude of each segment [R, S], or of the unit [R] if SPANS; NaN where one is among them."""
+    magnitude = tl.abs(y)
+    if ROW_IS_WARP:
+        # As integers: their order is the same, with NaN above infinity. And the largest integer of a warp is one
+        # instruction (redux.sync), the largest float five exchanges between threads.
+        magnitude = magnitude.to(tl.int32, bitcast=True)
+    amax = tl.reduce(magnitude, 2, _larger)
+    if SPANS:
+        amax = tl.reduce(amax, 1, _larger)
+    return amax.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _group_scale(
     y,  # [R, S, E] float32
     floor,
@@ -49,11 +63,10 @@ def _group_scale(
     UE8M0: tl.constexpr,
     SPANS: tl.constexpr,
     PTX: tl.constexpr = False,
+    ROW_IS_WARP: tl.constexpr = False,  # each unit lies in the threads of one warp
 ):
     """Scale of each segment [R, S], or of the unit [R] if SPANS."""
-    amax = tl.reduce(tl.abs(y), 2, _larger)
-    if SPANS:
-        amax = tl.reduce(amax, 1, _larger)
+    amax = _amax(y, SPANS, ROW_IS_WARP)
     if FLOOR_ON == 1:
         amax = _larger(amax, floor)
     if PTX and FLOOR_ON == 1:
@@ -79,10 +92,17 @@ def _quotient(
     UE8M0: tl.constexpr,
     FLOOR_ON: tl.constexpr,
     PTX: tl.constexpr = False,
-    BF16: tl.constexpr = False,  # y are bf16 values, and the scale is one of them over FP8_MAX
+    Y_DTYPE: tl.constexpr = tl.float32,
+    ROUND_SCALE: tl.constexpr = False,
 ):
     """y / scale, correctly rounded (or y * (1 / scale) where the spec says so); scale is [R, S, 1] or [R, 1, 1]."""
-    if PTX and FLOOR_ON != 0 and not UE8M0:  # the floor keeps the scale and its reciprocal normal
+    # y are bf16 values, and the scale is one of them, or a floor, over FP8_MAX.
+    TWO_PARTS: tl.constexpr = (
+        PTX and FLOOR_ON == 1 and tl.bfloat16 == Y_DTYPE and not ROUND_SCALE and not RECIPROCAL and not UE8M0
+    )
+    if TWO_PARTS:
+        reciprocal = ptx.approximate_reciprocal(scale)
+    elif PTX and FLOOR_ON != 0 and not UE8M0:  # the floor keeps the scale and its reciprocal normal
         reciprocal = ptx.reciprocal(scale)
     else:
         reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)
@@ -91,9 +111,10 @@ def _quotient(
         quotient = y * reciprocal
     elif FLOOR_ON == 0:  # a scale may be zero or denormal: let the full division see to it
         quotient = tl.div_rn(y, scale)
-    elif PTX and BF16:
-        # The reciprocal to twice the digits, in two parts. Before it is rounded the quotient is off by less than 2^-46,
-        # and no bf16 value over such a scale lies so near to a tie (tests/test_kernel_quant.py goes through them all).
+    elif TWO_PARTS:
+        # The reciprocal to twice the digits, in two parts, whichever float32 near it the first is. Before it is rounded
+        # the quotient is off by less than 2^-44, and no bf16 value over such a scale lies so near to a tie
+        # (tests/test_kernel_quant.py goes through them all).
         rest = tl.fma(reciprocal, -finite, 1.0) * reciprocal
         quotient = tl.fma(y, reciprocal, y * rest)
     else:

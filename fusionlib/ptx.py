@@ -74,15 +74,21 @@ def sigmoid(value):
 
 
 @triton.jit
+def approximate_reciprocal(value):
+    """1 / value within one ulp, for normal values with a normal reciprocal; zero for infinity."""
+    return tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=r,r", [value], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def reciprocal(value):
     """1 / value, correctly rounded, for normal values with a normal reciprocal; zero for infinity.
 
     The approximate reciprocal and one Newton step is what rcp.rn.f32 does between its range checks. The tests compare
     all 2^23 mantissas.
     """
-    approximate = tl.inline_asm_elementwise(
-        "rcp.approx.ftz.f32 $0, $1;", "=r,r", [value], dtype=tl.float32, is_pure=True, pack=1
-    )
+    approximate = approximate_reciprocal(value)
     error = tl.fma(approximate, -value, 1.0)
     exact = tl.fma(approximate, error, approximate)
     return tl.where(value == float("inf"), 0.0, exact)

@@ -159,11 +159,12 @@ def test_strided_inputs_read_in_place(shape):
 @pytest.mark.gpu
 @pytest.mark.parametrize("special", [0.0, -0.0, 1e-30, 3e38, torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("quant", [GroupQuant.vllm(), GroupQuant.torchao(), GroupQuant(scale_format="ue8m0")])
-def test_what_is_not_a_number_is_what_the_reference_makes_of_it(special, quant):
+@pytest.mark.parametrize("config", [(8, 8), (8, 4)])  # magnitudes compared as integers, and as floats
+def test_what_is_not_a_number_is_what_the_reference_makes_of_it(special, quant, config):
     x, gate = torch.randn(2, 64, 4, 128, device="cuda")
     x[0, 0], x[1, 1, 5], gate[2, 2, 7], gate[3] = special, special, special, special
     weight, norm = torch.ones(128, device="cuda"), GatedNorm.vllm()
-    codes, scale, normed = run_kernel(x, gate, weight, norm, quant)
+    codes, scale, normed = run_kernel(x, gate, weight, norm, quant, kernel.LaunchConfig(*config))
     expected = reference.rms_norm_gated(x, gate, weight, norm)
     expected_codes, expected_scale = reference.group_quant(normed, quant)
     assert torch.equal(normed.isnan(), expected.isnan()) and torch.equal(normed.isinf(), expected.isinf())
@@ -172,9 +173,10 @@ def test_what_is_not_a_number_is_what_the_reference_makes_of_it(special, quant):
 
 
 @triton.jit
-def _divide_all_mantissas(reciprocal_ptr, scale_ptr, exponent, FP8_MAX: tl.constexpr, BLOCK: tl.constexpr):
+def _divide_all_mantissas(near_ptr, reciprocal_ptr, scale_ptr, exponent, FP8_MAX: tl.constexpr, BLOCK: tl.constexpr):
     mantissa = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = (mantissa | (exponent << 23)).to(tl.float32, bitcast=True)
+    tl.store(near_ptr + mantissa, ptx.approximate_reciprocal(value))
     tl.store(reciprocal_ptr + mantissa, ptx.reciprocal(value))
     tl.store(scale_ptr + mantissa, kernel_quant._over_fp8_max(value, FP8_MAX))
 
@@ -185,10 +187,11 @@ def _divide_all_mantissas(reciprocal_ptr, scale_ptr, exponent, FP8_MAX: tl.const
 @pytest.mark.parametrize("exponent", [94, 127, 200, 252])  # 94: 2^-33, just under the least amax over a floor
 def test_the_divisions_of_a_row_are_correctly_rounded_for_every_mantissa(exponent, fp8_max):
     """Both depend on the mantissa alone while nothing is denormal; in float64 a quotient of float32 rounds once."""
-    reciprocal, scale = torch.full((2, 2**23), torch.nan, device="cuda")
-    _divide_all_mantissas[(2**23 // 1024,)](reciprocal, scale, exponent, FP8_MAX=fp8_max, BLOCK=1024)
+    near, reciprocal, scale = torch.full((3, 2**23), torch.nan, device="cuda")
+    _divide_all_mantissas[(2**23 // 1024,)](near, reciprocal, scale, exponent, FP8_MAX=fp8_max, BLOCK=1024)
     value = (torch.arange(2**23, dtype=torch.int32, device="cuda") | exponent << 23).view(torch.float32).double()
     assert torch.equal(reciprocal, (1 / value).float())
+    assert ((near.double() * value - 1).abs() <= 2**-23).all()  # what tests/test_kernel_quant.py starts from
     assert torch.equal(scale, (value / fp8_max).float())
 
 

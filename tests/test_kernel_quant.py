@@ -49,16 +49,21 @@ def test_the_residual_step_is_the_correctly_rounded_division():
 
 @pytest.mark.parametrize("fp8_max", [448, 57344])
 def test_the_two_part_reciprocal_is_the_correctly_rounded_division_for_all_that_bf16_can_be(fp8_max):
-    """Every bf16 value over every scale made of one, or of a floor: exponents do not matter, so these are all."""
+    """Every bf16 value over every scale made of one, or of a floor: exponents do not matter, so these are all.
+
+    And every float32 near the reciprocal that an approximate instruction may start from.
+    """
     amaxima = [Fraction(significand) for significand in range(128, 256)]
     amaxima += as_fractions(torch.tensor([1e-10, 1e-4, 1e-12, 1e-8, 1e-6, 1e-5]))  # floors in use
     plain_differs = 0
     for amax in amaxima:
         s = rounded(amax / fp8_max)
-        reciprocal = rounded(1 / s)
-        rest = rounded(rounded(1 - s * reciprocal) * reciprocal)
-        for y in range(128, 256):
-            quotient = rounded(y * reciprocal + rounded(y * rest))
-            assert quotient == rounded(y / s), (y, amax)
-            plain_differs += rounded(y * reciprocal) != quotient
+        exact = rounded(1 / s)
+        ulp = rounded(exact * (1 + Fraction(1, 2**23))) - exact
+        for reciprocal in (exact + step * ulp for step in range(-3, 4)):  # the hardware's is within 2^-23
+            rest = rounded(rounded(1 - s * reciprocal) * reciprocal)
+            for y in range(128, 256):
+                quotient = rounded(y * reciprocal + rounded(y * rest))
+                assert quotient == rounded(y / s), (y, amax, reciprocal)
+                plain_differs += rounded(y * reciprocal) != quotient
     assert plain_differs > 0
