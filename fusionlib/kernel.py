@@ -124,7 +124,7 @@ def _element_offsets(
 
 
 @triton.jit
-def _load_units(
+def load_units(
     ptr,
     row,  # [R]
     mask,  # [R, S, E]
@@ -146,6 +146,54 @@ def _load_units(
     unit = (row % UNITS)[:, None, None]
     offset = _element_offsets(unit, segment, element, stride_outer, stride_inner, OUTER, INNER, SEGMENTS, SEGMENT)
     return tl.load(ptr + token * stride_token + offset, mask=mask, other=0.0)
+
+
+@triton.jit
+def weight_offsets(
+    row,  # [R]
+    segment,  # [1, S, 1]
+    element,  # [1, 1, E]
+    UNITS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    NORM_SPANS: tl.constexpr,
+    WEIGHT_PER_TOKEN: tl.constexpr,
+):
+    """Where the weight of the elements of units `row` lies."""
+    if WEIGHT_PER_TOKEN:
+        offset = (row % UNITS)[:, None, None] * (SEGMENTS * SEGMENT) + segment * SEGMENT + element
+    elif NORM_SPANS:
+        offset = segment * SEGMENT + element
+    else:
+        offset = element
+    return offset
+
+
+@triton.jit
+def store_unit_scales(
+    scale_ptr,
+    scale,  # [R] if QUANT_SPANS, else [R, S]
+    row,  # [R]
+    units,
+    stride_token,
+    stride_group,
+    UNITS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    QUANT_SPANS: tl.constexpr,
+    BLOCK_SEGMENTS: tl.constexpr,
+    PACKED: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """Store the scales of units `row`."""
+    if QUANT_SPANS:
+        token, group, known = row // UNITS, row % UNITS, row < units
+    else:
+        in_unit = tl.arange(0, BLOCK_SEGMENTS)[None, :]
+        token = (row // UNITS)[:, None]
+        group = (row % UNITS)[:, None] * SEGMENTS + in_unit
+        known = (row < units)[:, None] & (in_unit < SEGMENTS)
+    GROUPS: tl.constexpr = UNITS if QUANT_SPANS else UNITS * SEGMENTS
+    _store_scale(scale_ptr, scale, token.to(tl.int64), group, stride_token, stride_group, known, GROUPS, PACKED, PTX)
 
 
 @triton.jit
@@ -215,33 +263,27 @@ def rms_norm_gated_group_quant_kernel(
 
     row = tl.program_id(0) * (ROWS * TILES) + tl.arange(0, ROWS)  # [R]
     mask = (row < units)[:, None, None] & inside
-    x = _load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
+    x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
                     SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-    gate = _load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
+    gate = load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
                        GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     for tile in tl.static_range(TILES):
         if tile + 1 < TILES:  # the next tile is on its way while this one is computed
             next_row = row + ROWS
             next_mask = (next_row < units)[:, None, None] & inside
-            next_x = _load_units(x_ptr, next_row, next_mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS,
+            next_x = load_units(x_ptr, next_row, next_mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS,
                                  X_OUTER, X_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-            next_gate = _load_units(gate_ptr, next_row, next_mask, gate_stride_token, gate_stride_outer,
+            next_gate = load_units(gate_ptr, next_row, next_mask, gate_stride_token, gate_stride_outer,
                                     gate_stride_inner, UNITS, GATE_OUTER, GATE_INNER, SEGMENTS, SEGMENT,
                                     BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
         if tile == 0 or WEIGHT_PER_TOKEN:
-            if WEIGHT_PER_TOKEN:
-                weight_offset = (row % UNITS)[:, None, None] * UNIT + within
-                weight_mask = mask
-            elif NORM_SPANS:
-                weight_offset = within
-                weight_mask = inside
-            else:
-                weight_offset = element
-                weight_mask = element < SEGMENT
+            weight_offset = weight_offsets(
+                row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SPANS, WEIGHT_PER_TOKEN
+            )
             # In the shape of x and not in its own: a smaller tensor would get another layout, and x would have to
             # follow it through shared memory.
             weight_offset = tl.broadcast_to(weight_offset, mask.shape)
-            weight_mask = tl.broadcast_to(weight_mask, mask.shape)
+            weight_mask = tl.broadcast_to(inside, mask.shape)
             weight = _float32(tl.load(weight_ptr + weight_offset, mask=weight_mask, other=0.0), PTX)
             if WEIGHT_OFFSET != 0:
                 weight += WEIGHT_OFFSET
@@ -281,25 +323,8 @@ def rms_norm_gated_group_quant_kernel(
         if STORE_NORMED:
             tl.store(normed_ptr + out_offset, y.to(Y_DTYPE), mask=mask)
 
-        if QUANT_SPANS:  # [R]
-            token, group, known = row // UNITS, row % UNITS, row < units
-        else:  # [R, S]
-            in_unit = tl.arange(0, BLOCK_SEGMENTS)[None, :]
-            token = (row // UNITS)[:, None]
-            group = (row % UNITS)[:, None] * SEGMENTS + in_unit
-            known = (row < units)[:, None] & (in_unit < SEGMENTS)
-        _store_scale(
-            scale_ptr,
-            scale,
-            token.to(tl.int64),
-            group,
-            scale_stride_token,
-            scale_stride_group,
-            known,
-            UNITS if QUANT_SPANS else UNITS * SEGMENTS,
-            PACKED,
-            PTX,
-        )
+        store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
+                           QUANT_SPANS, BLOCK_SEGMENTS, PACKED, PTX)  # fmt: skip
         if tile + 1 < TILES:
             row, mask, x, gate = next_row, next_mask, next_x, next_gate
 

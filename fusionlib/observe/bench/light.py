@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 
 from fusionlib import kernel, launch
-from fusionlib.kernel import LaunchConfig, _load_units
-from fusionlib.kernel_quant import _store_scale
+from fusionlib.kernel import LaunchConfig, load_units, store_unit_scales, weight_offsets
 from fusionlib.layout import row_layout
 from fusionlib.spec import GatedNorm, GroupQuant
 
@@ -67,26 +66,23 @@ def light_kernel(
     mask = (row < units)[:, None, None] & inside
     if WAIT:
         tl.extra.cuda.gdc_wait()
-    x = _load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
+    x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
                     SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-    gate = _load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
+    gate = load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
                        GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     for tile in tl.static_range(TILES):
         if tile + 1 < TILES:
             next_row = row + ROWS
             next_mask = (next_row < units)[:, None, None] & inside
-            next_x = _load_units(x_ptr, next_row, next_mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS,
+            next_x = load_units(x_ptr, next_row, next_mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS,
                                  X_OUTER, X_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-            next_gate = _load_units(gate_ptr, next_row, next_mask, gate_stride_token, gate_stride_outer,
+            next_gate = load_units(gate_ptr, next_row, next_mask, gate_stride_token, gate_stride_outer,
                                     gate_stride_inner, UNITS, GATE_OUTER, GATE_INNER, SEGMENTS, SEGMENT,
                                     BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
         if tile == 0 or WEIGHT_PER_TOKEN:
-            if WEIGHT_PER_TOKEN:
-                weight_offset = (row % UNITS)[:, None, None] * UNIT + within
-            elif NORM_SPANS:
-                weight_offset = within
-            else:
-                weight_offset = element
+            weight_offset = weight_offsets(
+                row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SPANS, WEIGHT_PER_TOKEN
+            )
             weight_offset = tl.broadcast_to(weight_offset, mask.shape)
             weight = tl.load(weight_ptr + weight_offset, mask=tl.broadcast_to(inside, mask.shape), other=0)
         codes_pointer = codes_ptr + row.to(tl.int64)[:, None, None] * UNIT + within
@@ -94,25 +90,9 @@ def light_kernel(
             codes_pointer = tl.multiple_of(codes_pointer, (8, 8, 8))
         tl.store(codes_pointer, (x ^ gate ^ weight).to(tl.uint8), mask=mask)
 
-        if QUANT_SPANS:  # [R]
-            token, group, known = row // UNITS, row % UNITS, row < units
-        else:  # [R, S]
-            in_unit = tl.arange(0, BLOCK_SEGMENTS)[None, :]
-            token = (row // UNITS)[:, None]
-            group = (row % UNITS)[:, None] * SEGMENTS + in_unit
-            known = (row < units)[:, None] & (in_unit < SEGMENTS)
-        _store_scale(
-            scale_ptr,
-            tl.zeros(group.shape, tl.float32) + constant,
-            token.to(tl.int64),
-            group,
-            scale_stride_token,
-            scale_stride_group,
-            known,
-            UNITS if QUANT_SPANS else UNITS * SEGMENTS,
-            False,
-            PTX,
-        )
+        scale = tl.zeros([ROWS] if QUANT_SPANS else [ROWS, BLOCK_SEGMENTS], tl.float32) + constant
+        store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
+                           QUANT_SPANS, BLOCK_SEGMENTS, False, PTX)  # fmt: skip
         if tile + 1 < TILES:
             row, mask, x, gate = next_row, next_mask, next_x, next_gate
 
