@@ -5,10 +5,13 @@ Block values are named after what they hold, with shapes in comments: R rows, S 
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 from fusionlib import ptx
+
+LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 @triton.jit
@@ -106,7 +109,7 @@ def _quotient(
         reciprocal = ptx.reciprocal(scale)
     else:
         reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)
-    finite = tl.where(scale == float("inf"), 0.0, scale)  # an infinite scale must not meet its residual
+    finite = tl.minimum(scale, LARGEST)  # an infinite scale must not meet its reciprocal, which is zero
     if RECIPROCAL or UE8M0:  # the reciprocal of a power of two is exact
         quotient = y * reciprocal
     elif FLOOR_ON == 0:  # a scale may be zero or denormal: let the full division see to it
@@ -115,7 +118,7 @@ def _quotient(
         # The reciprocal to twice the digits, in two parts, whichever float32 near it the first is. Before it is rounded
         # the quotient is off by less than 2^-44, and no bf16 value over such a scale lies so near to a tie
         # (tests/test_kernel_quant.py goes through them all).
-        rest = tl.fma(reciprocal, -finite, 1.0) * reciprocal
+        rest = tl.fma(-reciprocal, finite, 1.0) * reciprocal
         quotient = tl.fma(y, reciprocal, y * rest)
     else:
         # Markstein: with r = RN(1/s), one residual step makes y*r the correctly rounded quotient, at two instructions

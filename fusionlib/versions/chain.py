@@ -23,7 +23,7 @@ _NO_RESULT = ("st.", "bar.", "barrier.", "bra", "ret")
 #: What a reader should see of a chain: name -> pattern of the mnemonic.
 KINDS = {
     "loads from memory": r"ld\.global",
-    "exchanges between lanes": r"shfl\.",
+    "exchanges between lanes": r"shfl\.|redux\.",
     "through shared memory": r"(?:ld|st)\.shared|bar\.",
     "divisions and roots": r"div\.|rcp\.|rsqrt\.|sqrt\.|ex2\.",
     "conversions": r"cvt\.",

@@ -47,7 +47,7 @@ def test_divisions(compiled, version):
     """
     found = census(compiled[version.number][-1])
     if version.number == 7:
-        of_a_row = (ELEMENTS - 1) + 1 + 2 + 2 + 1  # squares, eps, the scale, its reciprocal, what that leaves
+        of_a_row = (ELEMENTS - 1) + 1 + 2 + 1  # squares, eps, the scale, what its approximate reciprocal leaves
         assert (found.divisions, found.reciprocals) == (0, ROWS * (ELEMENTS + 1))
         assert found.fused_multiply_adds == ROWS * (ELEMENTS + of_a_row)
         return
@@ -76,9 +76,12 @@ def test_what_threads_exchange_through_shared_memory(compiled, version):
 
 
 def test_version_7_is_launched_as_the_library_would(compiled):
-    """4 elements a thread for one token: 8-byte loads, and exchanges over all 32 lanes. Its gate is the strided one."""
+    """4 elements a thread for one token: 8-byte loads, and a row is a warp. Its gate is the strided one.
+
+    The sum is exchanged over all 32 lanes in five steps, and the largest magnitude is one integer instruction.
+    """
     (one,) = map(census, compile_version(VERSIONS[6], tokens=1))
-    assert (one.loads, one.stores, one.fp8_conversions, one.shuffles) == (((8, 3),), ((4, 2),), 2, 10)
+    assert (one.loads, one.stores, one.fp8_conversions, one.shuffles) == (((8, 3),), ((4, 2),), 2, 6)
     contiguous = compile_fused("sm_90", GatedNorm.qwen3_next(), GroupQuant())
     assert census(contiguous).loads == census(compiled[7][0]).loads
     assert census(contiguous).instructions < census(compiled[7][0]).instructions

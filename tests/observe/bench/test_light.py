@@ -35,7 +35,7 @@ def test_same_loads_and_stores_as_ours_and_next_to_no_arithmetic(target, name, r
     assert (light.loads, light.stores) == (ours.loads, ours.stores)
     assert light.fp8_conversions == light.shuffles == light.divisions == light.reciprocals == 0
     assert light.fused_multiply_adds == 0 and light.spills == 0
-    assert light.instructions < ours.instructions / 2
+    assert light.instructions < 0.6 * ours.instructions  # most of them addresses
 
 
 def test_the_wait_is_there_when_asked_for_and_only_then():
