@@ -45,7 +45,7 @@ def choose_launch(units: int, unit: int, threads_per_warp: int = 32) -> LaunchCo
     128), each within 3 % of the best of some sixty configurations at every size swept:
 
     - up to 8192 units (256 tokens of 32 heads) four elements a thread: what counts is the length of one row's chain;
-    - up to 65536 units eight, so that loads are 16 bytes;
+    - up to 131072 units eight, so that loads are 16 bytes;
     - beyond, sixteen, and two tiles a program: the second tile's loads fly while the first is computed.
 
     Longer units, of 1024 (the Mamba2 family) and 4096 (per token), like the same elements a thread, in one tile: swept
@@ -58,11 +58,12 @@ def choose_launch(units: int, unit: int, threads_per_warp: int = 32) -> LaunchCo
         rows, num_warps, tiles = 1, min(16, max(1, block // (32 * a_thread))), 1
     elif elements <= 8192:
         rows, num_warps, tiles = max(1, 1024 // block), 8, 1
-    elif elements <= 65536:
+    elif elements <= 131072:
         rows, num_warps, tiles = max(1, 1024 // block), 4, 1
     else:
-        rows, num_warps, tiles = max(1, 1024 // block), 2, 2
-    return LaunchConfig(rows, max(1, num_warps * 32 // threads_per_warp), tiles)
+        rows, num_warps, tiles = max(1, 512 // block), 1, 2
+    threads = max(num_warps * 32, threads_per_warp)
+    return LaunchConfig(rows * threads // (num_warps * 32), threads // threads_per_warp, tiles)
 
 
 @triton.jit
@@ -78,6 +79,15 @@ def _activated(gate, SILU: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr)
         denominator = 1.0 + tl.exp(-gate)
         activated = numerator / denominator if EXACT else libdevice.fast_dividef(numerator, denominator)
     return activated
+
+
+@triton.jit
+def rows_of_program(ROWS: tl.constexpr, TILES: tl.constexpr):
+    """The first rows [R] of this program.
+
+    Unsigned, so that a division by a power of two is a shift: the first load waits for the row's token and unit.
+    """
+    return (tl.program_id(0) * (ROWS * TILES) + tl.arange(0, ROWS)).to(tl.uint32)
 
 
 @triton.jit
@@ -261,7 +271,7 @@ def rms_norm_gated_group_quant_kernel(
     within = segment * SEGMENT + element  # [1, S, E]
     inside = (segment < SEGMENTS) & (element < SEGMENT)  # always true unless a size is no power of two
 
-    row = tl.program_id(0) * (ROWS * TILES) + tl.arange(0, ROWS)  # [R]
+    row = rows_of_program(ROWS, TILES)
     mask = (row < units)[:, None, None] & inside
     x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
                     SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
@@ -353,7 +363,7 @@ def group_quant_kernel(
     BLOCK_GROUP: tl.constexpr,
 ):
     """The second half alone: what a serving engine's opaque quantisation op does behind a separate norm."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = rows_of_program(ROWS, 1)
     element = tl.arange(0, BLOCK_GROUP)[None, None, :]
     token = (row // GROUPS).to(tl.int64)[:, None, None]
     group = (row % GROUPS)[:, None, None]

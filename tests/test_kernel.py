@@ -131,7 +131,9 @@ def test_every_contract(quant, heads):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("config", [(1, 1), (2, 1), (4, 4), (8, 2), (8, 8), (16, 8), (8, 2, 2), (4, 1, 4), (2, 1, 8)])
+@pytest.mark.parametrize(
+    "config", [(1, 1), (2, 1), (4, 4), (8, 2), (8, 8), (16, 8), (8, 2, 2), (4, 1, 2), (4, 1, 4), (2, 1, 8)]
+)
 def test_every_launch_config_is_right(config):
     x = torch.randn(77, 32, 128, dtype=torch.bfloat16, device="cuda")
     gate = grouped_gate(77, 16, 2, 128, torch.bfloat16, "cuda")

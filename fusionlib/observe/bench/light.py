@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from fusionlib import kernel, launch
-from fusionlib.kernel import LaunchConfig, load_units, store_unit_scales, weight_offsets
+from fusionlib.kernel import LaunchConfig, load_units, rows_of_program, store_unit_scales, weight_offsets
 from fusionlib.layout import row_layout
 from fusionlib.spec import GatedNorm, GroupQuant
 
@@ -62,7 +62,7 @@ def light_kernel(
     element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
     within = segment * SEGMENT + element  # [1, S, E]
     inside = (segment < SEGMENTS) & (element < SEGMENT)
-    row = tl.program_id(0) * (ROWS * TILES) + tl.arange(0, ROWS)  # [R]
+    row = rows_of_program(ROWS, TILES)
     mask = (row < units)[:, None, None] & inside
     if WAIT:
         tl.extra.cuda.gdc_wait()
