@@ -55,7 +55,7 @@ def choose_launch(units: int, unit: int, threads_per_warp: int = 32) -> LaunchCo
     elements = units * block // 128
     if unit > 512:
         a_thread = 8 if elements <= 65536 else 32 if block >= 4096 else 16
-        rows, num_warps, tiles = 1, min(16, max(1, block // (32 * a_thread))), 1
+        rows, num_warps, tiles = 1, min(16, max(1, block // (32 * a_thread))), 2 if a_thread == 16 else 1
     elif elements <= 8192:
         rows, num_warps, tiles = max(1, 1024 // block), 8, 1
     elif elements <= 131072:
@@ -88,6 +88,12 @@ def rows_of_program(ROWS: tl.constexpr, TILES: tl.constexpr):
     Unsigned, so that a division by a power of two is a shift: the first load waits for the row's token and unit.
     """
     return (tl.program_id(0) * (ROWS * TILES) + tl.arange(0, ROWS)).to(tl.uint32)
+
+
+@triton.jit
+def are_units(row, units, EVEN: tl.constexpr):
+    """Which of `row` are units. Where all are, the compiler must see it: a load that may be left out costs a zero."""
+    return row == row if EVEN else row < units
 
 
 @triton.jit
@@ -193,15 +199,17 @@ def store_unit_scales(
     BLOCK_SEGMENTS: tl.constexpr,
     PACKED: tl.constexpr,
     PTX: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """Store the scales of units `row`."""
+    known = are_units(row, units, EVEN)
     if QUANT_SPANS:
-        token, group, known = row // UNITS, row % UNITS, row < units
+        token, group = row // UNITS, row % UNITS
     else:
         in_unit = tl.arange(0, BLOCK_SEGMENTS)[None, :]
         token = (row // UNITS)[:, None]
         group = (row % UNITS)[:, None] * SEGMENTS + in_unit
-        known = (row < units)[:, None] & (in_unit < SEGMENTS)
+        known = known[:, None] & (in_unit < SEGMENTS)
     GROUPS: tl.constexpr = UNITS if QUANT_SPANS else UNITS * SEGMENTS
     _store_scale(scale_ptr, scale, token.to(tl.int64), group, stride_token, stride_group, known, GROUPS, PACKED, PTX)
 
@@ -256,6 +264,7 @@ def rms_norm_gated_group_quant_kernel(
     PTX: tl.constexpr,  # NVIDIA's own instructions, fusionlib.ptx
     ROWS: tl.constexpr,
     TILES: tl.constexpr,
+    EVEN: tl.constexpr,  # the programs have no row beyond the last unit
     ROW_IS_WARP: tl.constexpr,  # each unit lies in the threads of one warp
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
@@ -272,7 +281,7 @@ def rms_norm_gated_group_quant_kernel(
     inside = (segment < SEGMENTS) & (element < SEGMENT)  # always true unless a size is no power of two
 
     row = rows_of_program(ROWS, TILES)
-    mask = (row < units)[:, None, None] & inside
+    mask = are_units(row, units, EVEN)[:, None, None] & inside
     x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
                     SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     gate = load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
@@ -280,7 +289,7 @@ def rms_norm_gated_group_quant_kernel(
     for tile in tl.static_range(TILES):
         if tile + 1 < TILES:  # the next tile is on its way while this one is computed
             next_row = row + ROWS
-            next_mask = (next_row < units)[:, None, None] & inside
+            next_mask = are_units(next_row, units, EVEN)[:, None, None] & inside
             next_x = load_units(x_ptr, next_row, next_mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS,
                                  X_OUTER, X_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
             next_gate = load_units(gate_ptr, next_row, next_mask, gate_stride_token, gate_stride_outer,
@@ -334,7 +343,7 @@ def rms_norm_gated_group_quant_kernel(
             tl.store(normed_ptr + out_offset, y.to(Y_DTYPE), mask=mask)
 
         store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
-                           QUANT_SPANS, BLOCK_SEGMENTS, PACKED, PTX)  # fmt: skip
+                           QUANT_SPANS, BLOCK_SEGMENTS, PACKED, PTX, EVEN)  # fmt: skip
         if tile + 1 < TILES:
             row, mask, x, gate = next_row, next_mask, next_x, next_gate
 

@@ -52,10 +52,11 @@ def fused_constants(
     has_bias: bool,
     store_normed: bool,
     config: kernel.LaunchConfig,
+    even: bool,
     ptx: bool,
     interpret: bool = False,
 ) -> dict[str, Any]:
-    """Every compile-time constant of the fused kernel, by name."""
+    """Every compile-time constant of the fused kernel, by name; `even`: a multiple of `config.units` is launched."""
     segment = min(norm.norm_size, quant.group_size)
     unit = max(norm.norm_size, quant.group_size)
     return quant_constants(quant) | {
@@ -83,6 +84,7 @@ def fused_constants(
         "PTX": ptx,
         "ROWS": config.rows,
         "TILES": config.tiles,
+        "EVEN": even,
         "ROW_IS_WARP": segment == unit and config.rows == config.num_warps,
         "BLOCK_SEGMENTS": triton.next_power_of_2(unit // segment),
         "BLOCK_SEGMENT": triton.next_power_of_2(segment),
@@ -128,6 +130,7 @@ def launch_fused(
         has_bias=bias is not None,
         store_normed=normed is not None,
         config=config,
+        even=units % config.units == 0,
         ptx=runs_ptx(),
         interpret=knobs.runtime.interpret,
     )

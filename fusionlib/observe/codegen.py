@@ -101,9 +101,9 @@ def compile_fused(
 ) -> Listing:
     """Compile the fused kernel for `target` (a key of `TARGETS`) without a GPU.
 
-    Pointers and token strides are taken as divisible by 16, as they are for the shapes models use. `gate` overrides the
-    gate's layout (contiguous by default); `rows`, `num_warps` and `tiles` override the launch heuristic's choice for
-    a prefill.
+    Pointers and token strides are taken as divisible by 16, rows as a multiple of a program's, as they are for the
+    shapes models use. `gate` overrides the gate's layout (contiguous by default); `rows`, `num_warps` and `tiles`
+    override the launch heuristic's choice for a prefill.
 
     Raises:
         ValueError: for a target that is not in `TARGETS`.
@@ -131,6 +131,7 @@ def compile_fused(
         has_bias=False,
         store_normed=store_normed,
         config=config,
+        even=True,
         ptx=TARGETS[target][0] == "cuda",
     )
     scale_dtype = torch.int32 if quant.scale_layout == "packed_int32" else torch.float32

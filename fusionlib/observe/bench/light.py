@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from fusionlib import kernel, launch
-from fusionlib.kernel import LaunchConfig, load_units, rows_of_program, store_unit_scales, weight_offsets
+from fusionlib.kernel import LaunchConfig, are_units, load_units, rows_of_program, store_unit_scales, weight_offsets
 from fusionlib.layout import row_layout
 from fusionlib.spec import GatedNorm, GroupQuant
 
@@ -51,6 +51,7 @@ def light_kernel(
     WEIGHT_PER_TOKEN: tl.constexpr,
     ROWS: tl.constexpr,
     TILES: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
     PTX: tl.constexpr,
@@ -63,7 +64,7 @@ def light_kernel(
     within = segment * SEGMENT + element  # [1, S, E]
     inside = (segment < SEGMENTS) & (element < SEGMENT)
     row = rows_of_program(ROWS, TILES)
-    mask = (row < units)[:, None, None] & inside
+    mask = are_units(row, units, EVEN)[:, None, None] & inside
     if WAIT:
         tl.extra.cuda.gdc_wait()
     x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
@@ -73,7 +74,7 @@ def light_kernel(
     for tile in tl.static_range(TILES):
         if tile + 1 < TILES:
             next_row = row + ROWS
-            next_mask = (next_row < units)[:, None, None] & inside
+            next_mask = are_units(next_row, units, EVEN)[:, None, None] & inside
             next_x = load_units(x_ptr, next_row, next_mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS,
                                  X_OUTER, X_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
             next_gate = load_units(gate_ptr, next_row, next_mask, gate_stride_token, gate_stride_outer,
@@ -92,7 +93,7 @@ def light_kernel(
 
         scale = tl.zeros([ROWS] if QUANT_SPANS else [ROWS, BLOCK_SEGMENTS], tl.float32) + constant
         store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
-                           QUANT_SPANS, BLOCK_SEGMENTS, False, PTX)  # fmt: skip
+                           QUANT_SPANS, BLOCK_SEGMENTS, False, PTX, EVEN)  # fmt: skip
         if tile + 1 < TILES:
             row, mask, x, gate = next_row, next_mask, next_x, next_gate
 
@@ -145,6 +146,7 @@ def launch_light(
             has_bias=False,
             store_normed=False,
             config=config,
+            even=units % config.units == 0,
             ptx=launch.runs_ptx(),
         ),
         wait=dependent,
@@ -195,6 +197,7 @@ def compile_light(
         has_bias=False,
         store_normed=False,
         config=config,
+        even=True,
         ptx=TARGETS[target][0] == "cuda",
     )
     constants = light_constants(fused, wait)
