@@ -26,16 +26,10 @@ from fusionlib.kernel_quant import _float32, _group_scale, _quotient, _rounded, 
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How the kernel is cut: programs of `num_warps` warps, which take `rows` units at a time, `tiles` times."""
+    """How the kernel is cut: programs of `num_warps` warps, which take `rows` units."""
 
     rows: int
     num_warps: int
-    tiles: int = 1
-
-    @property
-    def units(self) -> int:
-        """Units of one program."""
-        return self.rows * self.tiles
 
 
 def choose_launch(units: int, unit: int, threads_per_warp: int = 32) -> LaunchConfig:
@@ -45,25 +39,18 @@ def choose_launch(units: int, unit: int, threads_per_warp: int = 32) -> LaunchCo
     128), each within 3 % of the best of some sixty configurations at every size swept:
 
     - up to 8192 units (256 tokens of 32 heads) four elements a thread: what counts is the length of one row's chain;
-    - up to 131072 units eight, so that loads are 16 bytes;
-    - beyond, sixteen, and two tiles a program: the second tile's loads fly while the first is computed.
+    - beyond, eight, so that loads are 16 bytes.
 
-    Longer units, of 1024 (the Mamba2 family) and 4096 (per token), like the same elements a thread, in one tile: swept
-    at 1 to 8192 tokens, within 7 %. Not measured: wavefronts of 64, which get half as many.
+    Longer units, of 1024 (the Mamba2 family) and 4096 (per token), take eight and sixteen. Not measured: wavefronts of
+    64, which get half as many.
     """
     block = triton.next_power_of_2(unit)
     elements = units * block // 128
     if unit > 512:
-        a_thread = 8 if elements <= 65536 else 32 if block >= 4096 else 16
-        rows, num_warps, tiles = 1, min(16, max(1, block // (32 * a_thread))), 2 if a_thread == 16 else 1
-    elif elements <= 8192:
-        rows, num_warps, tiles = max(1, 1024 // block), 8, 1
-    elif elements <= 131072:
-        rows, num_warps, tiles = max(1, 1024 // block), 4, 1
+        rows, num_warps = 1, min(16, block // (32 * (8 if elements <= 65536 else 16)))
     else:
-        rows, num_warps, tiles = max(1, 512 // block), 1, 2
-    threads = max(num_warps * 32, threads_per_warp)
-    return LaunchConfig(rows * threads // (num_warps * 32), threads // threads_per_warp, tiles)
+        rows, num_warps = max(1, 1024 // block), 8 if elements <= 8192 else 4
+    return LaunchConfig(rows, max(1, num_warps * 32 // threads_per_warp))
 
 
 @triton.jit
@@ -82,12 +69,12 @@ def _activated(gate, SILU: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr)
 
 
 @triton.jit
-def rows_of_program(ROWS: tl.constexpr, TILES: tl.constexpr):
-    """The first rows [R] of this program.
+def rows_of_program(ROWS: tl.constexpr):
+    """The rows [R] of this program.
 
     Unsigned, so that a division by a power of two is a shift: the first load waits for the row's token and unit.
     """
-    return (tl.program_id(0) * (ROWS * TILES) + tl.arange(0, ROWS)).to(tl.uint32)
+    return (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.uint32)
 
 
 @triton.jit
@@ -263,13 +250,12 @@ def rms_norm_gated_group_quant_kernel(
     EXACT: tl.constexpr,
     PTX: tl.constexpr,  # NVIDIA's own instructions, fusionlib.ptx
     ROWS: tl.constexpr,
-    TILES: tl.constexpr,
     EVEN: tl.constexpr,  # the programs have no row beyond the last unit
     ROW_IS_WARP: tl.constexpr,  # each unit lies in the threads of one warp
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
 ):
-    """Norm, gate and quantise TILES times ROWS units a program; the module's docstring has the words."""
+    """Norm, gate and quantise ROWS units a program; the module's docstring has the words."""
     UNIT: tl.constexpr = SEGMENTS * SEGMENT
     NORM_SIZE: tl.constexpr = UNIT if NORM_SPANS else SEGMENT
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -280,72 +266,58 @@ def rms_norm_gated_group_quant_kernel(
     within = segment * SEGMENT + element  # [1, S, E]
     inside = (segment < SEGMENTS) & (element < SEGMENT)  # always true unless a size is no power of two
 
-    row = rows_of_program(ROWS, TILES)
+    row = rows_of_program(ROWS)
     mask = are_units(row, units, EVEN)[:, None, None] & inside
     x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
                     SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     gate = load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
                        GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-    for tile in tl.static_range(TILES):
-        if tile + 1 < TILES:  # the next tile is on its way while this one is computed
-            next_row = row + ROWS
-            next_mask = are_units(next_row, units, EVEN)[:, None, None] & inside
-            next_x = load_units(x_ptr, next_row, next_mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS,
-                                 X_OUTER, X_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-            next_gate = load_units(gate_ptr, next_row, next_mask, gate_stride_token, gate_stride_outer,
-                                    gate_stride_inner, UNITS, GATE_OUTER, GATE_INNER, SEGMENTS, SEGMENT,
-                                    BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-        if tile == 0 or WEIGHT_PER_TOKEN:
-            weight_offset = weight_offsets(
-                row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SPANS, WEIGHT_PER_TOKEN
-            )
-            # In the shape of x and not in its own: a smaller tensor would get another layout, and x would have to
-            # follow it through shared memory.
-            weight_offset = tl.broadcast_to(weight_offset, mask.shape)
-            weight_mask = tl.broadcast_to(inside, mask.shape)
-            weight = _float32(tl.load(weight_ptr + weight_offset, mask=weight_mask, other=0.0), PTX)
-            if WEIGHT_OFFSET != 0:
-                weight += WEIGHT_OFFSET
-            if HAS_BIAS:
-                bias = tl.load(bias_ptr + weight_offset, mask=weight_mask, other=0.0).to(tl.float32)
+    weight_offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SPANS, WEIGHT_PER_TOKEN)
+    # In the shape of x and not in its own: a smaller tensor would get another layout, and x would have to
+    # follow it through shared memory.
+    weight_offset = tl.broadcast_to(weight_offset, mask.shape)
+    weight_mask = tl.broadcast_to(inside, mask.shape)
+    weight = _float32(tl.load(weight_ptr + weight_offset, mask=weight_mask, other=0.0), PTX)
+    if WEIGHT_OFFSET != 0:
+        weight += WEIGHT_OFFSET
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + weight_offset, mask=weight_mask, other=0.0).to(tl.float32)
 
-        value = _float32(x, PTX)
-        activated = _activated(_float32(gate, PTX), SILU, EXACT, PTX)
-        activated = _rounded(activated, X_DTYPE, ROUND_ACTIVATION, PTX)
-        if not NORM_BEFORE_GATE:
-            value = _rounded(value * activated, X_DTYPE, ROUND_GATE, PTX)
-        squares = _span_sum(value * value, NORM_SPANS)
-        if NORM_SIZE & (NORM_SIZE - 1) == 0:
-            mean = squares * (1.0 / NORM_SIZE)  # exact: the reciprocal is a power of two
-        else:
-            mean = tl.div_rn(squares, tl.full(squares.shape, NORM_SIZE, tl.float32))
-        value = _rounded(value * tl.rsqrt(mean + eps), X_DTYPE, ROUND_NORM, PTX)
-        value = value * weight
-        if HAS_BIAS:
-            value += bias
-        if NORM_BEFORE_GATE:
-            value = _rounded(value, X_DTYPE, ROUND_WEIGHT, PTX) * activated
-        y = _rounded(value, X_DTYPE, ROUND_OUTPUT, PTX)
-        if BLOCK_SEGMENTS != SEGMENTS or BLOCK_SEGMENT != SEGMENT:
-            y = tl.where(inside, y, 0.0)  # with eps = 0 the padding's own norm is 0 * inf
+    value = _float32(x, PTX)
+    activated = _activated(_float32(gate, PTX), SILU, EXACT, PTX)
+    activated = _rounded(activated, X_DTYPE, ROUND_ACTIVATION, PTX)
+    if not NORM_BEFORE_GATE:
+        value = _rounded(value * activated, X_DTYPE, ROUND_GATE, PTX)
+    squares = _span_sum(value * value, NORM_SPANS)
+    if NORM_SIZE & (NORM_SIZE - 1) == 0:
+        mean = squares * (1.0 / NORM_SIZE)  # exact: the reciprocal is a power of two
+    else:
+        mean = tl.div_rn(squares, tl.full(squares.shape, NORM_SIZE, tl.float32))
+    value = _rounded(value * tl.rsqrt(mean + eps), X_DTYPE, ROUND_NORM, PTX)
+    value = value * weight
+    if HAS_BIAS:
+        value += bias
+    if NORM_BEFORE_GATE:
+        value = _rounded(value, X_DTYPE, ROUND_WEIGHT, PTX) * activated
+    y = _rounded(value, X_DTYPE, ROUND_OUTPUT, PTX)
+    if BLOCK_SEGMENTS != SEGMENTS or BLOCK_SEGMENT != SEGMENT:
+        y = tl.where(inside, y, 0.0)  # with eps = 0 the padding's own norm is 0 * inf
 
-        scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, QUANT_SPANS, PTX, ROW_IS_WARP)
-        divisor = scale[:, None, None] if QUANT_SPANS else scale[:, :, None]
-        quotient = _quotient(y, divisor, RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
-        out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
-        # Eight codes a thread at a time, though sixteen would fit a store: the layout follows the longest access, and
-        # sixteen elements are two loads of x, each of which would leave every other 16 bytes out.
-        codes_pointer = codes_ptr + out_offset
-        if UNIT % 8 == 0 and SEGMENT % 8 == 0:
-            codes_pointer = tl.multiple_of(codes_pointer, (8, 8, 8))
-        tl.store(codes_pointer, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX, PTX), mask=mask)
-        if STORE_NORMED:
-            tl.store(normed_ptr + out_offset, y.to(Y_DTYPE), mask=mask)
+    scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, QUANT_SPANS, PTX, ROW_IS_WARP)
+    divisor = scale[:, None, None] if QUANT_SPANS else scale[:, :, None]
+    quotient = _quotient(y, divisor, RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
+    out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
+    # Eight codes a thread at a time, though sixteen would fit a store: the layout follows the longest access, and
+    # sixteen elements are two loads of x, each of which would leave every other 16 bytes out.
+    codes_pointer = codes_ptr + out_offset
+    if UNIT % 8 == 0 and SEGMENT % 8 == 0:
+        codes_pointer = tl.multiple_of(codes_pointer, (8, 8, 8))
+    tl.store(codes_pointer, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX, PTX), mask=mask)
+    if STORE_NORMED:
+        tl.store(normed_ptr + out_offset, y.to(Y_DTYPE), mask=mask)
 
-        store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
-                           QUANT_SPANS, BLOCK_SEGMENTS, PACKED, PTX, EVEN)  # fmt: skip
-        if tile + 1 < TILES:
-            row, mask, x, gate = next_row, next_mask, next_x, next_gate
+    store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
+                       QUANT_SPANS, BLOCK_SEGMENTS, PACKED, PTX, EVEN)  # fmt: skip
 
 
 @triton.jit
@@ -372,7 +344,7 @@ def group_quant_kernel(
     BLOCK_GROUP: tl.constexpr,
 ):
     """The second half alone: what a serving engine's opaque quantisation op does behind a separate norm."""
-    row = rows_of_program(ROWS, 1)
+    row = rows_of_program(ROWS)
     element = tl.arange(0, BLOCK_GROUP)[None, None, :]
     token = (row // GROUPS).to(tl.int64)[:, None, None]
     group = (row % GROUPS)[:, None, None]

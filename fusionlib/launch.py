@@ -56,7 +56,7 @@ def fused_constants(
     ptx: bool,
     interpret: bool = False,
 ) -> dict[str, Any]:
-    """Every compile-time constant of the fused kernel, by name; `even`: a multiple of `config.units` is launched."""
+    """Every compile-time constant of the fused kernel, by name; `even`: a multiple of `config.rows` is launched."""
     segment = min(norm.norm_size, quant.group_size)
     unit = max(norm.norm_size, quant.group_size)
     return quant_constants(quant) | {
@@ -83,7 +83,6 @@ def fused_constants(
         "EXACT": interpret or quant.floor is None,
         "PTX": ptx,
         "ROWS": config.rows,
-        "TILES": config.tiles,
         "EVEN": even,
         "ROW_IS_WARP": segment == unit and config.rows == config.num_warps,
         "BLOCK_SEGMENTS": triton.next_power_of_2(unit // segment),
@@ -130,11 +129,11 @@ def launch_fused(
         has_bias=bias is not None,
         store_normed=normed is not None,
         config=config,
-        even=units % config.units == 0,
+        even=units % config.rows == 0,
         ptx=runs_ptx(),
         interpret=knobs.runtime.interpret,
     )
-    kernel.rms_norm_gated_group_quant_kernel[(triton.cdiv(units, config.units),)](
+    kernel.rms_norm_gated_group_quant_kernel[(triton.cdiv(units, config.rows),)](
         x,
         gate,
         weight,

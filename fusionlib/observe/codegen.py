@@ -96,14 +96,13 @@ def compile_fused(
     gate: RowLayout | None = None,
     rows: int | None = None,
     num_warps: int | None = None,
-    tiles: int | None = None,
     store_normed: bool = False,
 ) -> Listing:
     """Compile the fused kernel for `target` (a key of `TARGETS`) without a GPU.
 
     Pointers and token strides are taken as divisible by 16, rows as a multiple of a program's, as they are for the
-    shapes models use. `gate` overrides the gate's layout (contiguous by default); `rows`, `num_warps` and `tiles`
-    override the launch heuristic's choice for a prefill.
+    shapes models use. `gate` overrides the gate's layout (contiguous by default); `rows` and `num_warps` override the
+    launch heuristic's choice for a prefill.
 
     Raises:
         ValueError: for a target that is not in `TARGETS`.
@@ -118,8 +117,7 @@ def compile_fused(
         raise ValueError(f"target {target!r} is unknown; choose one of {', '.join(TARGETS)}")
     unit = max(norm.norm_size, quant.group_size)
     config = kernel.choose_launch(1 << 20, unit, threads_per_warp=TARGETS[target][2])
-    if rows or num_warps or tiles:
-        config = kernel.LaunchConfig(rows or config.rows, num_warps or config.num_warps, tiles or 1)
+    config = kernel.LaunchConfig(rows or config.rows, num_warps or config.num_warps)
     contiguous = RowLayout(hidden, hidden, 0, hidden, 0)
     constants = launch.fused_constants(
         norm,

@@ -83,7 +83,7 @@ def compile_version(
     if version.launches is None:
         unit = max(norm.norm_size, quant.group_size)
         config = choose_launch(tokens * hidden // unit, unit, TARGETS[target][2])
-        launch = {"rows": config.rows, "num_warps": config.num_warps, "tiles": config.tiles}
+        launch = {"rows": config.rows, "num_warps": config.num_warps}
         return [compile_fused(target, norm, quant, hidden=hidden, x_dtype=x_dtype, gate=row_layout(gate), **launch)]
     weight = torch.empty(norm.norm_size, dtype=x_dtype, device="meta")
     codes = torch.empty(tokens, hidden, dtype=quant.dtype, device="meta")

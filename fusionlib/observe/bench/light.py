@@ -50,20 +50,19 @@ def light_kernel(
     GATE_INNER: tl.constexpr,
     WEIGHT_PER_TOKEN: tl.constexpr,
     ROWS: tl.constexpr,
-    TILES: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
     PTX: tl.constexpr,
     WAIT: tl.constexpr,  # for the kernel before it to end, as a dependent launch must
 ):
-    """Move the bytes of TILES times ROWS units a program; names and addresses are those of the fused kernel."""
+    """Move the bytes of ROWS units a program; names and addresses are those of the fused kernel."""
     UNIT: tl.constexpr = SEGMENTS * SEGMENT
     segment = tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
     element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
     within = segment * SEGMENT + element  # [1, S, E]
     inside = (segment < SEGMENTS) & (element < SEGMENT)
-    row = rows_of_program(ROWS, TILES)
+    row = rows_of_program(ROWS)
     mask = are_units(row, units, EVEN)[:, None, None] & inside
     if WAIT:
         tl.extra.cuda.gdc_wait()
@@ -71,31 +70,17 @@ def light_kernel(
                     SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     gate = load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
                        GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-    for tile in tl.static_range(TILES):
-        if tile + 1 < TILES:
-            next_row = row + ROWS
-            next_mask = are_units(next_row, units, EVEN)[:, None, None] & inside
-            next_x = load_units(x_ptr, next_row, next_mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS,
-                                 X_OUTER, X_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-            next_gate = load_units(gate_ptr, next_row, next_mask, gate_stride_token, gate_stride_outer,
-                                    gate_stride_inner, UNITS, GATE_OUTER, GATE_INNER, SEGMENTS, SEGMENT,
-                                    BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-        if tile == 0 or WEIGHT_PER_TOKEN:
-            weight_offset = weight_offsets(
-                row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SPANS, WEIGHT_PER_TOKEN
-            )
-            weight_offset = tl.broadcast_to(weight_offset, mask.shape)
-            weight = tl.load(weight_ptr + weight_offset, mask=tl.broadcast_to(inside, mask.shape), other=0)
-        codes_pointer = codes_ptr + row.to(tl.int64)[:, None, None] * UNIT + within
-        if UNIT % 8 == 0 and SEGMENT % 8 == 0:
-            codes_pointer = tl.multiple_of(codes_pointer, (8, 8, 8))
-        tl.store(codes_pointer, (x ^ gate ^ weight).to(tl.uint8), mask=mask)
+    weight_offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SPANS, WEIGHT_PER_TOKEN)
+    weight_offset = tl.broadcast_to(weight_offset, mask.shape)
+    weight = tl.load(weight_ptr + weight_offset, mask=tl.broadcast_to(inside, mask.shape), other=0)
+    codes_pointer = codes_ptr + row.to(tl.int64)[:, None, None] * UNIT + within
+    if UNIT % 8 == 0 and SEGMENT % 8 == 0:
+        codes_pointer = tl.multiple_of(codes_pointer, (8, 8, 8))
+    tl.store(codes_pointer, (x ^ gate ^ weight).to(tl.uint8), mask=mask)
 
-        scale = tl.zeros([ROWS] if QUANT_SPANS else [ROWS, BLOCK_SEGMENTS], tl.float32) + constant
-        store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
-                           QUANT_SPANS, BLOCK_SEGMENTS, False, PTX, EVEN)  # fmt: skip
-        if tile + 1 < TILES:
-            row, mask, x, gate = next_row, next_mask, next_x, next_gate
+    scale = tl.zeros([ROWS] if QUANT_SPANS else [ROWS, BLOCK_SEGMENTS], tl.float32) + constant
+    store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
+                       QUANT_SPANS, BLOCK_SEGMENTS, False, PTX, EVEN)  # fmt: skip
 
 
 def light_constants(fused: dict[str, Any], wait: bool = False) -> dict[str, Any]:
@@ -146,12 +131,12 @@ def launch_light(
             has_bias=False,
             store_normed=False,
             config=config,
-            even=units % config.units == 0,
+            even=units % config.rows == 0,
             ptx=launch.runs_ptx(),
         ),
         wait=dependent,
     )
-    light_kernel[(triton.cdiv(units, config.units),)](
+    light_kernel[(triton.cdiv(units, config.rows),)](
         x.view(torch.int16),
         gate.view(torch.int16),
         weight.view(torch.int16),

@@ -19,15 +19,12 @@ from fusionlib.observe.bench.run import Say, Settings, heuristic, make_buffers
 from fusionlib.observe.bench.timer import Timer, copies_for
 from fusionlib.observe.bench.variants import Call, fused_call, light_call
 
-#: Values to try for each field of LaunchConfig. The loop over tiles loads ahead by itself: no stages to try.
+#: Values to try for each field of LaunchConfig.
 GRID: dict[str, tuple[Any, ...]] = {
     "rows": (1, 2, 4, 8, 16, 32),
     "num_warps": (1, 2, 4, 8, 16),
-    "tiles": (1, 2, 4, 8),
 }
 LEAST_ELEMENTS, MOST_ELEMENTS = 2, 64  # values a thread holds; more spill, fewer leave lanes idle
-MOST_AHEAD = 16  # values a thread holds of a tile, if it holds the next one's too
-LEAST_PROGRAMS = 256  # below, several tiles a program would leave processors without work
 
 
 def configurations(case: Case, lanes: int = 32) -> list[Any]:
@@ -42,10 +39,7 @@ def configurations(case: Case, lanes: int = 32) -> list[Any]:
         config = LaunchConfig(**dict(zip(GRID, values, strict=True)))
         threads = config.num_warps * lanes
         elements = config.rows * block / threads
-        fits = threads <= 1024 and LEAST_ELEMENTS <= elements <= MOST_ELEMENTS
-        if config.tiles > 1:
-            fits = fits and elements <= MOST_AHEAD and case.units >= LEAST_PROGRAMS * config.units
-        if fits:
+        if threads <= 1024 and LEAST_ELEMENTS <= elements <= MOST_ELEMENTS:
             found.append(config)
     own = heuristic(case)
     return found if own in found else [own, *found]
