@@ -11,9 +11,13 @@ quotient of one product and one fused multiply-add. The weight is loaded in the 
 where it is, so that threads exchange nothing through shared memory and wait at no barrier. AMD's compiler gets the
 portable spelling of the same.
 
-The launch follows the number of rows (`fusionlib.kernel.choose_launch`), because sixteen rows a program suit a
-prefill and not one token. A large call gets two tiles a program: the second one's loads fly while the first one is
-computed.
+Some of it is for one token, where nothing hides a thread's waiting: rows are unsigned numbers, so that the first load
+waits for shifts and not for a division; a warp takes a whole row and finds its largest magnitude in one instruction,
+as an integer; the quotient starts from an approximate reciprocal. Loads are masked only where rows and programs do not
+come out even.
+
+The launch follows the number of rows (`fusionlib.kernel.choose_launch`), because what suits a prefill does not suit one
+token.
 
 Napkin: 5.03 bytes an element, as before. From here on the time is the memory's, or, for few tokens, the chain's.
 """
