@@ -134,8 +134,9 @@ def time_all(
     settings: Settings,
     results: Results,
     say: Say = print,
+    save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Time every prepared variant of every case; rows go to `results.rows`."""
+    """Time every prepared variant of every case; rows go to `results.rows`, and `save` is called after each case."""
     order = random.Random(settings.seed)
     for case, prepared in plan:
         if not prepared:
@@ -147,6 +148,7 @@ def time_all(
         rows = time_case(case, prepared, timer, settings, order, results)
         timer.release()
         results.rows += rows
+        save()
         say(f"timed    {case.name}: " + ", ".join(f"{row.variant} {row.median_us:.2f}" for row in rows) + " us")
 
 

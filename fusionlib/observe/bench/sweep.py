@@ -85,13 +85,21 @@ def sweep_case(
     return rows
 
 
-def sweep_all(cases: Iterable[Case], timer: Timer, settings: Settings, results: Results, say: Say = print) -> None:
-    """Sweep every case that stands alone; rows go to `results.sweep`."""
+def sweep_all(
+    cases: Iterable[Case],
+    timer: Timer,
+    settings: Settings,
+    results: Results,
+    say: Say = print,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Sweep every case that stands alone; rows go to `results.sweep`, and `save` is called after each case."""
     for case in cases:
         if case.context != "alone":
             continue
         rows = sweep_case(case, timer, settings, results=results)
         results.sweep += rows
+        save()
         for kernel in KERNELS:
             best = best_of(rows, kernel)
             if best:

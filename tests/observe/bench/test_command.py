@@ -1,6 +1,7 @@
 """The command: what it says on a CPU, and with a timer of the test's all that it does beside timing."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,6 +100,36 @@ def test_a_run_with_another_timer_is_written_and_read_back(tmp_path, capsys):
     )
     assert found.manifest.seed == 5
     assert json.loads((tmp_path / "run.json").read_text())["schema"] == 1
+
+
+def test_a_run_that_is_stopped_keeps_the_cases_that_were_done(tmp_path):
+    class Stopped(FakeTimer):
+        def release(self):
+            super().release()
+            if prepared and len(prepared) == 2:
+                raise KeyboardInterrupt
+            prepared.append(None)
+
+    prepared = []
+    arguments = ("--tokens", "1", "2", "4", "--shapes", "32x128", "--gates", "contiguous", "--contexts", "alone")
+    with pytest.raises(KeyboardInterrupt):
+        command.bench(
+            parsed(*arguments, "--variants", "eager", "--rounds", "2", "--out", str(tmp_path / "run.json")),
+            "cpu",
+            Stopped,
+        )
+    read = results.read_results(evidence.read_benchmark(tmp_path / "run.json").document, "run.json")
+    assert [row.tokens for row in read.rows] == [1, 2]
+
+
+def test_inductor_chooses_its_launches_in_the_run_itself():
+    """What other processes made it remember is not there, and is back afterwards."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    before = cache_dir()
+    with command.own_tuning():
+        assert cache_dir() != before and not list(Path(cache_dir()).iterdir())
+    assert cache_dir() == before
 
 
 def test_a_sweep_has_a_file_of_its_own(tmp_path, capsys, monkeypatch):
