@@ -35,14 +35,15 @@ class LaunchConfig:
 def choose_launch(units: int, unit: int, threads_per_warp: int = 32) -> LaunchConfig:
     """The launch configuration for `units` units of `unit` elements on a GPU with `threads_per_warp` lanes.
 
-    From `fusionlib bench --sweep` on one H200 (torch 2.11, Triton 3.6; bf16 to e4m3, 1 to 32768 tokens of 32 heads of
-    128), each within 3 % of the best of some sixty configurations at every size swept:
+    From `fusionlib bench --sweep` on one H200 (torch 2.11, Triton 3.6; bf16 to e4m3, 64 to 32768 tokens of 32 heads of
+    128), within 1 % of the best of some twenty configurations at every size:
 
-    - up to 8192 units (256 tokens of 32 heads) four elements a thread: what counts is the length of one row's chain;
+    - up to 8192 units (256 tokens of 32 heads) four elements a thread, a row a warp: what counts is the length of one
+      row's chain;
     - beyond, eight, so that loads are 16 bytes.
 
-    Longer units, of 1024 (the Mamba2 family) and 4096 (per token), take eight and sixteen. Not measured: wavefronts of
-    64, which get half as many.
+    Longer units, of 1024 (the Mamba2 family) and 4096 (per token), take eight and sixteen: within 6 %. Not measured:
+    wavefronts of 64, which get half as many.
     """
     block = triton.next_power_of_2(unit)
     elements = units * block // 128
