@@ -21,6 +21,7 @@ from fusionlib.observe.manifest import (
 )
 from fusionlib.observe.privacy import leaks
 from fusionlib.observe.references import ReferenceFileError, read_reference
+from fusionlib.observe.sources import benchmark_times
 from tests.observe.test_trace import EVENTS
 
 DATA = Path(__file__).parents[2] / "data"
@@ -153,25 +154,14 @@ def test_a_benchmark_carries_its_manifest(tmp_path):
         evidence.benchmarks(tmp_path)
 
 
-def contiguous_times(path):
-    """tokens -> variant -> microseconds, of the base shape alone."""
-    times: dict[int, dict[str, float]] = {}
-    for row in read_results(evidence.read_benchmark(path).document, path.name).rows:
-        if (row.gate, row.context, row.shape) == ("contiguous", "alone", "32x128"):
-            times.setdefault(row.tokens, {})[row.variant] = row.median_us
-    return times
-
-
 def test_the_readmes_table_is_the_benchmark():
-    """Microseconds with three digits, ratios with two decimals; of the others the fastest of two recorded runs."""
-    folder = DATA / "benchmarks"
-    times, earlier = (contiguous_times(folder / name) for name in ("nvidia-h200.json", "earlier/nvidia-h200.json"))
+    """Microseconds with three digits, ratios with two decimals, of the contiguous gate."""
+    times = benchmark_times(evidence.read_benchmark(DATA / "benchmarks" / "nvidia-h200.json"))
     readme = (DATA.parent / "README.md").read_text(encoding="utf-8")
     for tokens in (1, 64, 1024, 8192, 32768):
-        ours, light = times[tokens]["fused"], times[tokens]["light"]
-        two, inductor = (min(run[tokens][name] for run in (times, earlier)) for name in ("two_kernel", "inductor"))
-        cells = [f"{us:.3g}" for us in (two, inductor, ours, light)]
-        ratios = [f"{two / ours:.2f}", f"{inductor / ours:.2f}", f"{light / ours:.2f}"]
+        us = {variant: series[tokens] for variant, series in times.items()}
+        cells = [f"{us[name]:.3g}" for name in ("two_kernel", "inductor", "fused", "light")]
+        ratios = [f"{us[name] / us['fused']:.2f}" for name in ("two_kernel", "inductor", "light")]
         assert f"| {tokens} | {' | '.join(cells + ratios)} |" in readme
 
 

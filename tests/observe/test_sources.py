@@ -151,3 +151,16 @@ def test_a_recorded_benchmark_gives_the_lines_of_a_figure(tmp_path):
     (benchmark,) = evidence.benchmarks(tmp_path)
     assert benchmark_times(benchmark) == {"light": {1: 1.0}, "fused": {1: 1.5, 64: 2.0}}
     assert benchmark_times(benchmark, f"{BASE}/strided/alone") == {"fused": {64: 9.0}}
+
+    # What Inductor compiled is taken at its faster run, sizes of this one; ours and the light are not.
+    write_results(
+        path,
+        Results({}, [*rows, row("inductor", 1, 5.6), row("inductor", 64, 2.9)]),
+        make_manifest("x", 0, machine=H200),
+    )
+    (path.parent / "earlier").mkdir()
+    before = [row("inductor", 1, 1.9), row("inductor", 64, 3.0), row("inductor", 8, 2.0), row("fused", 1, 1.1)]
+    write_results(path.parent / "earlier" / path.name, Results({}, before), make_manifest("x", 0, machine=H200))
+    (benchmark,) = evidence.benchmarks(tmp_path)
+    both = benchmark_times(benchmark)
+    assert both["inductor"] == {1: 1.9, 64: 2.9} and both["fused"] == {1: 1.5, 64: 2.0}
