@@ -12,9 +12,9 @@ from fusionlib import GatedNorm, GroupQuant, op
 from fusionlib.layers import AttentionOutput
 from fusionlib.rewrite import FusionPass
 from fusionlib.rewrite.recorder import NodeRecord, Recorder, Recording, record, snapshot
+from fusionlib.rewrite.run import run_edited
 from fusionlib.traced import HeadShape, TracedPass
 from fusionlib.traced.spellings import make_inputs, written_norm
-from tests.traced.support import run_with
 
 aten = torch.ops.aten
 HOOKS = pytest.mark.parametrize("hooks", [True, False], ids=["hooks", "names"])
@@ -34,7 +34,7 @@ def path(x, gate, weight):
 
 def recorded(make_pass, hooks: bool | None, fn=path, inputs=None) -> Recording:
     recorder = Recorder(make_pass(), hooks=hooks)
-    run_with(recorder, fn, *(inputs or make_inputs()))
+    run_edited(recorder, fn, *(inputs or make_inputs()))
     assert len(recorder.recordings) == 1
     return recorder.recordings[0]
 
@@ -191,7 +191,7 @@ def test_nothing_done_is_no_event():
 
 def test_symbolic_sizes_are_text():
     recorder = Recorder(FusionPass(("cpu",)))
-    run_with(recorder, path, *make_inputs(), dynamic=(0, 1))
+    run_edited(recorder, path, *make_inputs(), dynamic=(0, 1))
     sizes = [size for node in recorder.recordings[0].after for size in node.shape or ()]
     assert any(isinstance(size, str) for size in sizes)
     assert json.loads(recorder.recordings[0].to_json())
