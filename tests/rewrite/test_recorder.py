@@ -6,7 +6,6 @@ import json
 import pytest
 import torch
 from torch import fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusionlib import GatedNorm, GroupQuant, op
 from fusionlib.layers import AttentionOutput
@@ -15,6 +14,7 @@ from fusionlib.rewrite.recorder import NodeRecord, Recorder, Recording, record, 
 from fusionlib.rewrite.run import run_edited
 from fusionlib.traced import HeadShape, TracedPass
 from fusionlib.traced.spellings import make_inputs, written_norm
+from tests.graphs import give_the_name_of_exp_to_abs, small_graph
 
 aten = torch.ops.aten
 HOOKS = pytest.mark.parametrize("hooks", [True, False], ids=["hooks", "names"])
@@ -90,10 +90,6 @@ def test_a_recording_is_data(hooks):
         recording.events[0].order = 1
 
 
-def small_graph() -> fx.Graph:
-    return make_fx(lambda x: (x.neg().exp() + 1).sin())(torch.randn(3)).graph
-
-
 def swap_exp_for_abs(graph: fx.Graph) -> None:
     exp = next(node for node in graph.nodes if node.target is aten.exp.default)
     with graph.inserting_before(exp):
@@ -163,15 +159,7 @@ def test_a_renamed_node(hooks):
 
 @HOOKS
 def test_a_name_that_stands_for_something_else_afterwards(hooks):
-    def edit(graph: fx.Graph) -> None:
-        node = next(node for node in graph.nodes if node.target is aten.exp.default)
-        with graph.inserting_before(node):
-            new = graph.call_function(aten.abs.default, node.args)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-        new.name = "exp"
-
-    recording = record(small_graph(), edit, hooks=hooks)
+    recording = record(small_graph(), give_the_name_of_exp_to_abs, hooks=hooks)
     assert recording.replay() == names(recording.after)
 
 
