@@ -12,9 +12,9 @@ from torch import fx
 from torch._inductor.fx_passes import joint_graph
 
 from fusionlib import reference
+from fusionlib.codes import code_steps
 from fusionlib.rewrite import FusionPass, Report
 from fusionlib.rewrite.run import run_edited
-from tests.support import code_steps
 
 FP8 = torch.float8_e4m3fn
 
