@@ -14,27 +14,12 @@ os.environ["TRITON_INTERPRET"] = "1"
 import sys
 
 import torch
-import triton
-import triton.language as tl
 
 from fusionlib import GatedNorm, GroupQuant, reference
+from fusionlib.codes import code_steps
 from fusionlib.launch import launch_fused, launch_group_quant
-from tests.support import code_steps, grouped_gate, poisoned_outputs
-
-
-@triton.jit
-def cast_kernel(value_ptr, codes_ptr, ELEMENTS: tl.constexpr):
-    offset = tl.arange(0, ELEMENTS)
-    tl.store(codes_ptr + offset, tl.load(value_ptr + offset).to(codes_ptr.dtype.element_ty))
-
-
-def interpreters_codes(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    elements = triton.next_power_of_2(value.numel())
-    padded = torch.zeros(elements)
-    padded[: value.numel()] = value.flatten()
-    codes = torch.zeros(elements, dtype=torch.uint8).view(dtype)
-    cast_kernel[(1,)](padded, codes, ELEMENTS=elements)
-    return codes[: value.numel()].view(value.shape)
+from fusionlib.versions.interpreted import interpreters_codes
+from tests.support import grouped_gate, poisoned_outputs
 
 
 def rows(*shape: int) -> torch.Tensor:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import fx
-from torch._inductor.compile_fx import compile_fx
 from torch._inductor.fx_passes import joint_graph
 
 from fusionlib import reference
+from fusionlib.codes import code_steps
 from fusionlib.rewrite import FusionPass, Report
-from tests.support import code_steps
+from fusionlib.rewrite.run import run_edited
 
 FP8 = torch.float8_e4m3fn
 
@@ -38,31 +38,18 @@ def roundings_kept():
 
 
 def run_rewritten(fn: Callable, *args, dynamic: bool = False, fusion: FusionPass | None = None):
-    """(outputs of the rewritten graphs, report, rewritten graphs) without code generation: the graphs are interpreted.
+    """(outputs of the rewritten graphs, report, rewritten graphs) without code generation, as `run_edited` runs them.
 
-    Everything up to the pass is what torch.compile does: Dynamo, AOTAutograd and Inductor's early passes. `dynamic`
-    leaves the number of tokens open.
+    `dynamic` leaves the number of tokens open.
     """
     fusion, graphs = fusion or FusionPass(("cpu",)), []
 
-    def inner(module: fx.GraphModule, example_inputs: Sequence, **_):
-        fusion(module.graph)
-        module.recompile()
-        graphs.append(module.graph)
+    def edit(graph: fx.Graph) -> None:
+        fusion(graph)
+        graphs.append(graph)
 
-        def run(inputs):
-            values = list(inputs)
-            inputs.clear()
-            return module(*values)
-
-        run._boxed_call = True
-        return run
-
-    torch._dynamo.reset()
-    for tensor in args[:2] if dynamic else ():
-        torch._dynamo.mark_dynamic(tensor, 0)
-    with torch.no_grad(), roundings_kept():
-        outputs = torch.compile(fn, backend=lambda m, i: compile_fx(m, i, inner_compile=inner))(*args)
+    with roundings_kept():
+        outputs = run_edited(edit, fn, *args, dynamic=range(len(args[:2])) if dynamic else ())
     return outputs, Report(tuple(fusion._records)), graphs
 
 

@@ -1,4 +1,4 @@
-"""What several tests share: inputs, poisoned outputs, and how codes and scales are compared."""
+"""What several tests share: inputs, poisoned outputs, and what counts as the same."""
 
 from __future__ import annotations
 
@@ -18,17 +18,6 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.shape != b.shape or a.stride() != b.stride() or a.dtype != b.dtype:
         return False
     return bool(((a.float() == b.float()) | (a.float().isnan() & b.float().isnan())).all())
-
-
-def code_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """How many representable FP8 values lie between the codes `a` and `b`; NaN against NaN is 0."""
-
-    def ordered(codes: torch.Tensor) -> torch.Tensor:
-        bits = codes.view(torch.uint8).int()
-        return torch.where(bits >= 128, 128 - bits, bits)  # sign and magnitude -> order on the number line
-
-    both_nan = a.float().isnan() & b.float().isnan()
-    return torch.where(both_nan, 0, (ordered(a) - ordered(b)).abs())
 
 
 def poisoned_outputs(tokens: int, hidden: int, quant: GroupQuant, device: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusionlib import GatedNorm, GroupQuant, op, reference
-from tests.support import POISON_CODE, code_steps, grouped_gate, poisoned_outputs
+from fusionlib.codes import code_steps
+from tests.support import POISON_CODE, grouped_gate, poisoned_outputs
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusionlib import GatedNorm, GroupQuant, reference
+from fusionlib.codes import code_steps
 from fusionlib.spec import FP8_MAXIMA
-from tests.support import code_steps, norms, quants
+from tests.support import norms, quants
 
 MODULES = {
     "qwen3_next.Qwen3NextRMSNormGated": ((128,), GatedNorm.qwen3_next(eps=1e-6)),

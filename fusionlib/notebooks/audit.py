@@ -59,5 +59,5 @@ def _problems(output: Mapping[str, Any], private: Mapping[str, str]) -> Iterator
                 yield f"a figure without {', '.join(missing)}; show it with fusionlib.show.show"
     text = json.dumps(output, ensure_ascii=False)
     for private_text, what in private.items():
-        if re.search(rf"(?<!\w){re.escape(private_text)}", text):  # not within match/root.py where home is /root
+        if re.search(rf"(?<!\w){re.escape(private_text)}", text):  # not within match/a.py where home is /a
             yield f"its output holds {what}, {private_text}; print names relative to the checkout"

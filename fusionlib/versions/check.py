@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from fusionlib import reference
+from fusionlib.codes import code_steps
 from fusionlib.spec import GatedNorm, GroupQuant
 from fusionlib.versions.case import require
-from fusionlib.versions.count import code_steps
 from fusionlib.versions.registry import VERSIONS, Version
 from fusionlib.versions.subprocess_interpreter import ask
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from fusionlib import reference
+from fusionlib.codes import code_steps
 from fusionlib.spec import GroupQuant
 
 
@@ -43,17 +44,6 @@ def by_residual(y: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     estimate = y * reciprocal
     residual = (y.double() - estimate.double() * scale.double()).float()
     return (estimate.double() + residual.double() * reciprocal.double()).float()
-
-
-def code_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """How many representable FP8 values lie between the codes `a` and `b`; two NaN are 0 apart. int32."""
-
-    def ordered(codes: torch.Tensor) -> torch.Tensor:
-        bits = codes.view(torch.uint8).int()
-        return torch.where(bits >= 128, 128 - bits, bits)  # sign and magnitude -> order on the number line
-
-    both_nan = a.float().isnan() & b.float().isnan()
-    return torch.where(both_nan, 0, (ordered(a) - ordered(b)).abs())
 
 
 def moved_codes(y: torch.Tensor, quant: GroupQuant) -> dict[str, Moved]:

@@ -24,8 +24,8 @@ from triton.runtime.interpreter import interpreter_builder
 
 from fusionlib import kernel as product
 from fusionlib import reference
+from fusionlib.codes import code_steps
 from fusionlib.spec import GatedNorm, GroupQuant
-from fusionlib.versions.count import code_steps
 from fusionlib.versions.registry import VERSIONS, Version
 
 MOST_VALUES = 4096  # of one variable; what is larger is told by its shape alone

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from fusionlib.codes import code_steps
 from fusionlib.traced.scoreboard import RESPELLED, respelled
 from tests.spellings import NormSpelling, QuantSpelling, inputs, run_rewritten, site
-from tests.support import code_steps
 
 LIMIT = 10  # of 1,048,576 codes: 1e-5, the bound on what another order of summation moves
 

@@ -67,6 +67,6 @@ def test_a_name_too_short_to_be_told_from_a_word_is_not_looked_for(monkeypatch, 
 
 
 def test_a_folder_in_a_name_of_the_package_is_nobodys_home(checkout, monkeypatch):
-    monkeypatch.setattr(Path, "home", lambda: Path("/root"))
-    assert problems(checkout, v4.new_output("stream", name="stdout", text="fusionlib/match/root.py:12")) == []
-    assert problems(checkout, v4.new_output("stream", name="stdout", text="in /root/.cache"))
+    monkeypatch.setattr(Path, "home", lambda: Path("/someone"))
+    assert problems(checkout, v4.new_output("stream", name="stdout", text="fusionlib/match/someone.py:12")) == []
+    assert problems(checkout, v4.new_output("stream", name="stdout", text="in /someone/.cache"))

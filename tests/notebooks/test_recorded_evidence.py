@@ -16,8 +16,8 @@ pytest.importorskip("plotly", reason="the notebooks extra is not installed")
 
 from fusionlib.notebooks.catalogue import repository_root
 from tests.observe.test_sources import GEMM, H200, mark, record
+from tests.observe.traces import GEOMETRY, kernel, launch, op
 from tests.show import traces as synthetic
-from tests.show.traces import GEOMETRY, kernel, launch, op
 
 HOSTILE = "k<script>alert(1)</script>"
 

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fusionlib.observe.clean import SIZE_LIMIT, clean_trace
 from fusionlib.observe.trace import TraceError, read_trace
-from tests.observe.test_trace import EVENTS, GEOMETRY, kernel, launch, op, write
+from tests.observe.traces import EVENTS, GEOMETRY, kernel, launch, op, write
 
 SECRETS = (
     "alice",

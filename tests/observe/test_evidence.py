@@ -22,7 +22,7 @@ from fusionlib.observe.manifest import (
 from fusionlib.observe.privacy import leaks
 from fusionlib.observe.references import ReferenceFileError, read_reference
 from fusionlib.observe.sources import benchmark_times
-from tests.observe.test_trace import EVENTS
+from tests.observe.traces import EVENTS
 
 DATA = Path(__file__).parents[2] / "data"
 FILES = sorted(path for path in DATA.rglob("*") if path.is_file())

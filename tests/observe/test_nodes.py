@@ -7,7 +7,8 @@ from torch.profiler import ProfilerActivity, profile
 from fusionlib.observe.nodes import match_nodes, node_ops, slices, with_eager_nodes
 from fusionlib.observe.structure import nest
 from fusionlib.observe.trace import read_trace
-from tests.show.traces import kernel, launch, op, trace_of
+from tests.observe.traces import kernel, launch, op
+from tests.show.traces import trace_of
 
 
 def computation(a):

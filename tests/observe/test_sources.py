@@ -10,8 +10,9 @@ from fusionlib.observe.bench.cases import BASE
 from fusionlib.observe.bench.results import Results, Row, write_results
 from fusionlib.observe.manifest import Machine, file_entry, make_manifest, write_manifest
 from fusionlib.observe.sources import benchmark_times, fastest_step, show_traces, window, without_common_end
+from tests.observe.traces import kernel, launch, op
 from tests.show import traces as synthetic
-from tests.show.traces import kernel, launch, op, trace_of
+from tests.show.traces import trace_of
 
 H200 = Machine("NVIDIA H200", "gpu", "570.1", "2.11.0", "3.6.0", "12.8")
 GEMM = [launch(90, 130.0, 2.0), kernel(90, 140.0, 9.0, "gemm")]

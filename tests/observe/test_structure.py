@@ -6,7 +6,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from fusionlib.observe.structure import nest, self_totals, steps
 from fusionlib.observe.trace import Op, read_trace
-from tests.observe.test_trace import kernel, launch, op, write
+from tests.observe.traces import kernel, launch, op, write
 
 
 def call(name, start, duration, thread="1/1"):

@@ -12,49 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from fusionlib.observe.trace import Limits, TraceError, read_trace, totals
 from fusionlib.observe.tracefile import read_values
-
-
-def launch(correlation, ts, dur, external=None, cat="cuda_runtime", name="cudaLaunchKernel", **args):
-    args |= {"correlation": correlation} | ({} if external is None else {"External id": external})
-    return {"ph": "X", "cat": cat, "name": name, "pid": 9, "tid": 9, "ts": ts, "dur": dur, "args": args}
-
-
-def kernel(correlation, ts, dur, stream=7, device=0, cat="kernel", name="k", **args):
-    args |= {"correlation": correlation, "stream": stream, "device": device}
-    return {"ph": "X", "cat": cat, "name": name, "pid": device, "tid": stream, "ts": ts, "dur": dur, "args": args}
-
-
-def op(external, ts, dur, name):
-    args = {"External id": external}
-    return {"ph": "X", "cat": "cpu_op", "name": name, "pid": 9, "tid": 9, "ts": ts, "dur": dur, "args": args}
-
-
-GEOMETRY = {
-    "grid": [32, 1, 1],
-    "block": [256, 1, 1],
-    "registers per thread": 40,
-    "shared memory": 1024,
-    "est. achieved occupancy %": 75,
-}
-EVENTS = [
-    {"ph": "M", "name": "process_name", "pid": 9, "args": {"name": "python"}},
-    # Out of order, as in real files.
-    kernel(2, 130.25, 4.5, name="fused", **GEOMETRY, **{"graph node id": 0}),
-    kernel(1, 110.0, 10.0, name="first"),
-    kernel(3, 131.0, 5.0, stream=8, name="Memcpy HtoD", cat="gpu_memcpy", bytes=4),
-    op(11, 90.0, 40.0, "aten::mul"),
-    op(12, 140.0, 1.0, "aten::add"),
-    launch(1, 100.0, 8.0, external=11),
-    launch(2, 125.0, 7.0, external=12, cat="cuda_driver", name="cuLaunchKernel"),
-    {"ph": "s", "cat": "ac2g", "id": 1, "pid": 9, "tid": 9, "ts": 100.0},
-    {"ph": "X", "cat": "gpu_user_annotation", "name": "first", "pid": 0, "tid": 7, "ts": 0, "dur": 999},
-]
-
-
-def write(path, events, compress=False, **top):
-    text = json.dumps({"schemaVersion": 1, **top, "traceEvents": events, "traceName": "t.json"}).encode()
-    path.write_bytes(gzip.compress(text) if compress else text)
-    return path
+from tests.observe.traces import EVENTS, GEOMETRY, kernel, launch, op, write
 
 
 @pytest.mark.parametrize("compress", [False, True])

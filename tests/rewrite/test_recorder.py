@@ -6,15 +6,15 @@ import json
 import pytest
 import torch
 from torch import fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusionlib import GatedNorm, GroupQuant, op
 from fusionlib.layers import AttentionOutput
 from fusionlib.rewrite import FusionPass
 from fusionlib.rewrite.recorder import NodeRecord, Recorder, Recording, record, snapshot
+from fusionlib.rewrite.run import run_edited
 from fusionlib.traced import HeadShape, TracedPass
 from fusionlib.traced.spellings import make_inputs, written_norm
-from tests.traced.support import run_with
+from tests.graphs import give_the_name_of_exp_to_abs, small_graph
 
 aten = torch.ops.aten
 HOOKS = pytest.mark.parametrize("hooks", [True, False], ids=["hooks", "names"])
@@ -34,7 +34,7 @@ def path(x, gate, weight):
 
 def recorded(make_pass, hooks: bool | None, fn=path, inputs=None) -> Recording:
     recorder = Recorder(make_pass(), hooks=hooks)
-    run_with(recorder, fn, *(inputs or make_inputs()))
+    run_edited(recorder, fn, *(inputs or make_inputs()))
     assert len(recorder.recordings) == 1
     return recorder.recordings[0]
 
@@ -88,10 +88,6 @@ def test_a_recording_is_data(hooks):
     assert json.loads(recording.to_json())["source"] == recording.source
     with pytest.raises(dataclasses.FrozenInstanceError):
         recording.events[0].order = 1
-
-
-def small_graph() -> fx.Graph:
-    return make_fx(lambda x: (x.neg().exp() + 1).sin())(torch.randn(3)).graph
 
 
 def swap_exp_for_abs(graph: fx.Graph) -> None:
@@ -163,15 +159,7 @@ def test_a_renamed_node(hooks):
 
 @HOOKS
 def test_a_name_that_stands_for_something_else_afterwards(hooks):
-    def edit(graph: fx.Graph) -> None:
-        node = next(node for node in graph.nodes if node.target is aten.exp.default)
-        with graph.inserting_before(node):
-            new = graph.call_function(aten.abs.default, node.args)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-        new.name = "exp"
-
-    recording = record(small_graph(), edit, hooks=hooks)
+    recording = record(small_graph(), give_the_name_of_exp_to_abs, hooks=hooks)
     assert recording.replay() == names(recording.after)
 
 
@@ -191,7 +179,7 @@ def test_nothing_done_is_no_event():
 
 def test_symbolic_sizes_are_text():
     recorder = Recorder(FusionPass(("cpu",)))
-    run_with(recorder, path, *make_inputs(), dynamic=(0, 1))
+    run_edited(recorder, path, *make_inputs(), dynamic=(0, 1))
     sizes = [size for node in recorder.recordings[0].after for size in node.shape or ()]
     assert any(isinstance(size, str) for size in sizes)
     assert json.loads(recorder.recordings[0].to_json())

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from torch import fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusionlib.layers import AttentionOutput
 from fusionlib.observe.capture import capture
 from fusionlib.rewrite.recorder import Recording, record, snapshot
 from fusionlib.show.graph_states import _Player, play
+from tests.graphs import give_the_name_of_exp_to_abs, small_graph
 
 aten = torch.ops.aten
 
@@ -66,21 +66,9 @@ def test_many_events_are_bundled(rewritten):
     assert touched == set().union(*(state.touched for state in play(rewritten).states))
 
 
-def graph() -> fx.Graph:
-    return make_fx(lambda x: (x.neg().exp() + 1).sin())(torch.randn(3)).graph
-
-
 @pytest.mark.parametrize("hooks", [True, False], ids=["hooks", "names"])
 def test_a_name_that_stands_for_something_else_afterwards_is_two_nodes(hooks):
-    def edit(graph: fx.Graph) -> None:
-        node = next(node for node in graph.nodes if node.target is aten.exp.default)
-        with graph.inserting_before(node):
-            new = graph.call_function(aten.abs.default, node.args)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-        new.name = "exp"
-
-    playback = play(record(graph(), edit, hooks=hooks))
+    playback = play(record(small_graph(), give_the_name_of_exp_to_abs, hooks=hooks))
     (old,), (new,) = playback.removed, playback.added
     assert {playback.nodes[old].target, playback.nodes[new].target} == {"aten.exp.default", "aten.abs.default"}
     assert (new, "add") in playback.after.edges and (old, "add") in playback.before.edges
@@ -94,7 +82,7 @@ def test_an_argument_set_past_the_hooks_is_right_at_the_end():
         exp.args = (new,)
         graph.erase_node(neg)
 
-    recording = record(graph(), edit)
+    recording = record(small_graph(), edit)
     playback = play(recording)
     assert ("abs_default", "exp") in playback.after.edges and playback.removed == ["neg"]
 
@@ -106,13 +94,13 @@ def test_a_node_made_and_erased_on_the_way_is_in_no_end():
             new = graph.call_function(aten.abs.default, (first,))
         graph.erase_node(new)
 
-    playback = play(record(graph(), edit))
+    playback = play(record(small_graph(), edit))
     assert not playback.removed and not playback.added
     assert set(playback.nodes) - playback.before.live == {"abs_default"}
 
 
 def test_nothing_done_is_one_state():
-    nodes = snapshot(graph())
+    nodes = snapshot(small_graph())
     playback = play(Recording(nodes, (), nodes, "names"))
     assert len(playback.states) == 1 and playback.before is playback.after
 

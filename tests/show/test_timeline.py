@@ -5,8 +5,9 @@ import pytest
 pytest.importorskip("plotly", reason="the notebooks extra is not installed")
 
 from fusionlib.show.timeline import TimelineError, delta_table, timeline, times
+from tests.observe.traces import kernel, launch, op
 from tests.show import traces
-from tests.show.traces import kernel, launch, op, trace_of
+from tests.show.traces import trace_of
 
 HOSTILE = "<script>alert(1)</script><a href='x'>"
 

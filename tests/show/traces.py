@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from fusionlib.observe.trace import Trace, read_trace
-
-GEOMETRY = {
-    "grid": [32, 1, 1],
-    "block": [256, 1, 1],
-    "registers per thread": 40,
-    "shared memory": 1024,
-    "est. achieved occupancy %": 75,
-}
-
-
-def op(external: int | None, start: float, duration: float, name: str) -> dict[str, Any]:
-    args = {} if external is None else {"External id": external}
-    return {"ph": "X", "cat": "cpu_op", "name": name, "pid": 9, "tid": 9, "ts": start, "dur": duration, "args": args}
-
-
-def launch(correlation: int, start: float, duration: float, external: int | None = None, **fields: Any) -> dict:
-    args = {"correlation": correlation} | ({} if external is None else {"External id": external})
-    event = {"ph": "X", "cat": "cuda_runtime", "name": "cudaLaunchKernel", "pid": 9, "tid": 9, "ts": start}
-    return event | {"dur": duration, "args": args} | fields
-
-
-def kernel(correlation: int, start: float, duration: float, name: str, stream: int = 7, **args: Any) -> dict:
-    args |= {"correlation": correlation, "stream": stream, "device": 0}
-    event = {"ph": "X", "cat": "kernel", "name": name, "pid": 0, "tid": stream}
-    return event | {"ts": start, "dur": duration, "args": args}
+from tests.observe.traces import GEOMETRY, kernel, launch, op, write
 
 
 def trace_of(path: Path, events: list[dict]) -> Trace:
-    path.write_text(json.dumps({"schemaVersion": 1, "traceEvents": events}))
-    return read_trace(path)
+    return read_trace(write(path, events))
 
 
 #: Two kernels: 4 and 3 µs, 1.5 µs apart, the first 2 µs after its launch call, the second launched by the driver.

@@ -11,12 +11,12 @@ from torch._inductor.pattern_matcher import PatternMatcherPass
 from fusionlib import GatedNorm, GroupQuant, op, reference
 from fusionlib.layers import AttentionOutput
 from fusionlib.op import norm_arguments
+from fusionlib.rewrite.run import run_edited
 from fusionlib.traced import HeadShape, MatcherGroupQuant, MatcherRMSNormGated, TracedPass
 from fusionlib.traced.pattern import fold_consecutive_reshapes, guard_problem, view_to_reshape
 from fusionlib.traced.spellings import HEAD_DIM, make_inputs, written_norm
 from fusionlib.traced.traced_pass import unavailable
 from tests.support import same
-from tests.traced.support import run_with
 
 SHAPE = HeadShape(4, GatedNorm.vllm(128))
 BOTH = pytest.mark.parametrize("native_quant", [True, False], ids=["native", "opaque"])
@@ -37,7 +37,7 @@ def test_an_attention_output_is_fused_and_keeps_its_value(native_quant, layout, 
     inputs = model_inputs()
     traced = TracedPass.of_model(model, devices=("cpu",))
     assert not traced.refused
-    got = run_with(traced, model, *inputs, dynamic=dynamic)
+    got = run_edited(traced, model, *inputs, dynamic=dynamic)
     assert traced.fired == expected
     assert torch.equal(got, model(*inputs))
 
@@ -63,7 +63,7 @@ def test_what_is_left_is_the_fused_op_alone():
         traced(graph)
         graphs.append([str(node.target) for node in graph.nodes if node.op == "call_function"])
 
-    run_with(keep, lambda *a: op.group_quant(written_norm(*a).flatten(1), GroupQuant.vllm()), *make_inputs())
+    run_edited(keep, lambda *a: op.group_quant(written_norm(*a).flatten(1), GroupQuant.vllm()), *make_inputs())
     calls = [target for target in graphs[0] if "reshape" not in target and "getitem" not in target]
     assert calls == ["fusionlib.rms_norm_gated_group_quant.default"]
 
@@ -73,7 +73,7 @@ def test_heads_of_64_under_groups_of_128_are_left_alone(native_quant):
     model = AttentionOutput(8, 64, 256, native_quant=native_quant)
     inputs = model_inputs(8, 64)
     for traced in (TracedPass.of_model(model, devices=("cpu",)), TracedPass([SHAPE], devices=("cpu",))):
-        got = run_with(traced, model, *inputs)
+        got = run_edited(traced, model, *inputs)
         assert traced.fired == 0
         assert torch.equal(got, model(*inputs))
     assert TracedPass.of_model(model, devices=("cpu",)).refused == [
@@ -117,7 +117,7 @@ def test_another_quantisation_is_left_alone(quant):
     traced = TracedPass([SHAPE], devices=("cpu",))
     inputs = make_inputs()
     path = lambda *tensors: quant(written_norm(*tensors).flatten(1))  # noqa: E731
-    got = run_with(traced, path, *inputs)
+    got = run_edited(traced, path, *inputs)
     assert traced.fired == 0
     assert all(map(same, got, path(*inputs)))
 
@@ -126,7 +126,7 @@ def test_another_head_count_is_left_alone_and_keeps_its_value():
     traced = TracedPass([SHAPE], devices=("cpu",))
     inputs = make_inputs((6, 8, 128))
     path = lambda *tensors: reference.group_quant(written_norm(*tensors).flatten(1), GroupQuant.vllm())  # noqa: E731
-    got = run_with(traced, path, *inputs)
+    got = run_edited(traced, path, *inputs)
     assert traced.fired == 0
     assert all(map(same, got, path(*inputs)))
 
@@ -144,7 +144,7 @@ def test_a_device_the_pass_is_not_for_is_left_alone():
             fold_consecutive_reshapes(graph)
             fired.append(patterns.apply(graph))
 
-        run_with(apply, lambda *a: reference.group_quant(written_norm(*a).flatten(1), GroupQuant.vllm()), *inputs)
+        run_edited(apply, lambda *a: reference.group_quant(written_norm(*a).flatten(1), GroupQuant.vllm()), *inputs)
         assert fired == [fires]
 
 

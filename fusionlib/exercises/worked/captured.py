@@ -1,8 +1,4 @@
-"""Graphs as the pass gets them, and running what became of them: for the judges of the capstone, without compiling.
-
-Up to the pass this is what `torch.compile` does (Dynamo, AOTAutograd, Inductor's early passes); then the graph is run
-node by node, so that a difference in the result can only come from the rewrite.
-"""
+"""Graphs as the pass gets them, and the spellings they are made of: for the judges of the capstone."""
 
 from __future__ import annotations
 
@@ -14,40 +10,15 @@ import torch.nn.functional as F
 from torch import fx
 
 from fusionlib import GroupQuant, reference
+from fusionlib.rewrite.run import run_edited
 
 GROUP = 128
-
-
-def run_rewritten(edit: Callable[[fx.Graph], object], fn: Callable, *args: torch.Tensor, grad: bool = False) -> Any:
-    """What `fn(*args)` returns if `edit` changes its graph in place before it is run."""
-    from torch._inductor.compile_fx import compile_fx
-
-    def inner(module: fx.GraphModule, example_inputs: Any, **_: Any) -> Callable:
-        edit(module.graph)
-        module.recompile()
-
-        def run(inputs: list) -> Any:
-            values = list(inputs)
-            inputs.clear()
-            return module(*values)
-
-        run._boxed_call = True  # type: ignore[attr-defined]
-        return run
-
-    import torch._functorch.config as functorch_config
-
-    torch._dynamo.reset()
-    try:
-        with torch.set_grad_enabled(grad), functorch_config.patch(enable_autograd_cache=False):
-            return torch.compile(fn, backend=lambda m, i: compile_fx(m, i, inner_compile=inner), dynamic=False)(*args)
-    finally:
-        torch._dynamo.reset()
 
 
 def capture(fn: Callable, *args: torch.Tensor) -> fx.Graph:
     """The graph of `fn(*args)` as the pass would get it."""
     graphs: list[fx.Graph] = []
-    run_rewritten(graphs.append, fn, *args)
+    run_edited(graphs.append, fn, *args)
     return graphs[0]
 
 

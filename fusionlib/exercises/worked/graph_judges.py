@@ -17,6 +17,7 @@ from fusionlib.match import QuantRead
 from fusionlib.match.graph import describe, peel_exact
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.result import Trail
+from fusionlib.rewrite.run import run_edited
 
 
 @functools.cache
@@ -98,7 +99,7 @@ def replace(answer: Any) -> str | None:
                 left += [n.name for n in graph.nodes if n.op == "call_function" and n.name.startswith(names)]
 
             try:
-                got = captured.run_rewritten(edit, fn, gate, up)
+                got = run_edited(edit, fn, gate, up)
             except Exception as error:
                 cause = error.__cause__ or error
                 return f"{name}: {type(cause).__name__}: {str(cause).splitlines()[0]}"
@@ -126,7 +127,7 @@ def the_pass(answer: Any) -> str | None:
     gate, up = halves(seed=2)
     fusion = answer(_op(False))
     try:
-        got = captured.run_rewritten(fusion, _two_sites, gate, up)
+        got = run_edited(fusion, _two_sites, gate, up)
     except Exception as error:
         cause = error.__cause__ or error
         return f"it broke a compile with a site of another kind in it: {type(cause).__name__}."
@@ -138,7 +139,7 @@ def the_pass(answer: Any) -> str | None:
     if not _same(got, _two_sites(gate, up)):
         return "the compiled function gives other results."
     trained = answer(_op(False))
-    captured.run_rewritten(trained, _train, gate.clone().requires_grad_(), up, grad=True)
+    run_edited(trained, _train, gate.clone().requires_grad_(), up, grad=True)
     if any(site.startswith("fused") for site in trained.sites):
         return "it fused in a graph that gradients are taken of, where values are saved for the backward pass."
     return _judge_uuid(answer)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from fusionlib import reference
+from fusionlib.codes import code_steps
 from fusionlib.spec import GroupQuant
 
 #: Shares of codes and scales that the order of a sum and two approximate instructions may move; tests/test_kernel.py
@@ -80,14 +81,3 @@ def agreement(
         scale_error=float(((ours - theirs).abs() / theirs.abs()).max()),
         compared=codes.numel(),
     )
-
-
-def code_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """How many representable values lie between FP8 codes, elementwise, as int16; NaN against NaN is 0."""
-
-    def ordered(codes: torch.Tensor) -> torch.Tensor:
-        bits = codes.view(torch.uint8).short()
-        return torch.where(bits >= 128, 128 - bits, bits)  # sign and magnitude -> order on the number line
-
-    nan = torch.isnan(a.to(torch.bfloat16)) & torch.isnan(b.to(torch.bfloat16))
-    return torch.where(nan, 0, (ordered(a) - ordered(b)).abs())

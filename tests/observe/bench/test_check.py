@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from fusionlib import GroupQuant
-from fusionlib.observe.bench.check import CLOSE_SCALE, agreement, code_steps
-from tests import support
+from fusionlib.observe.bench.check import CLOSE_SCALE, agreement
 
 QUANT = GroupQuant()
 
@@ -68,9 +67,3 @@ def test_another_shape_or_dtype_is_an_error(result):
         agreement((codes, scale[:, :1]), result, QUANT)
     with pytest.raises(ValueError, match=r"float8_e5m2"):
         agreement((codes.view(torch.float8_e5m2), scale), result, QUANT)
-
-
-def test_steps_are_those_of_the_tests_own_measure():
-    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
-    a, b = every.repeat(256), every.repeat_interleave(256)
-    assert torch.equal(code_steps(a, b).int(), support.code_steps(a, b).int())
