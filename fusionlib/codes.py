@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
+NAN = 256
+
 
 def code_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """How many representable values lie between the FP8 codes `a` and `b`, elementwise; int16.
 
-    Zeros of either sign are the same value and two NaN are 0 apart. A NaN against a number is as far as its bits are,
-    which is at least 1 but in the `fnuz` formats, whose one NaN has the bits of a negative zero.
+    Zeros of either sign are the same value and two NaN are 0 apart. A NaN against a number is `NAN` apart, which is more
+    than any two numbers are.
 
     Args:
         a, b: codes of one dtype and shape.
@@ -19,5 +21,6 @@ def code_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         bits = codes.view(torch.uint8).short()
         return torch.where(bits >= 128, 128 - bits, bits)  # sign and magnitude -> order on the number line
 
-    both_nan = torch.isnan(a.to(torch.bfloat16)) & torch.isnan(b.to(torch.bfloat16))
-    return torch.where(both_nan, 0, (ordered(a) - ordered(b)).abs())
+    nan_a, nan_b = (torch.isnan(codes.to(torch.bfloat16)) for codes in (a, b))
+    steps = torch.where(nan_a | nan_b, NAN, (ordered(a) - ordered(b)).abs())
+    return torch.where(nan_a & nan_b, 0, steps).short()
