@@ -10,7 +10,7 @@ NAN = 256
 def code_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """How many representable values lie between the FP8 codes `a` and `b`, elementwise; int16.
 
-    Zeros of either sign are the same value and two NaN are 0 apart. A NaN against a number is `NAN` apart, which is more
+    Zeros of either sign are the same value and two NaN are 0 apart. A NaN and a number are `NAN` apart, which is more
     than any two numbers are.
 
     Args:
