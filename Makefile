@@ -13,7 +13,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help walkthrough test lint lab site figures format clean constraints
+.PHONY: help walkthrough test lint lab site figures evidence format clean constraints
 
 help:  ## show this list
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -40,6 +40,16 @@ figures: $(STAMP)  ## draw the README's pictures from the notebooks again
 	$(BIN)/fusionlib notebooks run 00_the_nine_microseconds 04_rewriting
 	$(BIN)/fusionlib notebooks picture 00_the_nine_microseconds replay-figure docs/figures/replay
 	$(BIN)/fusionlib notebooks picture 04_rewriting playback docs/figures/rewrite
+
+# One after the other, and nothing else on the GPU: Inductor chooses its launches by the clock.
+BENCH := $(BIN)/fusionlib bench --out data/benchmarks
+evidence: $(STAMP)  ## measure and record what data/ holds again, on a GPU
+	$(BENCH) --shapes 32x128 --contexts alone
+	$(BENCH) --shapes 16x128 48x128 64x128 mamba2 per_token --contexts alone --tokens 1 8 64 1024 8192
+	$(BENCH) --shapes 32x128 --contexts producer chain --gates contiguous --tokens 1 64 1024 8192 --dependent-launch
+	$(BENCH) --sweep --shapes 32x128 mamba2 per_token --tokens 64 256 1024 4096 8192 32768 \
+	    --contexts alone --gates contiguous
+	$(BIN)/fusionlib record
 
 format: $(STAMP)  ## format the code, fix what ruff can fix, strip notebook outputs
 	$(BIN)/ruff check --fix .

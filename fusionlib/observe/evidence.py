@@ -1,7 +1,7 @@
 """What is recorded in the checkout's data/: traces, benchmarks, and the numbers of others.
 
     data/traces/<device>/MANIFEST.json and *.json.gz     `fusionlib record`
-    data/benchmarks/<device>.json, -chain, -sweep        `fusionlib bench`, its manifest inside
+    data/benchmarks/<device>.json, -chain, ...           `fusionlib bench`, its manifest inside
     data/counters/<device>.json                          hardware counters, their command in the manifest
     data/reference/*.json                                not measured by this project
 

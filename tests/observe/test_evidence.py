@@ -61,7 +61,7 @@ def test_what_is_recorded_is_a_gpus_and_whole():
             assert trace.kernels and trace.launches and len(trace.marks) == recorded.steps
     for recorded in evidence.benchmarks(DATA):
         assert recorded.manifest.machine.kind == "gpu"
-        assert recorded.path.stem.removeprefix(recorded.device) in ("", "-chain", "-sweep")
+        assert recorded.path.stem.removeprefix(recorded.device) in ("", "-chain", "-shapes", "-sweep")
         found = read_results(recorded.document, recorded.path.name)
         assert bool(found.sweep) == recorded.path.stem.endswith("-sweep") and (found.rows or found.sweep)
         assert recorded.manifest.commit is not None

@@ -50,7 +50,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--dependent-launch", action="store_true", help="also programmatic dependent launch (NVIDIA)")
     parser.add_argument("--check", action="store_true", help="check results only, measure nothing; also on a CPU")
     parser.add_argument(
-        "--out", type=Path, help="a .json file, or a folder for <device>.json or <device>-sweep.json; default: none"
+        "--out", type=Path, help="a .json file, or a folder for <device>.json, -sweep, -chain or -shapes; default: none"
     )
     parser.set_defaults(run=run)
 
@@ -150,10 +150,18 @@ def _destination(namespace: argparse.Namespace, device: str) -> Path | None:
     """Where to write, its folder made; None where nothing is to be written."""
     if namespace.out is None:
         return None
-    name = device + ("-sweep" if namespace.sweep else "")
-    path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{name}.json"
+    path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{device}{_kind(namespace)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _kind(namespace: argparse.Namespace) -> str:
+    """What sets a run's file apart from the one that has everything, or the base shape alone."""
+    if namespace.sweep:
+        return "-sweep"
+    if "alone" not in namespace.contexts:
+        return "-chain"
+    return "-shapes" if namespace.shapes and SHAPES[0] not in namespace.shapes else ""
 
 
 def _cases(namespace: argparse.Namespace) -> list:

@@ -64,6 +64,22 @@ def test_the_commands_words_are_the_modules_own():
     assert chain.BASELINE not in command.VARIANTS
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ((), "gpu.json"),
+        (("--shapes", "32x128", "mamba2"), "gpu.json"),
+        (("--shapes", "16x128", "mamba2"), "gpu-shapes.json"),
+        (("--contexts", "producer", "chain"), "gpu-chain.json"),
+        (("--sweep", "--shapes", "mamba2"), "gpu-sweep.json"),
+    ],
+)
+def test_runs_of_different_kinds_do_not_overwrite_each_other(tmp_path, words, name):
+    assert command._destination(parsed(*words, "--out", str(tmp_path)), "gpu") == tmp_path / name
+    file = tmp_path / "mine.json"
+    assert command._destination(parsed(*words, "--out", str(file)), "gpu") == file
+
+
 def test_what_is_measured_by_default():
     assert len(command._cases(parsed())) == 90 and "reciprocal" not in parsed().variants
     quick = command._cases(parsed("--quick"))
