@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+#: Steps between a NaN and a number; the infinities of e5m2, furthest of all numbers, are 248 apart.
 NAN = 256
 
 
 def code_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """How many representable values lie between the FP8 codes `a` and `b`, elementwise; int16.
+    """How many steps from value to representable value the FP8 codes `a` and `b` are apart, elementwise; int16.
 
     Zeros of either sign are the same value and two NaN are 0 apart. A NaN and a number are `NAN` apart, which is more
     than any two numbers are.

@@ -80,7 +80,7 @@ def rows_of_program(ROWS: tl.constexpr):
 
 @triton.jit
 def are_units(row, units, EVEN: tl.constexpr):
-    """Which of `row` are units. Where all are, the compiler must see it: a load that may be left out costs a zero."""
+    """Which of `row` are units. Where all are, the compiler must see it: a masked load sets its registers to 0 first."""
     return row == row if EVEN else row < units
 
 
@@ -270,9 +270,9 @@ def rms_norm_gated_group_quant_kernel(
     row = rows_of_program(ROWS)
     mask = are_units(row, units, EVEN)[:, None, None] & inside
     x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
-                    SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+                   SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     gate = load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
-                       GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+                      GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     weight_offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SPANS, WEIGHT_PER_TOKEN)
     # In the shape of x and not in its own: a smaller tensor would get another layout, and x would have to
     # follow it through shared memory.

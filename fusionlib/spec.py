@@ -47,6 +47,10 @@ def _positive_int(field: str, value: object) -> None:
         raise SpecError(f"{field}={value!r} must be a positive integer (a number of elements)")
 
 
+#: Of amax or scale: over it a scale (amax / 57344 at the least) and its reciprocal are normal float32 numbers.
+LEAST_FLOOR = 1e-30
+
+
 @dataclass(frozen=True)
 class GatedNorm:
     """A gated RMS norm over runs of `norm_size` elements of the last dimension.
@@ -158,7 +162,7 @@ class GroupQuant:
     Args:
         group_size: elements per scale; the whole row for per-token quantisation.
         dtype: float8_e4m3fn, float8_e4m3fnuz (MI300) or float8_e5m2.
-        floor: smallest value of amax or scale, None for no floor; finite and > 0.
+        floor: smallest value of amax or scale, None for no floor; finite and at least `LEAST_FLOOR`.
         floor_on: whether `floor` binds `amax` or `scale`.
         division: `divide` (correctly rounded) or `reciprocal` (one rounding of 1/scale, one of the product).
         scale_format: `float32`, or `ue8m0`: rounded up to a power of two 2^(e-127) with 1 <= e <= 254.
@@ -183,8 +187,11 @@ class GroupQuant:
     def __post_init__(self) -> None:
         _positive_int("group_size", self.group_size)
         _one_of("dtype", self.dtype, tuple(FP8_MAXIMA))
-        if self.floor is not None and not (math.isfinite(self.floor) and self.floor > 0):
-            raise SpecError(f"floor={self.floor!r} must be finite and > 0; use None for no floor")
+        if self.floor is not None and not (math.isfinite(self.floor) and self.floor >= LEAST_FLOOR):
+            raise SpecError(
+                f"floor={self.floor!r} must be finite and at least {LEAST_FLOOR:g}, so that scales and their "
+                "reciprocals are normal float32 numbers; use None for no floor"
+            )
         _one_of("floor_on", self.floor_on, get_args(FloorOn))
         _one_of("division", self.division, get_args(Division))
         _one_of("scale_format", self.scale_format, get_args(ScaleFormat))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import fx
-from torch._inductor.fx_passes import joint_graph
 
 from fusionlib import reference
 from fusionlib.codes import code_steps
@@ -17,24 +15,6 @@ from fusionlib.rewrite import FusionPass, Report
 from fusionlib.rewrite.run import run_edited
 
 FP8 = torch.float8_e4m3fn
-
-
-@contextlib.contextmanager
-def roundings_kept():
-    """Inductor before PyTorch 2.13 drops `value.to(bfloat16).float()` before a pass can see it (`pointless_convert`).
-
-    What the graph no longer says cannot be read from it, so there the fused op equals Inductor's unfused code and not
-    eager. The tests are about reading: they take that one pattern out, as newer versions do by themselves.
-    """
-    table = joint_graph.patterns.patterns if torch.__version__ < "2.13" else {}
-    before = {key: list(entries) for key, entries in table.items()}
-    for entries in table.values():
-        entries[:] = [e for e in entries if getattr(getattr(e, "handler", None), "__name__", "") != "pointless_convert"]
-    try:
-        yield
-    finally:
-        for key, entries in before.items():
-            table[key][:] = entries
 
 
 def run_rewritten(fn: Callable, *args, dynamic: bool = False, fusion: FusionPass | None = None):
@@ -48,8 +28,7 @@ def run_rewritten(fn: Callable, *args, dynamic: bool = False, fusion: FusionPass
         fusion(graph)
         graphs.append(graph)
 
-    with roundings_kept():
-        outputs = run_edited(edit, fn, *args, dynamic=range(len(args[:2])) if dynamic else ())
+    outputs = run_edited(edit, fn, *args, dynamic=range(len(args[:2])) if dynamic else ())
     return outputs, Report(tuple(fusion._records)), graphs
 
 

@@ -162,8 +162,9 @@ def test_strided_inputs_read_in_place(shape):
 @pytest.mark.parametrize("special", [0.0, -0.0, 1e-30, 3e38, torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("quant", [GroupQuant.vllm(), GroupQuant.torchao(), GroupQuant(scale_format="ue8m0")])
 @pytest.mark.parametrize("config", [(8, 8), (8, 4)])  # magnitudes compared as integers, and as floats
-def test_what_is_not_a_number_is_what_the_reference_makes_of_it(special, quant, config):
-    x, gate = torch.randn(2, 64, 4, 128, device="cuda")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # a quotient in two parts, and with a residual step
+def test_what_is_not_a_number_is_what_the_reference_makes_of_it(special, quant, config, dtype):
+    x, gate = torch.randn(2, 64, 4, 128, device="cuda", dtype=dtype)
     x[0, 0], x[1, 1, 5], gate[2, 2, 7], gate[3] = special, special, special, special
     weight, norm = torch.ones(128, device="cuda"), GatedNorm.vllm()
     codes, scale, normed = run_kernel(x, gate, weight, norm, quant, kernel.LaunchConfig(*config))

@@ -37,6 +37,7 @@ def test_gated_norm_refuses(changes, names):
         ({"dtype": torch.int8}, ["dtype=torch.int8", "float8_e4m3fn"]),
         ({"floor": 0.0}, ["floor=0.0", "None for no floor"]),
         ({"floor": float("inf")}, ["floor=inf", "finite"]),
+        ({"floor": 1e-38}, ["floor=1e-38", "at least 1e-30", "None for no floor"]),
         ({"floor_on": "max"}, ["floor_on='max'", "'amax'", "'scale'"]),
         ({"division": "approx"}, ["division='approx'", "'reciprocal'"]),
         ({"scale_format": "e8m0"}, ["scale_format='e8m0'", "'ue8m0'"]),

@@ -17,6 +17,7 @@ from torch.nn import functional
 from fusionlib import reference
 from fusionlib.exercises.exercise import Exercise
 from fusionlib.rewrite.explain import explain
+from fusionlib.rewrite.roundings import roundings_kept
 from fusionlib.spec import GatedNorm, GroupQuant
 from fusionlib.traced import HeadShape, TracedPass
 from fusionlib.traced.scoreboard import FOUND
@@ -163,7 +164,7 @@ FUSES = "fuses"
 @functools.cache
 def outcome(name: str) -> str:
     """What the semantic matcher says of one of `NEAR_MISSES`: "fuses", or the code of the refusal."""
-    with torch.no_grad():
+    with torch.no_grad(), roundings_kept():
         (site,) = explain(NEAR_MISSES[name], *make_inputs())
     return FUSES if site.fused else site.code
 
@@ -261,7 +262,8 @@ def _examine(fn: Any) -> str | None:
         wrong = _wrong_value(fn(*tensors), tensors)
         if wrong is not None:
             return wrong
-        report = explain(fn, *tensors)
+        with roundings_kept():
+            report = explain(fn, *tensors)
     if report.refused:
         site = report.refused[0]
         return f"it is refused with {site.code} at {site.line}: expected {site.expected}; found {site.found}."

@@ -29,7 +29,7 @@ from fusionlib.match.graph import (
 )
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Trail
-from fusionlib.spec import FP8_MAXIMA
+from fusionlib.spec import FP8_MAXIMA, LEAST_FLOOR
 
 _MAX_DIM = getattr(aten.max, "dim")  # noqa: B009  (`max.dim` reads like an attribute of the builtin)
 
@@ -86,6 +86,8 @@ def _floor(node: fx.Node, trail: Trail) -> tuple[fx.Node, float | None]:
     trail.add("floor", peel_views(node))
     if low is not None and low < 0:
         low = None  # a maximum of magnitudes is never below
+    if low and low < LEAST_FLOOR:
+        raise Stop("scale_arithmetic", node, f"a floor of at least {LEAST_FLOOR:g}", f"{low:g}")
     return peel_exact(inner), low or None
 
 

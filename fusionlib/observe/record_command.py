@@ -49,6 +49,7 @@ def run(namespace: argparse.Namespace) -> int:
 
     from fusionlib.observe.evidence import data_folder
     from fusionlib.observe.record import RecordError, Recording
+    from fusionlib.observe.tuning import own_tuning
 
     gpu = torch.cuda.is_available()
     out = namespace.out
@@ -76,7 +77,8 @@ def run(namespace: argparse.Namespace) -> int:
     words = ["fusionlib", "record", "--variants", *namespace.variants, "--tokens"]
     words += [*map(str, dict.fromkeys(recording.tokens for recording in recordings)), "--steps", str(namespace.steps)]
     words += ["--graphs", namespace.graphs, "--seed", str(namespace.seed)]
-    return write_traces(recordings, out or data_folder() / "traces", " ".join(words))
+    with own_tuning():
+        return write_traces(recordings, out or data_folder() / "traces", " ".join(words))
 
 
 def write_traces(recordings: list, out: Path, command: str) -> int:

@@ -1,7 +1,8 @@
 """What a function returns if its graphs are edited before they run: for checking an edit without generating code.
 
 Up to the edit this is what `torch.compile` does (Dynamo, AOTAutograd, Inductor's early passes); then PyTorch's own
-kernels run the graph's calls one by one, so that a difference in the result can only come from the edit.
+kernels run the graph's calls one by one, so that a difference in the result can only come from the edit. Roundings that
+older versions drop are kept (`roundings`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import fx
 
 from fusionlib.rewrite.explain import apart_from_caches
+from fusionlib.rewrite.roundings import roundings_kept
 
 
 def run_edited(
@@ -27,7 +29,7 @@ def run_edited(
     Args:
         edit: called with every graph, as a pass behind Inductor's early passes gets it; what it returns is ignored.
         fn: a function or module; Dynamo resets before and after, so it is always traced anew.
-        dynamic: which of `args` have a symbol for the size of their first dimension.
+        dynamic: which of `args` have a symbol for the size of their first dimension; Dynamo's mark stays on them.
         grad: trace with gradients on; `edit` then gets the graph that saves values for the backward pass.
     """
 
@@ -50,5 +52,5 @@ def run_edited(
 
     for index in dynamic:
         torch._dynamo.mark_dynamic(args[index], 0)
-    with apart_from_caches(), torch.set_grad_enabled(grad):
+    with apart_from_caches(), roundings_kept(), torch.set_grad_enabled(grad):
         return torch.compile(fn, backend=backend)(*args)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -165,3 +166,8 @@ def test_a_recorded_benchmark_gives_the_lines_of_a_figure(tmp_path):
     (benchmark,) = evidence.benchmarks(tmp_path)
     both = benchmark_times(benchmark)
     assert both["inductor"] == {1: 1.9, 64: 2.9} and both["fused"] == {1: 1.5, 64: 2.0}
+
+    # Another machine's run, or the same GPU's with other versions, says nothing of this one's.
+    other = replace(H200, triton="9.9.9")
+    write_results(path.parent / "earlier" / path.name, Results({}, before), make_manifest("x", 0, machine=other))
+    assert benchmark_times(benchmark)["inductor"] == {1: 5.6, 64: 2.9}

@@ -20,8 +20,9 @@ from fusionlib.cost import layered_graph, traced_layer
 from fusionlib.layers import AttentionOutput
 from fusionlib.match import match_graph
 from fusionlib.rewrite import Chain, FusionError, FusionPass
+from fusionlib.rewrite.roundings import roundings_kept
 from fusionlib.rewrite.sources import PACKAGE, source_files, source_hash
-from tests.spellings import NormSpelling, QuantSpelling, agree, inputs, roundings_kept, run_rewritten, site
+from tests.spellings import NormSpelling, QuantSpelling, agree, inputs, run_rewritten, site
 
 aten = torch.ops.aten
 PATH = site(NormSpelling(), QuantSpelling())

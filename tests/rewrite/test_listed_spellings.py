@@ -5,7 +5,6 @@ import torch
 
 from fusionlib import FusionPass
 from fusionlib.traced.spellings import OPAQUE_NORM, SPELLINGS
-from tests.spellings import roundings_kept
 from tests.support import same
 from tests.traced.support import run_spelling
 
@@ -14,8 +13,7 @@ from tests.traced.support import run_spelling
 def test_every_listed_spelling_fuses_and_equals_eager(spelling):
     fusion, records = FusionPass(devices=("cpu",)), []
     torch.manual_seed(11)
-    with roundings_kept():
-        got, want = run_spelling(lambda graph: records.append(fusion.rewrite(graph)), spelling)
+    got, want = run_spelling(lambda graph: records.append(fusion.rewrite(graph)), spelling)
     sites = [site for record in records for site in record.sites]
     assert sites and all(site.fused for site in sites), "\n".join(map(str, sites))
     assert len(got) == len(want) and all(map(same, got, want))

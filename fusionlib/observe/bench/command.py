@@ -11,8 +11,7 @@ Examples::
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +95,7 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
     from fusionlib.observe.bench.results import Results, write_results
     from fusionlib.observe.bench.sweep import TunedLight, sweep_all
     from fusionlib.observe.manifest import make_manifest
+    from fusionlib.observe.tuning import own_tuning
 
     settings = runs.Settings(namespace.rounds, namespace.seed, device)
     settings = runs.quick(settings) if namespace.quick else settings
@@ -131,19 +131,6 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
     if path is not None:
         print(f"results: {path}")
     return 1 if any(entry.wrong for entry in results.skipped) else 0
-
-
-@contextmanager
-def own_tuning() -> Iterator[None]:
-    """Inductor's caches empty: it times candidate launches when it first compiles, and remembers the best.
-
-    A choice that it made beside other processes would be measured here for its best: 5.6 us and 1.9 us have been seen
-    for one token.
-    """
-    from torch._inductor.utils import fresh_cache
-
-    with fresh_cache():
-        yield
 
 
 def _destination(namespace: argparse.Namespace, device: str) -> Path | None:

@@ -67,9 +67,9 @@ def light_kernel(
     if WAIT:
         tl.extra.cuda.gdc_wait()
     x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
-                    SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+                   SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     gate = load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
-                       GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+                      GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     weight_offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SPANS, WEIGHT_PER_TOKEN)
     weight_offset = tl.broadcast_to(weight_offset, mask.shape)
     weight = tl.load(weight_ptr + weight_offset, mask=tl.broadcast_to(inside, mask.shape), other=0)

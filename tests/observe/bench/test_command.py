@@ -1,10 +1,10 @@
 """The command: what it says on a CPU, and with a timer of the test's all that it does beside timing."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from fusionlib import cli
 from fusionlib.observe import evidence
@@ -139,13 +139,31 @@ def test_a_run_that_is_stopped_keeps_the_cases_that_were_done(tmp_path):
 
 
 def test_inductor_chooses_its_launches_in_the_run_itself():
-    """What other processes made it remember is not there, and is back afterwards."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    class Asking(FakeTimer):
+        def prepare(self, calls):
+            folders.append(cache_dir())
+            return super().prepare(calls)
 
-    before = cache_dir()
-    with command.own_tuning():
-        assert cache_dir() != before and not list(Path(cache_dir()).iterdir())
-    assert cache_dir() == before
+    folders = []
+    arguments = ("--tokens", "1", "--shapes", "32x128", "--gates", "contiguous", "--contexts", "alone", "--rounds", "2")
+    command.bench(parsed(*arguments, "--variants", "eager"), "cpu", Asking)
+    assert folders and cache_dir() not in folders
+
+
+def test_a_sweep_that_is_stopped_keeps_the_cases_that_were_done(tmp_path, monkeypatch):
+    class Stopped(FakeTimer):
+        def release(self):
+            done.append(None)
+            if len(done) == 2:
+                raise KeyboardInterrupt
+
+    ours, done = variants.VARIANTS["fused"].make, []
+    monkeypatch.setattr(sweep, "KERNELS", {"fused": lambda case, config: ours(case)})
+    arguments = ("--sweep", "--tokens", "1", "2", "--shapes", "32x128", "--gates", "contiguous", "--rounds", "1")
+    with pytest.raises(KeyboardInterrupt):
+        command.bench(parsed(*arguments, "--out", str(tmp_path / "s.json")), "cpu", Stopped)
+    read = results.read_results(evidence.read_benchmark(tmp_path / "s.json").document, "s.json")
+    assert {row.case for row in read.sweep} == {"32x128/1/contiguous/alone"}
 
 
 def test_a_sweep_has_a_file_of_its_own(tmp_path, capsys, monkeypatch):
