@@ -56,6 +56,19 @@ def refusal(fn, *tensors, code, **options):
     return site
 
 
+def test_a_floor_below_what_a_scale_can_be():
+    """Under it a scale's reciprocal is no normal number; the op refuses such a spec, and so does the pass."""
+
+    def tiny(y, floor):
+        scale = amax(y).clamp(min=floor) / 448.0
+        return (y / scale).clamp(-448.0, 448.0).to(FP8), scale
+
+    site = refusal(with_quant(lambda y: tiny(y, 1e-38)), *inputs(), code="scale_arithmetic")
+    assert "at least 1e-30" in site.expected and "1e-38" in site.found
+    _, report, _ = run_rewritten(with_quant(lambda y: tiny(y, 1e-30)), *inputs())
+    assert len(report.fused) == 1
+
+
 COMPUTATIONS = [code for code, example in EXAMPLES.items() if inspect.signature(example).parameters]
 
 
