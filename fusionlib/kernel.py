@@ -80,7 +80,7 @@ def rows_of_program(ROWS: tl.constexpr):
 
 @triton.jit
 def are_units(row, units, EVEN: tl.constexpr):
-    """Which of `row` are units; where all are, the compiler must see it: masked loads first set their registers to 0."""
+    """Which of `row` are units. Where all are, the compiler must see it: masked loads first set registers to 0."""
     return row == row if EVEN else row < units
 
 
