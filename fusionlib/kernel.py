@@ -318,7 +318,7 @@ def rms_norm_gated_group_quant_kernel(
         tl.store(normed_ptr + out_offset, y.to(Y_DTYPE), mask=mask)
 
     store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
-                       QUANT_SPANS, BLOCK_SEGMENTS, PACKED, PTX, EVEN)  # fmt: skip
+                      QUANT_SPANS, BLOCK_SEGMENTS, PACKED, PTX, EVEN)  # fmt: skip
 
 
 @triton.jit

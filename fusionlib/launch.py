@@ -19,8 +19,8 @@ from fusionlib.spec import GatedNorm, GroupQuant
 _FLOOR_ON = {"amax": 1, "scale": 2}
 
 
-def _threads_per_warp() -> int:
-    # Every ROCm GPU this library names (gfx942, gfx950) runs wavefronts of 64.
+def threads_per_warp() -> int:
+    """Lanes of a warp on the GPUs of this torch: every ROCm GPU that is named here (gfx942, gfx950) has 64."""
     return 64 if torch.version.hip else 32
 
 
@@ -52,11 +52,11 @@ def fused_constants(
     has_bias: bool,
     store_normed: bool,
     config: kernel.LaunchConfig,
-    even: bool,
+    units: int,
     ptx: bool,
     interpret: bool = False,
 ) -> dict[str, Any]:
-    """Every compile-time constant of the fused kernel, by name; `even`: a multiple of `config.rows` is launched."""
+    """Every compile-time constant of the fused kernel, by name; `units` are what is launched."""
     segment = min(norm.norm_size, quant.group_size)
     unit = max(norm.norm_size, quant.group_size)
     return quant_constants(quant) | {
@@ -83,7 +83,7 @@ def fused_constants(
         "EXACT": interpret or quant.floor is None,
         "PTX": ptx,
         "ROWS": config.rows,
-        "EVEN": even,
+        "EVEN": units % config.rows == 0,
         "ROW_IS_WARP": segment == unit and config.rows == config.num_warps,
         "BLOCK_SEGMENTS": triton.next_power_of_2(unit // segment),
         "BLOCK_SEGMENT": triton.next_power_of_2(segment),
@@ -117,7 +117,7 @@ def launch_fused(
     units = tokens * (hidden // unit)
     if units == 0:
         return
-    config = config or kernel.choose_launch(units, unit, _threads_per_warp())
+    config = config or kernel.choose_launch(units, unit, threads_per_warp())
     x_layout, gate_layout = row_layout(x), row_layout(gate)
     constants = fused_constants(
         norm,
@@ -129,7 +129,7 @@ def launch_fused(
         has_bias=bias is not None,
         store_normed=normed is not None,
         config=config,
-        even=units % config.rows == 0,
+        units=units,
         ptx=runs_ptx(),
         interpret=knobs.runtime.interpret,
     )
@@ -163,7 +163,7 @@ def launch_group_quant(y: torch.Tensor, quant: GroupQuant, codes: torch.Tensor, 
     groups = hidden // quant.group_size
     if tokens * groups == 0:
         return
-    config = kernel.choose_launch(tokens * groups, quant.group_size, _threads_per_warp())
+    config = kernel.choose_launch(tokens * groups, quant.group_size, threads_per_warp())
     kernel.group_quant_kernel[(triton.cdiv(tokens * groups, config.rows),)](
         y,
         codes,

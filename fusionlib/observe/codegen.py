@@ -129,7 +129,7 @@ def compile_fused(
         has_bias=False,
         store_normed=store_normed,
         config=config,
-        even=True,
+        units=config.rows,
         ptx=TARGETS[target][0] == "cuda",
     )
     scale_dtype = torch.int32 if quant.scale_layout == "packed_int32" else torch.float32

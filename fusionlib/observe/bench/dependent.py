@@ -20,7 +20,7 @@ import triton.language as tl
 from fusionlib.observe.bench.cases import BASE, SHAPES, Case
 from fusionlib.observe.bench.results import percentiles
 from fusionlib.observe.bench.run import Settings, make_buffers
-from fusionlib.observe.bench.timer import Timer, copies_for
+from fusionlib.observe.bench.timer import Timer, copies_for, in_rounds
 from fusionlib.observe.bench.variants import light_call
 
 BLOCK = 2048
@@ -63,12 +63,7 @@ def measure(timer: Timer, settings: Settings, tokens: Sequence[int] = (1, 64, 25
             name: timer.prepare([_pair(case, buffer, dependent) for buffer in buffers])
             for name, dependent in (("plain", False), ("dependent", True))
         }
-        samples: dict[str, list[float]] = {name: [] for name in handles}
-        order, names = random.Random(settings.seed), list(handles)
-        for _ in range(settings.rounds):
-            order.shuffle(names)
-            for name in names:
-                samples[name].append(timer.sample(handles[name]))
+        samples = in_rounds(timer, handles, settings.rounds, random.Random(settings.seed))
         entry: dict[str, Any] = {"tokens": count}
         for name, taken in samples.items():
             entry[f"{name}_us"], entry[f"{name}_p10_us"], entry[f"{name}_p90_us"] = percentiles(taken)

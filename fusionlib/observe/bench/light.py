@@ -80,7 +80,7 @@ def light_kernel(
 
     scale = tl.zeros([ROWS] if QUANT_SPANS else [ROWS, BLOCK_SEGMENTS], tl.float32) + constant
     store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
-                       QUANT_SPANS, BLOCK_SEGMENTS, False, PTX, EVEN)  # fmt: skip
+                      QUANT_SPANS, BLOCK_SEGMENTS, False, PTX, EVEN)  # fmt: skip
 
 
 def light_constants(fused: dict[str, Any], wait: bool = False) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def launch_light(
     tokens, hidden = codes.shape
     unit = max(norm.norm_size, quant.group_size)
     units = tokens * (hidden // unit)
-    config = config or kernel.choose_launch(units, unit, launch._threads_per_warp())
+    config = config or kernel.choose_launch(units, unit, launch.threads_per_warp())
     x_layout, gate_layout = row_layout(x), row_layout(gate)
     constants = light_constants(
         launch.fused_constants(
@@ -131,7 +131,7 @@ def launch_light(
             has_bias=False,
             store_normed=False,
             config=config,
-            even=units % config.rows == 0,
+            units=units,
             ptx=launch.runs_ptx(),
         ),
         wait=dependent,
@@ -182,7 +182,7 @@ def compile_light(
         has_bias=False,
         store_normed=False,
         config=config,
-        even=True,
+        units=config.rows,
         ptx=TARGETS[target][0] == "cuda",
     )
     constants = light_constants(fused, wait)

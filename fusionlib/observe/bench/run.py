@@ -18,7 +18,7 @@ from fusionlib.observe.bench.cases import Case
 from fusionlib.observe.bench.chain import BASELINE, Buffers, baseline, gemm_problem, in_context, projection
 from fusionlib.observe.bench.check import Agreement, agreement
 from fusionlib.observe.bench.results import Results, Row, Skipped, percentiles
-from fusionlib.observe.bench.timer import Timer, copies_for
+from fusionlib.observe.bench.timer import Timer, copies_for, in_rounds
 from fusionlib.observe.bench.variants import VARIANTS, Call, Unavailable, Variant
 
 Say = Callable[[str], None]
@@ -114,7 +114,7 @@ def heuristic(case: Case) -> Any:
     """Our kernel's own `LaunchConfig` for `case`."""
     from fusionlib import kernel, launch
 
-    return kernel.choose_launch(case.units, case.unit, launch._threads_per_warp())
+    return kernel.choose_launch(case.units, case.unit, launch.threads_per_warp())
 
 
 def light_problem(outputs: tuple[torch.Tensor, torch.Tensor], inputs: Any) -> str | None:
@@ -173,12 +173,7 @@ def time_case(
         except (RuntimeError, torch.OutOfMemoryError) as error:  # out of memory, or not to be captured in a graph
             line = next(iter(str(error).splitlines()), "")
             results.skipped.append(Skipped(case.name, name, f"{type(error).__name__}: {line:.160}"))
-    samples: dict[str, list[float]] = {name: [] for name in handles}
-    names = list(handles)
-    for _ in range(settings.rounds):
-        order.shuffle(names)
-        for name in names:
-            samples[name].append(timer.sample(handles[name]))
+    samples = in_rounds(timer, handles, settings.rounds, order)
     known = {p.variant.name: p for p in prepared}
     return [_row(case, name, samples[name], copies, moved, known.get(name)) for name in handles]
 

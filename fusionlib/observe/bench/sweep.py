@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from fusionlib.observe.bench.cases import Case
 from fusionlib.observe.bench.results import Results, Skipped, SweepRow, percentiles
 from fusionlib.observe.bench.run import Say, Settings, heuristic, make_buffers
-from fusionlib.observe.bench.timer import Timer, copies_for
+from fusionlib.observe.bench.timer import Timer, copies_for, in_rounds
 from fusionlib.observe.bench.variants import Call, fused_call, light_call
 
 #: Values to try for each field of LaunchConfig.
@@ -56,32 +54,27 @@ def sweep_case(
     results: Results | None = None,
 ) -> list[SweepRow]:
     """Time every configuration of `kernels` (default: all) in `case`, interleaved; what does not launch is skipped."""
-    lanes = 64 if torch.version.hip else 32
+    from fusionlib import launch
+
     moved, own = case.bytes().total, heuristic(case)
     buffers = make_buffers(case, copies_for(moved, timer.l2_bytes), settings)
-    handles = []
-    for kernel, config in itertools.product(kernels or KERNELS, configurations(case, lanes)):
+    handles: dict[tuple[str, Any], Any] = {}
+    for kernel, config in itertools.product(kernels or KERNELS, configurations(case, launch.threads_per_warp())):
         call = KERNELS[kernel](case, config)
         calls = [lambda call=call, b=buffer: call(b.x, b.gate, b.weight) for buffer in buffers]
         try:
-            handles.append((kernel, config, timer.prepare(calls)))
+            handles[kernel, config] = timer.prepare(calls)
         except Exception as error:  # out of registers or memory; Triton's errors share no base class
             if results is not None:
                 line = next(iter(str(error).splitlines()), "")
                 results.skipped.append(Skipped(case.name, f"{kernel} {config}", f"{type(error).__name__}: {line:.120}"))
-    samples: dict[int, list[float]] = {number: [] for number in range(len(handles))}
-    order, numbers = random.Random(settings.seed), list(samples)
-    for _ in range(settings.rounds):
-        order.shuffle(numbers)
-        for number in numbers:
-            samples[number].append(timer.sample(handles[number][2]))
-    timed = [(kernel, config) for kernel, config, _ in handles]
+    samples = in_rounds(timer, handles, settings.rounds, random.Random(settings.seed))
     handles.clear()
     timer.release()
     rows = []
-    for number, (kernel, config) in enumerate(timed):
-        median, p10, p90 = percentiles(samples[number])
-        rows.append(SweepRow(case.name, case.unit, case.units, kernel, asdict(config), median, p10, p90, config == own))
+    for (kernel, config), taken in samples.items():
+        times = percentiles(taken)
+        rows.append(SweepRow(case.name, case.unit, case.units, kernel, asdict(config), *times, config == own))
     return rows
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
+
+Key = TypeVar("Key", bound=Hashable)
 
 ROTATION = 2.0  # buffers in sizes of L2, beside the one in use
 CALLS_PER_GRAPH = 2000
@@ -56,6 +59,17 @@ class Timer(Protocol):
 
     def release(self) -> None:
         """Called between cases, when nothing prepared is needed any more."""
+
+
+def in_rounds(timer: Timer, handles: Mapping[Key, Any], rounds: int, order: random.Random) -> dict[Key, list[float]]:
+    """`rounds` samples of each handle, in a new order each round, so that a warming GPU does so for all of them."""
+    samples: dict[Key, list[float]] = {key: [] for key in handles}
+    keys = list(handles)
+    for _ in range(rounds):
+        order.shuffle(keys)
+        for key in keys:
+            samples[key].append(timer.sample(handles[key]))
+    return samples
 
 
 @dataclass
