@@ -45,7 +45,8 @@ figures: $(STAMP)  ## draw the README's pictures from the notebooks again
 BENCH := $(BIN)/fusionlib bench --out data/benchmarks
 evidence: $(STAMP)  ## measure and record what data/ holds again, on a GPU
 	$(BENCH) --shapes 32x128 --contexts alone
-	$(BENCH) --shapes 16x128 48x128 64x128 mamba2 per_token --contexts alone --tokens 1 8 64 1024 8192
+	$(BENCH) --shapes 16x128 48x128 64x128 mamba2 per_token --tokens 1 8 64 1024 8192 \
+	    --contexts alone --gates contiguous
 	$(BENCH) --shapes 32x128 --contexts producer chain --gates contiguous --tokens 1 64 1024 8192 --dependent-launch
 	$(BENCH) --sweep --shapes 32x128 mamba2 per_token --tokens 64 256 1024 4096 8192 32768 \
 	    --contexts alone --gates contiguous

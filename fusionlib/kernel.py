@@ -341,6 +341,7 @@ def group_quant_kernel(
     ROUND_SCALE: tl.constexpr,
     PTX: tl.constexpr,
     ROWS: tl.constexpr,
+    EVEN: tl.constexpr,
     ROW_IS_WARP: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
 ):
@@ -349,7 +350,8 @@ def group_quant_kernel(
     element = tl.arange(0, BLOCK_GROUP)[None, None, :]
     token = (row // GROUPS).to(tl.int64)[:, None, None]
     group = (row % GROUPS)[:, None, None]
-    mask = (row < units)[:, None, None] & (element < GROUP)
+    known = are_units(row, units, EVEN)
+    mask = known[:, None, None] & (element < GROUP)
     y = tl.load(y_ptr + token * y_stride_token + group * GROUP + element, mask=mask, other=0.0)
     y = _float32(y, PTX)  # [R, 1, E]
     Y_DTYPE: tl.constexpr = y_ptr.dtype.element_ty
@@ -364,7 +366,7 @@ def group_quant_kernel(
         (row % GROUPS)[:, None],
         scale_stride_token,
         scale_stride_group,
-        (row < units)[:, None],
+        known[:, None],
         GROUPS,
         PACKED,
         PTX,

@@ -161,15 +161,16 @@ def launch_group_quant(y: torch.Tensor, quant: GroupQuant, codes: torch.Tensor, 
     """Run the quantisation kernel of the two-kernel path into `codes` and `scale`."""
     tokens, hidden = codes.shape
     groups = hidden // quant.group_size
-    if tokens * groups == 0:
+    units = tokens * groups
+    if units == 0:
         return
-    config = kernel.choose_launch(tokens * groups, quant.group_size, threads_per_warp())
-    kernel.group_quant_kernel[(triton.cdiv(tokens * groups, config.rows),)](
+    config = kernel.choose_launch(units, quant.group_size, threads_per_warp())
+    kernel.group_quant_kernel[(triton.cdiv(units, config.rows),)](
         y,
         codes,
         scale,
         quant.floor or 0.0,
-        tokens * groups,
+        units,
         y.stride(0),
         *scale.stride(),
         GROUPS=groups,
@@ -177,6 +178,7 @@ def launch_group_quant(y: torch.Tensor, quant: GroupQuant, codes: torch.Tensor, 
         **quant_constants(quant),
         PTX=runs_ptx(),
         ROWS=config.rows,
+        EVEN=units % config.rows == 0,
         ROW_IS_WARP=config.rows == config.num_warps,
         BLOCK_GROUP=triton.next_power_of_2(quant.group_size),
         num_warps=config.num_warps,
