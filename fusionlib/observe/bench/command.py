@@ -44,6 +44,12 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--gates", nargs="+", choices=GATES, default=list(GATES), help="default: both")
     parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, default=list(CONTEXTS), help="default: all")
     parser.add_argument("--rounds", type=_positive, default=30, help="samples of each variant; default: %(default)s")
+    parser.add_argument(
+        "--compilations",
+        type=_positive,
+        default=3,
+        help="keep the fastest of so many by Inductor; default: %(default)s",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of inputs and of the order; default: %(default)s")
     parser.add_argument("--sweep", action="store_true", help="sweep launch configurations instead")
     parser.add_argument("--dependent-launch", action="store_true", help="also programmatic dependent launch (NVIDIA)")
@@ -92,12 +98,13 @@ def _fp8_problem() -> str | None:
 def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], Any] | None) -> int:
     """The command with a timer given, so that everything but the device can be tried without one."""
     from fusionlib.observe.bench import run as runs
+    from fusionlib.observe.bench.compilations import FastestCompilation
     from fusionlib.observe.bench.results import Results, write_results
     from fusionlib.observe.bench.sweep import TunedLight, sweep_all
     from fusionlib.observe.manifest import make_manifest
     from fusionlib.observe.tuning import own_tuning
 
-    settings = runs.Settings(namespace.rounds, namespace.seed, device)
+    settings = runs.Settings(namespace.rounds, namespace.seed, namespace.compilations, device)
     settings = runs.quick(settings) if namespace.quick else settings
     listed = _cases(namespace)
     if make_timer is None:
@@ -119,7 +126,8 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
             sweep_all(listed, timer, settings, results, save=save)
         else:
             tuned = TunedLight(timer, runs.quick(settings))
-            plan = runs.check_all(listed, namespace.variants, settings, results, light_config=tuned)
+            fastest = FastestCompilation(timer, settings)
+            plan = runs.check_all(listed, namespace.variants, settings, results, light_config=tuned, fastest=fastest)
             runs.time_all(plan, timer, settings, results, save=save)
             _judge(results)
         if namespace.dependent_launch:
@@ -201,4 +209,6 @@ def _command(namespace: argparse.Namespace) -> str:
     for option in ("tokens", "shapes", "variants", "gates", "contexts"):
         if vars(namespace)[option]:
             words += [f"--{option}", *map(str, vars(namespace)[option])]
-    return " ".join([*words, "--rounds", str(namespace.rounds), "--seed", str(namespace.seed)])
+    for option in ("rounds", "compilations", "seed"):
+        words += [f"--{option}", str(vars(namespace)[option])]
+    return " ".join(words)

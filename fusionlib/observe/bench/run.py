@@ -22,6 +22,8 @@ from fusionlib.observe.bench.timer import Timer, copies_for, in_rounds
 from fusionlib.observe.bench.variants import VARIANTS, Call, Unavailable, Variant
 
 Say = Callable[[str], None]
+#: Of several compilations of a variant for a case, the fastest call, and the median time of each, microseconds.
+Fastest = Callable[[Case, Callable[[Case], Call]], tuple[Call, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is made: rounds of samples a case, the seed of inputs and of the order, the device."""
+    """How a run is made: rounds of samples a case, the seed of inputs and of the order, the device.
+
+    `compilations`: of a variant that Inductor compiles, the fastest of so many is measured.
+    """
 
     rounds: int = 30
     seed: int = 0
+    compilations: int = 3
     device: str = "cuda"
 
 
@@ -51,10 +57,12 @@ def check_all(
     say: Say = print,
     *,
     light_config: Callable[[Case], Any] | None = None,
+    fastest: Fastest | None = None,
 ) -> list[tuple[Case, list[Prepared]]]:
     """Make every variant for every case and hold it against eager; what is absent or wrong goes to `results.skipped`.
 
     `light_config` names the light's tuned launch for a case; without it the light takes our kernel's heuristic.
+    `fastest` compiles what Inductor compiles several times; without it once.
     """
     plan = []
     made: dict[tuple, Prepared] = {}  # a case alone and behind a producer compile the same
@@ -68,7 +76,7 @@ def check_all(
                     raise Unavailable("its codes are noise, and how fast the GEMM is depends on what it multiplies")
                 key = (name, case.shape.name, case.tokens, case.gate, case.quant)
                 if key not in made:
-                    made[key] = _prepared(VARIANTS[name], case, inputs, expected, light_config)
+                    made[key] = _prepared(VARIANTS[name], case, inputs, expected, light_config, fastest)
                 prepared.append(made[key])
             except Unavailable as error:
                 results.skipped.append(Skipped(case.name, name, str(error)))
@@ -87,7 +95,9 @@ class Wrong(RuntimeError):
     """A variant whose result is not eager's within its bounds."""
 
 
-def _prepared(variant: Variant, case: Case, inputs: Any, expected: Any, light_config: Any) -> Prepared:
+def _prepared(
+    variant: Variant, case: Case, inputs: Any, expected: Any, light_config: Any, fastest: Fastest | None
+) -> Prepared:
     arguments = (inputs.x, inputs.gate, inputs.weight)
     if not variant.computes:
         if inputs.x.device.type == "cpu":
@@ -100,14 +110,18 @@ def _prepared(variant: Variant, case: Case, inputs: Any, expected: Any, light_co
         if problem:
             raise Wrong(problem)
         return Prepared(variant, call, None, asdict(config or heuristic(case)))
-    call = variant.make(case)
+    launch = asdict(heuristic(case)) if variant.name == "fused" and inputs.x.device.type == "cuda" else None
+    if variant.compiled and fastest is not None:
+        call, medians = fastest(case, variant.make)
+        launch = {"compilations_us": medians}
+    else:
+        call = variant.make(case)
     with torch.no_grad():
         found = agreement(call(*arguments), expected, case.quant)
     problem = found.problem(variant.exact_in(case))
     if problem:
         raise Wrong(problem)
-    own = variant.name == "fused" and inputs.x.device.type == "cuda"
-    return Prepared(variant, call, found, asdict(heuristic(case)) if own else None)
+    return Prepared(variant, call, found, launch)
 
 
 def heuristic(case: Case) -> Any:
@@ -231,6 +245,7 @@ def conditions(timer: Timer, settings: Settings) -> dict[str, Any]:
         "calls_per_graph": CALLS_PER_GRAPH,
         "least_sample_us": LEAST_SAMPLE_US,
         "rounds": settings.rounds,
+        "compilations": f"the fastest of {settings.compilations}, where Inductor compiles",
         "order": "shuffled in each round",
         "spread": "10th and 90th percentile of the samples",
     }

@@ -44,6 +44,7 @@ class Variant:
         make: case -> call; raises Unavailable.
         exact: whether eager's roundings are all reproduced, and the result is held to the exact bounds; see `exact_in`.
         computes: False for the light.
+        compiled: whether Inductor chooses its launch.
         package: the distribution it needs beyond fusionlib's own, None for none.
     """
 
@@ -52,6 +53,7 @@ class Variant:
     make: Callable[[Case], Call]
     exact: bool = True
     computes: bool = True
+    compiled: bool = False
     package: str | None = None
 
     def exact_in(self, case: Case) -> bool:
@@ -198,8 +200,8 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("eager", "eager", _eager),
-        Variant("two_kernel", "norm compiled + opaque quant", _two_kernel),
-        Variant("inductor", "Inductor, whole", _inductor, exact=False),
+        Variant("two_kernel", "norm compiled + opaque quant", _two_kernel, compiled=True),
+        Variant("inductor", "Inductor, whole", _inductor, exact=False, compiled=True),
         Variant("aiter", "AITER's Triton kernel", _aiter, exact=False, package="amd-aiter"),
         Variant("fla", "FLA's gated norm + quant", _fla, exact=False, package="flash-linear-attention"),
         Variant("fused", "ours", _fused),

@@ -110,10 +110,11 @@ def test_a_run_with_another_timer_is_written_and_read_back(tmp_path, capsys):
     assert [v["tokens"] for v in strided] == [2] and strided[0]["met"] in (True, False)
     if not torch.cuda.is_available():
         assert any("dependent launch needs a GPU" in entry.why for entry in read.skipped)
-    expected = "fusionlib bench --dependent-launch --tokens 2 --shapes 32x128 --variants eager aiter fused"
-    assert (
-        found.manifest.command == f"{expected} --gates contiguous strided --contexts alone producer --rounds 3 --seed 5"
+    expected = (
+        "fusionlib bench --dependent-launch --tokens 2 --shapes 32x128 --variants eager aiter fused "
+        "--gates contiguous strided --contexts alone producer --rounds 3 --compilations 3 --seed 5"
     )
+    assert found.manifest.command == expected
     assert found.manifest.seed == 5
     assert json.loads((tmp_path / "run.json").read_text())["schema"] == 1
 
