@@ -34,7 +34,7 @@ COSTS: dict[str, tuple[bool, str]] = {
     "nbformat": (True, "notebooks cannot be read"),
     "numpy": (True, "no figures"),
     "papermill": (True, "notebooks cannot be executed headlessly"),
-    "pygraphviz": (False, "no figures of graphs; notebooks 02 and 04 stop at theirs"),
+    "igraph": (False, "no figures of graphs; notebooks 02 and 04 stop at theirs"),
     "plotly": (True, "no figures"),
     "pygments": (True, "no offline page"),
     "traitlets": (True, "no offline page"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from fusionlib.notebooks.errors import UsageError
@@ -86,14 +87,14 @@ def write_traces(recordings: list, out: Path, command: str) -> int:
 
     Returns 0, or 1 if one of them is missing; a variant that fails does not stop the others.
     """
-    from fusionlib.observe.manifest import file_entry, make_manifest, this_machine, write_manifest
+    from fusionlib.observe.manifest import file_entry, make_manifest, write_manifest
     from fusionlib.observe.record import record_step
 
-    machine = this_machine()
-    target = out / machine.slug
+    manifest = make_manifest(command, recordings[0].seed)  # now: what is recorded must not count as a local change
+    target = out / manifest.machine.slug
     if not _is_ours(target):
         raise UsageError(f"{target} exists and holds something other than recorded traces; give another --out")
-    partial = out / f".{machine.slug}.partial"
+    partial = out / f".{manifest.machine.slug}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     files, missing = [], 0
@@ -115,7 +116,7 @@ def write_traces(recordings: list, out: Path, command: str) -> int:
         if not files:
             print(f"nothing was recorded; {target} is as it was", file=sys.stderr)
             return 1
-        write_manifest(partial, make_manifest(command, recordings[0].seed, machine=machine, files=files))
+        write_manifest(partial, replace(manifest, files=tuple(files)))
         _replace(target, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

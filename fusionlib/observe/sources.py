@@ -251,9 +251,8 @@ def window(trace: Trace, first_us: float, last_us: float) -> Trace:
 def benchmark_times(benchmark: RecordedBenchmark, case: str = "") -> dict[str, dict[int, float]]:
     """Median times of a recorded benchmark: variant -> tokens -> microseconds, the variants in its own order.
 
-    Of the variants that Inductor compiles, the faster of this run and of the one in `earlier/`, where there is one of
-    the same machine: which launches it chooses varies from run to run, and a poor choice is no merit of the kernel
-    beside it.
+    Of the variants that Inductor compiles, the fastest of this run and of those in `earlier/` that are of the same
+    machine: which launches it chooses varies from run to run, and a poor choice is no merit of the kernel beside it.
 
     Args:
         case: `shape/gate/context` of the cases wanted; by default 32 heads x 128, contiguous, alone.
@@ -263,13 +262,12 @@ def benchmark_times(benchmark: RecordedBenchmark, case: str = "") -> dict[str, d
     """
     wanted = (case or f"{BASE}/contiguous/alone").split("/")
     found = _medians(benchmark, wanted)
-    path = benchmark.path.parent / "earlier" / benchmark.path.name
-    other = read_benchmark(path) if path.exists() else None
-    same_machine = other is not None and other.manifest.machine == benchmark.manifest.machine
-    earlier = _medians(other, wanted) if same_machine else {}
-    for variant in TUNED_BY_INDUCTOR & found.keys() & earlier.keys():
-        series = found[variant]
-        series.update({size: min(us, series[size]) for size, us in earlier[variant].items() if size in series})
+    for path in sorted((benchmark.path.parent / "earlier").glob(f"{benchmark.path.stem}-[0-9].json")):
+        other = read_benchmark(path)
+        earlier = _medians(other, wanted) if other.manifest.machine == benchmark.manifest.machine else {}
+        for variant in TUNED_BY_INDUCTOR & found.keys() & earlier.keys():
+            series = found[variant]
+            series.update({size: min(us, series[size]) for size, us in earlier[variant].items() if size in series})
     return found
 
 

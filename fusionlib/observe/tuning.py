@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def own_tuning(*, keep_binaries: bool = False) -> Iterator[None]:
-    """Inductor's caches empty: it times candidate launches when it first compiles, and remembers the best.
+    """Inductor's caches empty: it times candidate launches when it first compiles, and remembers what it chose.
 
     Args:
         keep_binaries: leave Triton's cache as it is. What is compiled is the same; only the choice is made again.

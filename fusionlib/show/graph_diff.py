@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fusionlib.show import graph_parts as parts
 from fusionlib.show.drawing import Drawing, Table
-from fusionlib.show.graph_layout import Focus, Layout, connected, focus, lay_out, stub_label
+from fusionlib.show.graph_focus import Focus, connected, focus, stub_label
+from fusionlib.show.graph_layout import Layout, lay_out
 from fusionlib.show.graph_states import Edge, Playback, State, play
 from fusionlib.show.graph_text import COLUMNS, Facts, amount, hover, label, operation, row
 

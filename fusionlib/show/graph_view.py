@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from fusionlib.show import graph_parts as parts
 from fusionlib.show.drawing import Drawing, Table
-from fusionlib.show.graph_layout import Focus, focus, lay_out, stub_label
+from fusionlib.show.graph_focus import Focus, focus, stub_label
+from fusionlib.show.graph_layout import lay_out
 from fusionlib.show.graph_text import COLUMNS, Facts, amount, hover, label, row
 
 if TYPE_CHECKING:

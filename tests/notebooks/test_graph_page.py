@@ -8,7 +8,7 @@ import nbformat
 import pytest
 import torch
 
-pytest.importorskip("pygraphviz", reason="the notebooks extra is not installed")
+pytest.importorskip("igraph", reason="the notebooks extra is not installed")
 
 from fusionlib.layers import AttentionOutput
 from fusionlib.notebooks.site import build_site

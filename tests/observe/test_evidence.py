@@ -160,8 +160,8 @@ def test_the_readmes_table_is_the_benchmark():
     readme = (DATA.parent / "README.md").read_text(encoding="utf-8")
     for tokens in (1, 64, 1024, 8192, 32768):
         us = {variant: series[tokens] for variant, series in times.items()}
-        cells = [f"{us[name]:.3g}" for name in ("two_kernel", "inductor", "fused", "light")]
-        ratios = [f"{us[name] / us['fused']:.2f}" for name in ("two_kernel", "inductor", "light")]
+        cells = [f"{us[name]:.3g}" for name in ("two_kernel", "inductor", "aiter", "fused", "light")]
+        ratios = [f"{us[name] / us['fused']:.2f}" for name in ("two_kernel", "inductor", "aiter", "light")]
         assert f"| {tokens} | {' | '.join(cells + ratios)} |" in readme
 
 
@@ -176,4 +176,4 @@ def test_the_launch_heuristic_is_what_the_sweep_says():
         ours = [row for row in sweep if (row.units, row.unit, row.kernel) == (units, unit, "fused")]
         (chosen,) = [row for row in ours if row.launch == vars(kernel.choose_launch(units, unit))]
         best = min(row.median_us for row in ours)
-        assert best / chosen.median_us > (0.99 if unit == 128 else 0.94), (units, unit)
+        assert best / chosen.median_us > (0.99 if unit == 128 else 0.98), (units, unit)

@@ -9,8 +9,16 @@ import pytest
 from fusionlib.observe import evidence
 from fusionlib.observe.bench.cases import BASE
 from fusionlib.observe.bench.results import Results, Row, write_results
+from fusionlib.observe.bench.variants import VARIANTS
 from fusionlib.observe.manifest import Machine, file_entry, make_manifest, write_manifest
-from fusionlib.observe.sources import benchmark_times, fastest_step, show_traces, window, without_common_end
+from fusionlib.observe.sources import (
+    TUNED_BY_INDUCTOR,
+    benchmark_times,
+    fastest_step,
+    show_traces,
+    window,
+    without_common_end,
+)
 from tests.observe.traces import kernel, launch, op
 from tests.show import traces as synthetic
 from tests.show.traces import trace_of
@@ -162,12 +170,15 @@ def test_a_recorded_benchmark_gives_the_lines_of_a_figure(tmp_path):
     )
     (path.parent / "earlier").mkdir()
     before = [row("inductor", 1, 1.9), row("inductor", 64, 3.0), row("inductor", 8, 2.0), row("fused", 1, 1.1)]
-    write_results(path.parent / "earlier" / path.name, Results({}, before), make_manifest("x", 0, machine=H200))
+    one, two = (path.parent / "earlier" / f"nvidia-h200-{number}.json" for number in (1, 2))
+    write_results(one, Results({}, before), make_manifest("x", 0, machine=H200))
+    write_results(two, Results({}, [row("inductor", 64, 2.8)]), make_manifest("x", 0, machine=H200))
     (benchmark,) = evidence.benchmarks(tmp_path)
     both = benchmark_times(benchmark)
-    assert both["inductor"] == {1: 1.9, 64: 2.9} and both["fused"] == {1: 1.5, 64: 2.0}
+    assert both["inductor"] == {1: 1.9, 64: 2.8} and both["fused"] == {1: 1.5, 64: 2.0}
 
     # Another machine's run, or the same GPU's with other versions, says nothing of this one's.
     other = replace(H200, triton="9.9.9")
-    write_results(path.parent / "earlier" / path.name, Results({}, before), make_manifest("x", 0, machine=other))
-    assert benchmark_times(benchmark)["inductor"] == {1: 5.6, 64: 2.9}
+    write_results(one, Results({}, before), make_manifest("x", 0, machine=other))
+    assert benchmark_times(benchmark)["inductor"] == {1: 5.6, 64: 2.8}
+    assert {name for name, variant in VARIANTS.items() if variant.compiled} == TUNED_BY_INDUCTOR

@@ -1,11 +1,12 @@
-"""Boxes do not overlap, data flows downwards, and what is folded is counted."""
+"""Boxes do not overlap, data flows downwards, and lines begin and end at boxes."""
 
 import itertools
 import sys
 
 import pytest
 
-from fusionlib.show.graph_layout import LayoutError, focus, lay_out, stub_label
+from fusionlib.show.graph_layout import lay_out
+from fusionlib.show.layers import LayoutError
 
 DIAMOND = [("a", "b"), ("a", "c"), ("b", "d"), ("c", "d"), ("d", "e")]
 LABELS = {name: [name * 4, "16×128"] for name in "abcde"}
@@ -13,7 +14,7 @@ LABELS = {name: [name * 4, "16×128"] for name in "abcde"}
 
 @pytest.fixture
 def layout():
-    pytest.importorskip("pygraphviz", reason="the notebooks extra is not installed")
+    pytest.importorskip("igraph", reason="the notebooks extra is not installed")
     return lay_out(LABELS, DIAMOND)
 
 
@@ -56,43 +57,7 @@ def test_more_boxes_than_can_be_read_are_refused():
         lay_out({str(number): ["x"] for number in range(151)}, [])
 
 
-def test_without_pygraphviz_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+def test_without_igraph_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "igraph", None)
     with pytest.raises(LayoutError, match=r"fusionlib\[notebooks\]"):
         lay_out(LABELS, DIAMOND)
-
-
-CHAIN = [(f"n{i}", f"n{i + 1}") for i in range(9)]
-NAMES = [f"n{i}" for i in range(10)] + ["x", "y"]
-EDGES = {*CHAIN, ("x", "y")}
-
-
-def test_focus_shows_the_neighbourhood_and_folds_each_side():
-    found = focus(NAMES, EDGES, ["n4"], hops=1)
-    assert found.shown == {"n3", "n4", "n5"}
-    assert sorted(sorted(names) for names in found.stubs.values()) == [["n0", "n1", "n2"], ["n6", "n7", "n8", "n9"]]
-    assert found.apart == 2
-    before, after = sorted(found.stubs, key=lambda stub: min(found.stubs[stub]))
-    assert found.edges(EDGES) == {(before, "n3"), ("n3", "n4"), ("n4", "n5"), ("n5", after)}
-
-
-def test_focus_counts_every_node_once():
-    for hops in (0, 1, 3, 20):
-        found = focus(NAMES, EDGES, ["n4"], hops)
-        assert len(found.shown) + sum(map(len, found.stubs.values())) + found.apart == len(NAMES)
-
-
-def test_no_centre_shows_all():
-    found = focus(NAMES, EDGES, None)
-    assert found.shown == set(NAMES) and not found.stubs and found.edges(EDGES) == EDGES
-
-
-def test_unconnected_parts_are_stubs_of_their_own():
-    edges = {("a", "m"), ("b", "m"), ("m", "z")}
-    found = focus(["a", "b", "m", "z"], edges, ["m"], hops=0)
-    assert sorted(map(sorted, found.stubs.values())) == [["a"], ["b"], ["z"]]
-
-
-@pytest.mark.parametrize(("count", "text"), [(1, "… 1 more node"), (12, "… 12 more nodes")])
-def test_a_stub_says_how_many(count, text):
-    assert stub_label(count) == [text]

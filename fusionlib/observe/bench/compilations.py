@@ -1,6 +1,6 @@
 """Of what Inductor compiles, the fastest of several compilations.
 
-Inductor times its candidate launches when it compiles, and keeps the best. Its clock does not tell kernels of two
+Inductor times its candidate launches when it compiles, and keeps the best. It seems not to tell kernels of two
 microseconds apart, so which it keeps is chance: `data/README.md` has what was seen. The light is tuned by a sweep
 before it is measured; the like for Inductor is to compile more than once and keep what turns out fastest.
 """

@@ -1,0 +1,60 @@
+"""Layers of any graph: edges go down, nothing in a layer overlaps, and cycles are no trouble."""
+
+from collections import defaultdict
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusionlib.show.layers import in_layers
+
+pytest.importorskip("igraph", reason="the notebooks extra is not installed")
+
+NODES = st.integers(0, 11)
+EDGES = st.sets(st.tuples(NODES, NODES), max_size=30)
+DOWNWARDS = EDGES.map(lambda edges: {(min(e), max(e)) for e in edges if e[0] != e[1]})
+
+
+@settings(max_examples=60, deadline=None)
+@given(DOWNWARDS)
+def test_without_cycles_every_node_is_just_above_the_first_that_needs_it(edges):
+    layers = in_layers(12, edges)
+    assert layers.paths.keys() == edges
+    deepest = max(layers.level)
+    for node in range(12):
+        readers = [layers.level[target] for source, target in edges if source == node]
+        assert layers.level[node] == min(readers, default=deepest + 1) - 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(EDGES, st.randoms(use_true_random=False))
+def test_nothing_overlaps_and_paths_go_down_one_layer_at_a_time(edges, random):
+    layers = in_layers(12, edges)
+    assert layers.paths.keys() == {edge for edge in edges if edge[0] != edge[1]}
+    for edge, path in layers.paths.items():
+        assert {path[0], path[-1]} == set(edge)
+        assert all(layers.level[b] - layers.level[a] == 1 for a, b in pairwise(path))
+    lanes = [lane for path in layers.paths.values() for lane in path[1:-1]]
+    assert sorted(lanes) == list(range(12, len(layers.level)))  # each belongs to one edge
+
+    widths = [random.uniform(5, 200) for _ in layers.level]
+    middles = layers.positions(widths)
+    rows = defaultdict(list)
+    for node, middle in enumerate(middles):
+        assert middle >= widths[node] / 2 - 1e-6
+        rows[layers.level[node]].append((middle, widths[node]))
+    for row in rows.values():
+        for (a, wide_a), (b, wide_b) in pairwise(sorted(row)):
+            assert b - a >= (wide_a + wide_b) / 2 - 1e-6
+
+
+def test_what_shares_a_column_stays_in_line_and_what_has_room_is_centred():
+    layers = in_layers(4, {(0, 1), (0, 2), (1, 3), (2, 3)})
+    top, left, right, bottom = layers.positions([10.0, 60.0, 20.0, 30.0])
+    assert top == bottom and abs(right - left) == 40.0
+    assert min(left, right) < top < max(left, right)
+
+
+def test_no_nodes():
+    assert in_layers(0, set()).positions([]) == []
