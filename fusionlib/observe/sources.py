@@ -251,8 +251,8 @@ def window(trace: Trace, first_us: float, last_us: float) -> Trace:
 def benchmark_times(benchmark: RecordedBenchmark, case: str = "") -> dict[str, dict[int, float]]:
     """Median times of a recorded benchmark: variant -> tokens -> microseconds, the variants in its own order.
 
-    Of the variants that Inductor compiles, the fastest of this run and of those in `earlier/` that are of the same
-    machine: which launches it chooses varies from run to run, and a poor choice is no merit of the kernel beside it.
+    Of the variants that Inductor compiles, the fastest of `benchmark_runs`: which launches it chooses varies from run
+    to run, and a poor choice is no merit of the kernel beside it.
 
     Args:
         case: `shape/gate/context` of the cases wanted; by default 32 heads x 128, contiguous, alone.
@@ -260,15 +260,20 @@ def benchmark_times(benchmark: RecordedBenchmark, case: str = "") -> dict[str, d
     Raises:
         ManifestError: if a document has another form.
     """
-    wanted = (case or f"{BASE}/contiguous/alone").split("/")
-    found = _medians(benchmark, wanted)
-    for path in sorted((benchmark.path.parent / "earlier").glob(f"{benchmark.path.stem}-[0-9].json")):
-        other = read_benchmark(path)
-        earlier = _medians(other, wanted) if other.manifest.machine == benchmark.manifest.machine else {}
-        for variant in TUNED_BY_INDUCTOR & found.keys() & earlier.keys():
+    found, *earlier = benchmark_runs(benchmark, case)
+    for before in earlier:
+        for variant in TUNED_BY_INDUCTOR & found.keys() & before.keys():
             series = found[variant]
-            series.update({size: min(us, series[size]) for size, us in earlier[variant].items() if size in series})
+            series.update({size: min(us, series[size]) for size, us in before[variant].items() if size in series})
     return found
+
+
+def benchmark_runs(benchmark: RecordedBenchmark, case: str = "") -> list[dict[str, dict[int, float]]]:
+    """Median times as in `benchmark_times`, of this run and then of those in `earlier/` of the same machine."""
+    wanted = (case or f"{BASE}/contiguous/alone").split("/")
+    paths = sorted((benchmark.path.parent / "earlier").glob(f"{benchmark.path.stem}-[0-9].json"))
+    earlier = [other for other in map(read_benchmark, paths) if other.manifest.machine == benchmark.manifest.machine]
+    return [_medians(run, wanted) for run in (benchmark, *earlier)]
 
 
 def _medians(benchmark: RecordedBenchmark, wanted: list[str]) -> dict[str, dict[int, float]]:

@@ -13,6 +13,7 @@ from fusionlib.observe.bench.variants import VARIANTS
 from fusionlib.observe.manifest import Machine, file_entry, make_manifest, write_manifest
 from fusionlib.observe.sources import (
     TUNED_BY_INDUCTOR,
+    benchmark_runs,
     benchmark_times,
     fastest_step,
     show_traces,
@@ -175,6 +176,11 @@ def test_a_recorded_benchmark_gives_the_lines_of_a_figure(tmp_path):
     write_results(two, Results({}, [row("inductor", 64, 2.8)]), make_manifest("x", 0, machine=H200))
     (benchmark,) = evidence.benchmarks(tmp_path)
     both = benchmark_times(benchmark)
+    assert [run["inductor"] for run in benchmark_runs(benchmark)] == [
+        {1: 5.6, 64: 2.9},
+        {1: 1.9, 64: 3.0, 8: 2.0},
+        {64: 2.8},
+    ]
     assert both["inductor"] == {1: 1.9, 64: 2.8} and both["fused"] == {1: 1.5, 64: 2.0}
 
     # Another machine's run, or the same GPU's with other versions, says nothing of this one's.
