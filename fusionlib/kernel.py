@@ -42,14 +42,15 @@ def choose_launch(units: int, unit: int, threads_per_warp: int = 32) -> LaunchCo
       row's chain;
     - beyond, eight, so that loads are 16 bytes.
 
-    Longer units, of 1024 (the Mamba2 family) and 4096 (per token), take eight and then sixteen; warps beyond eight only
-    while there are fewer units than multiprocessors, since a unit's warps wait for each other. Within 2 %. Not
-    measured: wavefronts of 64, which get half as many.
+    Longer units take eight, and sixteen in larger calls: from 65536 elements on for 1024 (the Mamba2 family), from 129
+    units on for 4096 (per token). Within 1 %, too. Not measured: still longer units; wavefronts of 64, which get half
+    as many warps.
     """
     block = triton.next_power_of_2(unit)
     elements = units * block // 128
     if unit > 512:
-        rows, num_warps = 1, min(16 if units <= 128 else 8, block // (32 * (8 if elements <= 65536 else 16)))
+        per_thread = 8 if units <= 128 or (block < 4096 and elements <= 65536) else 16
+        rows, num_warps = 1, min(16, block // (32 * per_thread))
     else:
         rows, num_warps = max(1, 1024 // block), 8 if elements <= 8192 else 4
     return LaunchConfig(rows, max(1, num_warps * 32 // threads_per_warp))

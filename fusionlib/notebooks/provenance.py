@@ -52,11 +52,15 @@ def device_name() -> str:
     return f"CPU ({platform.machine()}, {os.cpu_count()} cores), no GPU"
 
 
-def git_commit(root: Path) -> str | None:
-    """Return the short hash of the commit, marked when files differ from it; None outside a git checkout."""
+def git_commit(root: Path, apart_from: Sequence[str] = ()) -> str | None:
+    """Return the short hash of the commit, marked when files differ from it; None outside a git checkout.
+
+    `apart_from` names folders whose files may differ.
+    """
     try:
         commit = _git(root, "rev-parse", "--short=12", "HEAD")
-        return f"{commit}, with local changes" if _git(root, "status", "--porcelain") else commit
+        status = ["status", "--porcelain", "--", ".", *(f":!{folder}" for folder in apart_from)]
+        return f"{commit}, with local changes" if _git(root, *status) else commit
     except (OSError, subprocess.SubprocessError):
         return None
 

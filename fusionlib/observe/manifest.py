@@ -131,7 +131,7 @@ def make_manifest(
     return Manifest(
         machine=machine or this_machine(),
         date=now,
-        commit=git_commit(root),
+        commit=git_commit(root, apart_from=["data"]),  # what one measurement wrote is no change to the next
         command=command if isinstance(command, str) else command_text(command),
         seed=seed,
         files=tuple(files),

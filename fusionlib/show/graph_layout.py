@@ -14,7 +14,7 @@ LINE = 16.0  # pixels of a line of text
 PADDING = (30.0, 10.0)  # pixels beside the text, the symbol included, and above and below together
 MOST_BOXES = 150  # beyond, a figure as wide as a page cannot be read, and its data grow past what a page should load
 APART = (12.0, 22.0)  # pixels between boxes side by side, and between layers
-LANE = 10.0  # pixels that a line takes where it passes through a layer
+LANE = APART[0]  # pixels that a line takes where it passes through a layer
 PORTS = 14.0  # pixels, at most, between the ends of lines at one box
 CURVE_STEPS = 6  # straight pieces of a curve between two layers
 
@@ -73,7 +73,7 @@ def lay_out(labels: Mapping[str, Sequence[str]], edges: Iterable[tuple[str, str]
     return Layout(
         dict(zip(names, placed, strict=True)),
         {(names[source], names[target]): line for (source, target), line in lines.items()},
-        max((box.x + box.width / 2 for box in placed), default=0.0),
+        max((x for outline in (*lines.values(), *(box.outline for box in placed)) for x, _ in outline), default=0.0),
         max((box.y + box.height / 2 for box in placed), default=0.0),
     )
 
@@ -103,9 +103,11 @@ def _lines(
     lines = {}
     for edge, path in layers.paths.items():
         upper, lower = boxes[path[0]], boxes[path[-1]]
-        points = [(leaves[edge], upper.y - upper.height / 2)]
+        # Sideways only between layers: in them, taller boxes may stand beside.
+        points = [(leaves[edge], upper.y - upper.height / 2), (leaves[edge], bands[layers.level[path[0]]][1])]
         for lane in path[1:-1]:
             points += [(middles[lane], side) for side in bands[layers.level[lane]]]
+        points.append((arrives[edge], bands[layers.level[path[-1]]][0]))
         points.append((arrives[edge], lower.y + lower.height / 2))
         line = [points[0]]
         for start, (end_x, end_y) in pairwise(points):
@@ -135,7 +137,7 @@ def _curve(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[f
     """The points behind `start` of a curve to `end` that leaves and arrives vertically."""
     (x0, y0), (x1, y1) = start, end
     if abs(x1 - x0) < 1:
-        return [(round(x1, 1), round(y1, 1))]
+        return [(round(x1, 1), round(y1, 1))] if y1 != y0 else []
     points = []
     for step in range(1, CURVE_STEPS + 1):
         t = step / CURVE_STEPS

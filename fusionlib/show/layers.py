@@ -21,7 +21,7 @@ class Layers:
 
     Args:
         level: the layer of each node and lane, the topmost 0.
-        column: where igraph puts them across; in one layer at least 1 apart.
+        column: where igraph puts them across; no two of a layer in one.
         paths: the nodes and lanes along each edge (source, target), downwards whichever way it points.
     """
 
@@ -95,4 +95,16 @@ def in_layers(count: int, edges: Collection[tuple[int, int]]) -> Layers:
         level += between
     steps = [step for path in paths.values() for step in pairwise(path)]
     arranged = igraph.Graph(len(level), steps, directed=True).layout_sugiyama(layers=level, hgap=1, vgap=1)
-    return Layers(level, [round(x, 3) for x, _ in arranged.coords], paths)
+    return Layers(level, _columns([x for x, _ in arranged.coords], level), paths)
+
+
+def _columns(xs: Sequence[float], level: Sequence[int]) -> list[float]:
+    """`xs`, rounded so that what is in line shares a column; igraph may put two of a layer at one place."""
+    columns, taken = [], set()
+    for x, layer in zip(xs, level, strict=True):
+        column = round(x, 3)
+        while (layer, column) in taken:
+            column = round(column + 0.001, 3)
+        taken.add((layer, column))
+        columns.append(column)
+    return columns

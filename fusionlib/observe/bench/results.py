@@ -24,7 +24,8 @@ class Row:
         samples: each the mean of at least one cycle over `copies` sets of buffers.
         bytes: what one fused call must move, by the ledger; `gb_s` is these over the median, in 1e9 bytes a second,
             whatever the variant itself moves. None in a chain.
-        launch: rows, warps and whatever else of the launch is known; None where others decide.
+        launch: rows, warps and whatever else of the launch is known; of what Inductor compiles the time of every
+            compilation, `compilations_us`; None where others decide.
         agreement: of the result with eager's, as `check.Agreement`; None where nothing is computed.
     """
 

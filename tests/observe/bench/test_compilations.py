@@ -3,6 +3,7 @@
 import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+from fusionlib.observe.bench import compilations, run
 from fusionlib.observe.bench.cases import BASE, SHAPES, Case
 from fusionlib.observe.bench.compilations import FastestCompilation
 from fusionlib.observe.bench.results import Results
@@ -49,16 +50,20 @@ def test_each_is_compiled_with_caches_of_its_own_and_without_gradients():
     assert not any(grad for ((_, grad),) in compiled.made)
 
 
-def test_in_a_chain_the_buffers_are_those_of_the_case_alone_and_the_scales_the_chain_s():
-    compiled, timer = Compiled(), FakeTimer()
-    seen = []
+def test_in_a_chain_it_is_timed_alone_with_the_scales_of_the_chain(monkeypatch):
+    compiled, made, buffers = Compiled(), [], []
 
     def make(case):
-        seen.append(case.context)
+        made.append(case.quant.scale_layout)
         return compiled.make(case)
 
-    FastestCompilation(timer, SETTINGS)(Case(SHAPES[BASE], 2, context="chain"), make)
-    assert seen == ["chain"] * 3 and timer.prepared == [3] * 3
+    def make_buffers(case, copies, settings):
+        buffers.append(case.context)
+        return run.make_buffers(case, copies, settings)
+
+    monkeypatch.setattr(compilations, "make_buffers", make_buffers)
+    FastestCompilation(FakeTimer(), SETTINGS)(Case(SHAPES[BASE], 2, context="chain"), make)
+    assert made == ["column_major"] * 3 and buffers == ["alone"]
 
 
 def test_only_what_inductor_compiles_goes_through_it():
