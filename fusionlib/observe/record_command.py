@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from fusionlib.notebooks.errors import UsageError
+from fusionlib.observe.failure import in_a_line
 
 MANIFEST_NAME = "MANIFEST.json"
 VARIANTS = ("eager", "two_kernel", "inductor", "fused")
@@ -87,14 +87,14 @@ def write_traces(recordings: list, out: Path, command: str) -> int:
 
     Returns 0, or 1 if one of them is missing; a variant that fails does not stop the others.
     """
-    from fusionlib.observe.manifest import file_entry, make_manifest, write_manifest
+    from fusionlib.observe.manifest import file_entry, make_manifest, this_machine, write_manifest
     from fusionlib.observe.record import record_step
 
-    manifest = make_manifest(command, recordings[0].seed)  # now: what is recorded must not count as a local change
-    target = out / manifest.machine.slug
+    machine = this_machine()
+    target = out / machine.slug
     if not _is_ours(target):
         raise UsageError(f"{target} exists and holds something other than recorded traces; give another --out")
-    partial = out / f".{manifest.machine.slug}.partial"
+    partial = out / f".{machine.slug}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     files, missing = [], 0
@@ -105,8 +105,7 @@ def write_traces(recordings: list, out: Path, command: str) -> int:
                 trace = record_step(path=path, **vars(recording))
             except Exception as error:  # a compiler's failure can be anything; the other variants still count
                 missing += 1
-                line = next(iter(str(error).splitlines()), "")
-                print(f"missing  {recording.name}: {type(error).__name__}: {line:.200}", file=sys.stderr)
+                print(f"missing  {recording.name}: {in_a_line(error, 200)}", file=sys.stderr)
                 continue
             files.append(file_entry(path, **recording.labels))
             print(
@@ -116,7 +115,7 @@ def write_traces(recordings: list, out: Path, command: str) -> int:
         if not files:
             print(f"nothing was recorded; {target} is as it was", file=sys.stderr)
             return 1
-        write_manifest(partial, replace(manifest, files=tuple(files)))
+        write_manifest(partial, make_manifest(command, recordings[0].seed, machine=machine, files=files))
         _replace(target, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -15,6 +15,7 @@ import torch
 from fusionlib.doctor import Gpu
 from fusionlib.observe.bench.cases import BASE
 from fusionlib.observe.bench.results import read_results
+from fusionlib.observe.bench.variants import VARIANTS
 from fusionlib.observe.evidence import RecordedBenchmark, RecordedTrace, data_folder, read_benchmark, traces
 from fusionlib.observe.record import record_step
 from fusionlib.observe.structure import nest, steps
@@ -24,7 +25,7 @@ from fusionlib.observe.trace import Op, Trace
 LABELS = {"eager": "eager", "two_kernel": "two kernels", "inductor": "Inductor alone", "fused": "one kernel"}
 #: The same where there are no kernels.
 CPU_LABELS = LABELS | {"two_kernel": "two operations", "fused": "one operation"}
-TUNED_BY_INDUCTOR = frozenset({"two_kernel", "inductor"})
+TUNED_BY_INDUCTOR = frozenset(name for name, variant in VARIANTS.items() if variant.compiled)
 LIVE_STEPS = 3
 NEARLY = 1.05  # steps of the same kernels differ by so much at random
 

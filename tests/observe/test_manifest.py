@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from fusionlib.observe import manifest as manifest_module
 from fusionlib.observe.manifest import (
     MANIFEST_NAME,
     Machine,
@@ -143,3 +144,9 @@ def test_this_machine_is_one_that_can_be_written(tmp_path):
     machine = this_machine()
     assert machine.kind in ("gpu", "cpu") and machine.device and machine.torch
     assert (machine.driver is None) == (machine.kind == "cpu")
+
+
+def test_what_was_measured_before_is_no_local_change(monkeypatch):
+    """One command after the other writes to data/; the commit of the next is still the one that is checked out."""
+    monkeypatch.setattr(manifest_module, "git_commit", lambda root, apart_from=(): ",".join(apart_from))
+    assert make_manifest("x", 0, machine=H200).commit == "data"

@@ -69,6 +69,12 @@ def test_lines_leave_a_box_in_the_order_of_where_they_go(layout):
     left, right = sorted("bc", key=lambda name: layout.boxes[name].x)
     assert layout.lines["a", left][0][0] < layout.lines["a", right][0][0]
     assert layout.lines[left, "d"][-1][0] < layout.lines[right, "d"][-1][0]
+    # However this one is arranged without crossings, one of the upper two reads its targets against their numbers.
+    zigzag = [("a", "c"), ("a", "e"), ("b", "c"), ("b", "d")]
+    made = lay_out(LABELS, zigzag)
+    for pair in (zigzag[:2], zigzag[2:]):
+        one, other = (made.lines[edge][0][0] for edge in pair)
+        assert (one < other) == (made.boxes[pair[0][1]].x < made.boxes[pair[1][1]].x)
 
 
 def test_the_same_graph_is_laid_out_the_same(layout):

@@ -1,13 +1,12 @@
 """Of what Inductor compiles, the fastest of several compilations.
 
-Inductor times its candidate launches when it compiles, and keeps the best. It seems not to tell kernels of two
-microseconds apart, so which it keeps is chance: `data/README.md` has what was seen. The light is tuned by a sweep
-before it is measured; the like for Inductor is to compile more than once and keep what turns out fastest.
+Inductor times its candidate launches when it compiles, and keeps one. It seems not to tell kernels of two microseconds
+apart, so which it keeps is chance: `data/README.md` has what was seen. The light is tuned by a sweep before it is
+measured; the like for Inductor is to compile more than once and keep what turns out fastest.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,8 +15,8 @@ import torch
 from fusionlib.observe.bench.cases import Case
 from fusionlib.observe.bench.chain import Buffers
 from fusionlib.observe.bench.results import percentiles
-from fusionlib.observe.bench.run import Settings, make_buffers
-from fusionlib.observe.bench.timer import Timer, copies_for, in_rounds
+from fusionlib.observe.bench.run import Settings, make_buffers, sample_alone
+from fusionlib.observe.bench.timer import Timer
 from fusionlib.observe.bench.variants import Call
 from fusionlib.observe.tuning import own_tuning
 
@@ -33,15 +32,9 @@ class FastestCompilation:
     def __call__(self, case: Case, make: Callable[[Case], Call]) -> tuple[Call, list[float]]:
         """The fastest call for `case` alone, and the median of every compilation, microseconds, fastest first."""
         alone = replace(case, context="alone")
-        buffers = make_buffers(alone, copies_for(alone.bytes().total, self.timer.l2_bytes), self.settings)
-        calls = [_compiled(case, make, buffers[0]) for _ in range(self.settings.compilations)]
-        handles = {
-            number: self.timer.prepare([lambda call=call, b=buffer: call(b.x, b.gate, b.weight) for buffer in buffers])
-            for number, call in enumerate(calls)
-        }
-        samples = in_rounds(self.timer, handles, self.settings.rounds, random.Random(self.settings.seed))
-        handles.clear()
-        self.timer.release()
+        (first,) = make_buffers(alone, 1, self.settings)
+        calls = {number: _compiled(case, make, first) for number in range(self.settings.compilations)}
+        samples = sample_alone(alone, calls, self.timer, self.settings)
         medians = {number: percentiles(taken)[0] for number, taken in samples.items()}
         return calls[min(medians, key=medians.__getitem__)], sorted(medians.values())
 

@@ -7,7 +7,7 @@ that warms up falls on all alike. Nothing wrong is timed, and nothing absent is 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,8 +18,9 @@ from fusionlib.observe.bench.cases import Case
 from fusionlib.observe.bench.chain import BASELINE, Buffers, baseline, gemm_problem, in_context, projection
 from fusionlib.observe.bench.check import Agreement, agreement
 from fusionlib.observe.bench.results import Results, Row, Skipped, percentiles
-from fusionlib.observe.bench.timer import Timer, copies_for, in_rounds
+from fusionlib.observe.bench.timer import Key, Timer, copies_for, in_rounds
 from fusionlib.observe.bench.variants import VARIANTS, Call, Unavailable, Variant
+from fusionlib.observe.failure import in_a_line
 
 Say = Callable[[str], None]
 #: Of several compilations of a variant for a case, the fastest call, and the median time of each, microseconds.
@@ -84,8 +85,7 @@ def check_all(
                 results.skipped.append(Skipped(case.name, name, str(error), wrong=True))
                 say(f"WRONG    {case.name} {name}: {error}")
             except Exception as error:  # a compiler's or another library's failure; the others still count
-                line = next(iter(str(error).splitlines()), "")
-                results.skipped.append(Skipped(case.name, name, f"{type(error).__name__}: {line:.160}"))
+                results.skipped.append(Skipped(case.name, name, in_a_line(error)))
         say(f"checked  {case.name}: {', '.join(p.variant.name for p in prepared) or 'nothing'}")
         plan.append((case, prepared))
     return plan
@@ -185,8 +185,7 @@ def time_case(
         try:
             handles[name] = timer.prepare([lambda run=run, buffer=buffer: run(buffer) for buffer in buffers])
         except (RuntimeError, torch.OutOfMemoryError) as error:  # out of memory, or not to be captured in a graph
-            line = next(iter(str(error).splitlines()), "")
-            results.skipped.append(Skipped(case.name, name, f"{type(error).__name__}: {line:.160}"))
+            results.skipped.append(Skipped(case.name, name, in_a_line(error)))
     samples = in_rounds(timer, handles, settings.rounds, order)
     known = {p.variant.name: p for p in prepared}
     return [_row(case, name, samples[name], copies, moved, known.get(name)) for name in handles]
@@ -199,6 +198,32 @@ def _runs(case: Case, prepared: Sequence[Prepared], first: Buffers, linear: Bloc
     if case.context != "alone":
         ready = VARIANTS["eager"].make(case)(first.x, first.gate, first.weight)
         yield BASELINE, baseline(case, ready, linear)
+
+
+def sample_alone(
+    case: Case,
+    calls: Mapping[Key, Call],
+    timer: Timer,
+    settings: Settings,
+    failed: Callable[[Key, Exception], None] | None = None,
+) -> dict[Key, list[float]]:
+    """Samples of each of `calls` on `case`'s inputs and nothing around them, interleaved; memory is given back.
+
+    What cannot be prepared is left out and handed to `failed`; without it the error is raised.
+    """
+    buffers = make_buffers(case, copies_for(case.bytes().total, timer.l2_bytes), settings)
+    handles: dict[Key, Any] = {}
+    for key, call in calls.items():
+        try:
+            handles[key] = timer.prepare([lambda call=call, b=b: call(b.x, b.gate, b.weight) for b in buffers])
+        except Exception as error:  # out of registers or memory; Triton's errors share no base class
+            if failed is None:
+                raise
+            failed(key, error)
+    samples = in_rounds(timer, handles, settings.rounds, random.Random(settings.seed))
+    handles.clear()
+    timer.release()
+    return samples
 
 
 def make_buffers(case: Case, copies: int, settings: Settings) -> list[Buffers]:

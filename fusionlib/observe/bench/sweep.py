@@ -6,16 +6,16 @@ The grid is of `kernel.LaunchConfig`'s own fields: a field that the kernel gains
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from fusionlib.observe.bench.cases import Case
 from fusionlib.observe.bench.results import Results, Skipped, SweepRow, percentiles
-from fusionlib.observe.bench.run import Say, Settings, heuristic, make_buffers
-from fusionlib.observe.bench.timer import Timer, copies_for, in_rounds
+from fusionlib.observe.bench.run import Say, Settings, heuristic, sample_alone
+from fusionlib.observe.bench.timer import Timer
 from fusionlib.observe.bench.variants import Call, fused_call, light_call
+from fusionlib.observe.failure import in_a_line
 
 #: Values to try for each field of LaunchConfig.
 GRID: dict[str, tuple[Any, ...]] = {
@@ -56,21 +56,15 @@ def sweep_case(
     """Time every configuration of `kernels` (default: all) in `case`, interleaved; what does not launch is skipped."""
     from fusionlib import launch
 
-    moved, own = case.bytes().total, heuristic(case)
-    buffers = make_buffers(case, copies_for(moved, timer.l2_bytes), settings)
-    handles: dict[tuple[str, Any], Any] = {}
-    for kernel, config in itertools.product(kernels or KERNELS, configurations(case, launch.threads_per_warp())):
-        call = KERNELS[kernel](case, config)
-        calls = [lambda call=call, b=buffer: call(b.x, b.gate, b.weight) for buffer in buffers]
-        try:
-            handles[kernel, config] = timer.prepare(calls)
-        except Exception as error:  # out of registers or memory; Triton's errors share no base class
-            if results is not None:
-                line = next(iter(str(error).splitlines()), "")
-                results.skipped.append(Skipped(case.name, f"{kernel} {config}", f"{type(error).__name__}: {line:.120}"))
-    samples = in_rounds(timer, handles, settings.rounds, random.Random(settings.seed))
-    handles.clear()
-    timer.release()
+    own = heuristic(case)
+    grid = itertools.product(kernels or KERNELS, configurations(case, launch.threads_per_warp()))
+
+    def failed(key: tuple[str, Any], error: Exception) -> None:
+        if results is not None:
+            results.skipped.append(Skipped(case.name, "{} {}".format(*key), in_a_line(error, 120)))
+
+    calls = {(kernel, config): KERNELS[kernel](case, config) for kernel, config in grid}
+    samples = sample_alone(case, calls, timer, settings, failed)
     rows = []
     for (kernel, config), taken in samples.items():
         times = percentiles(taken)

@@ -24,6 +24,7 @@ import torch
 
 from fusionlib import op, reference
 from fusionlib.observe.bench.cases import Case
+from fusionlib.observe.failure import in_a_line
 from fusionlib.observe.record import own_code
 
 Outputs = tuple[torch.Tensor, torch.Tensor]
@@ -192,8 +193,7 @@ def _imported(module: str, name: str) -> Callable:
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # a package built for another GPU fails in its own ways
-        line = next(iter(str(error).splitlines()), "")
-        raise Unavailable(f"{module}.{name} cannot be imported: {type(error).__name__}: {line:.120}") from error
+        raise Unavailable(f"{module}.{name} cannot be imported: {in_a_line(error, 120)}") from error
 
 
 VARIANTS = {
