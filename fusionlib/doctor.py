@@ -24,6 +24,7 @@ MINIMUM_PYTHON = (3, 11)
 COSTS: dict[str, tuple[bool, str]] = {
     "torch": (True, "nothing runs"),
     "triton": (True, "no fused kernel, and no offline compilation for GPUs that are not here"),
+    "graphlay": (False, "no figures of graphs; notebooks 02 and 04 stop at theirs"),
     "ipykernel": (True, "notebooks have no kernel to run in"),
     "ipython": (True, "notebooks cannot show a figure"),
     "ipywidgets": (False, "no controls in JupyterLab; every figure has a static form"),
@@ -34,7 +35,6 @@ COSTS: dict[str, tuple[bool, str]] = {
     "nbformat": (True, "notebooks cannot be read"),
     "numpy": (True, "no figures"),
     "papermill": (True, "notebooks cannot be executed headlessly"),
-    "igraph": (False, "no figures of graphs; notebooks 02 and 04 stop at theirs"),
     "plotly": (True, "no figures"),
     "pygments": (True, "no offline page"),
     "traitlets": (True, "no offline page"),

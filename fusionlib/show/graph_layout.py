@@ -52,7 +52,7 @@ def lay_out(labels: Mapping[str, Sequence[str]], edges: Iterable[tuple[str, str]
     """Boxes for `labels` (the lines of text of each node) and lines for `edges`, data flowing downwards.
 
     Raises:
-        layers.LayoutError: where igraph is missing.
+        layers.LayoutError: where graphlay is missing.
         ValueError: for more boxes than a figure can hold.
     """
     if len(labels) > MOST_BOXES:
@@ -65,7 +65,7 @@ def lay_out(labels: Mapping[str, Sequence[str]], edges: Iterable[tuple[str, str]
     layers = in_layers(len(names), {(number[source], number[target]) for source, target in edges})
     sizes = [box_size(labels[name]) for name in names]
     widths = [width + APART[0] for width, _ in sizes] + [LANE] * (len(layers.level) - len(names))
-    middles = [x - APART[0] / 2 for x in layers.positions(widths)]
+    middles = [x - APART[0] / 2 for x in layers.across(widths)]
     bands = _bands(layers, [height for _, height in sizes])
     centres = [(x, sum(bands[level]) / 2) for x, level in zip(middles, layers.level, strict=True)]
     placed = [Box(x, y, *size) for (x, y), size in zip(centres, sizes, strict=False)]  # lanes come last

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 import torch
 
-pytest.importorskip("igraph", reason="the notebooks extra is not installed")
+pytest.importorskip("graphlay", reason="the notebooks extra is not installed")
 
 from fusionlib.layers import AttentionOutput
 from fusionlib.notebooks.site import build_site

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("plotly", reason="the notebooks extra is not installed")
-pytest.importorskip("igraph", reason="the notebooks extra is not installed")
+pytest.importorskip("graphlay", reason="the notebooks extra is not installed")
 
 from fusionlib.layers import AttentionOutput
 from fusionlib.observe.capture import capture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fusionlib.show.layers import in_layers
 
-pytest.importorskip("igraph", reason="the notebooks extra is not installed")
+pytest.importorskip("graphlay", reason="the notebooks extra is not installed")
 
 NODES = st.integers(0, 11)
 EDGES = st.sets(st.tuples(NODES, NODES), max_size=30)
@@ -39,7 +39,7 @@ def test_nothing_overlaps_and_paths_go_down_one_layer_at_a_time(edges, random):
     assert sorted(lanes) == list(range(12, len(layers.level)))  # each belongs to one edge
 
     widths = [random.uniform(5, 200) for _ in layers.level]
-    middles = layers.positions(widths)
+    middles = layers.across(widths)
     rows = defaultdict(list)
     for node, middle in enumerate(middles):
         assert middle >= widths[node] / 2 - 1e-6
@@ -49,12 +49,12 @@ def test_nothing_overlaps_and_paths_go_down_one_layer_at_a_time(edges, random):
             assert b - a >= (wide_a + wide_b) / 2 - 1e-6
 
 
-def test_what_shares_a_column_stays_in_line_and_what_has_room_is_centred():
-    layers = in_layers(4, {(0, 1), (0, 2), (1, 3), (2, 3)})
-    top, left, right, bottom = layers.positions([10.0, 60.0, 20.0, 30.0])
-    assert top == bottom and abs(right - left) == 40.0
-    assert min(left, right) < top < max(left, right)
+def test_a_chain_is_straight_and_so_is_a_long_line_beside_it():
+    layers = in_layers(5, {(0, 1), (1, 2), (2, 3), (3, 4), (0, 4)})
+    first, *boxes, last, one, two, three = layers.across([10.0, 60.0, 20.0, 30.0, 40.0, 12.0, 12.0, 12.0])
+    assert len({first, last, *boxes}) == 1
+    assert one == two == three and abs(one - first) >= 36.0  # half of the widest box, and of the line
 
 
 def test_no_nodes():
-    assert in_layers(0, set()).positions([]) == []
+    assert in_layers(0, set()).across([]) == []
