@@ -81,17 +81,21 @@ def explore(draw: Callable[..., Drawing], *, interactive: bool, **controls: Span
 
     Args:
         draw: makes the drawing; called with one keyword argument for every control.
-        interactive: whether to add the controls; they need ipywidgets and a running kernel.
+        interactive: whether to add the controls, which need ipywidgets and a running kernel; otherwise a line of words
+            says which there would be.
         **controls: by the name of the argument, whose underscores become spaces in the label.
     """
     shown = Shown()
     shown.update(draw(**{name: control.value for name, control in controls.items()}))
+    labels = {name: name.replace("_", " ") for name in controls}
+    from IPython.display import Markdown, display
+
     if not interactive:
+        display(Markdown(f"*In JupyterLab this figure has live controls: {', '.join(labels.values())}.*"))
         return
     import ipywidgets
-    from IPython.display import display
 
-    widgets = {name: control.widget(name.replace("_", " ")) for name, control in controls.items()}
+    widgets = {name: control.widget(labels[name]) for name, control in controls.items()}
     messages = ipywidgets.Output()
 
     def redraw(_change: Any) -> None:

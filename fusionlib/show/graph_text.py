@@ -22,7 +22,7 @@ SHORT_DTYPES = {
     "float8_e4m3fnuz": "e4m3fnuz",
     "float8_e5m2": "e5m2",
 }
-COLUMNS = ("node", "operation", "reads", "shape", "dtype", "stride", "bytes moved", "module", "source line")
+COLUMNS = ("node", "operation", "reads", "shape", "dtype", "bytes moved", "stride", "module", "source line")
 
 
 @dataclass(frozen=True)
@@ -122,4 +122,4 @@ def row(node: NodeRecord, facts: Facts) -> list[str]:
     where = (facts.modules.get(node.name, ""), place(node.line))
     reads = ", ".join(node.inputs)
     target = node.op if node.op in ("placeholder", "output") else re.sub(r" at 0x\w+", "", node.target)
-    return [node.name, target, reads, sizes(node.shape), node.dtype or "", stride, moved(node, facts), *where]
+    return [node.name, target, reads, sizes(node.shape), node.dtype or "", moved(node, facts), stride, *where]

@@ -90,14 +90,16 @@ def _kind(node: NodeRecord | None, facts: Facts) -> str:
 
 def _summary(found: dict[str, NodeRecord], kinds: dict[str, str], drawn: Focus, facts: Facts) -> str:
     calls = [name for name in drawn.shown if found[name].op.startswith("call_")]
-    hidden = len(found) - len(drawn.shown)
-    text = f"{len(drawn.shown)} of {len(found)} nodes are drawn" + (f", {hidden} are folded. " if hidden else ". ")
+    folded = sum(map(len, drawn.stubs.values()))
+    text = f"{len(drawn.shown)} of {len(found)} nodes are drawn, {len(calls)} of them calls."
+    text += f" {folded} are folded into the dotted boxes." if folded else ""
+    text += f" {drawn.apart} hang together with none of these." if drawn.apart else ""
     if not any(name in facts.bytes for name in calls):
-        return text + f"{len(calls)} of them are calls."
+        return text
     moving = {name: facts.bytes[name].total for name in calls if kinds[name] == "call" and name in facts.bytes}
     total, rest = amount(sum(moving.values())), len(calls) - len(moving)
-    text += f"Of {len(calls)} calls {len(moving)} move bytes, {total} together, and {rest} none."
+    text += f" Of the calls {len(moving)} move bytes, {total} together, and {rest} none."
     if moving:
         most = max(sorted(moving), key=moving.__getitem__)
-        text += f" The most, {amount(moving[most])}, moves {most}."
+        text += f" {most} moves most: {amount(moving[most])}."
     return text

@@ -35,6 +35,15 @@ def fp8_values(dtype: torch.dtype = torch.float8_e4m3fn) -> torch.Tensor:
     return values[values.isfinite()].unique()
 
 
+def largest_error(dtype: torch.dtype) -> float:
+    """The largest relative error that the cast to `dtype` leaves on a value with full precision.
+
+    Half a step, of a value that lies just as far above a power of two: for e4m3 1/16 of a value of 1 + 1/16, or 1/17.
+    """
+    half = torch.finfo(dtype).eps / 2
+    return half / (1 + half)
+
+
 def number_line(quotients: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn, *, group: int = 0) -> Drawing:
     """The values of `dtype` on a line, and where the cast moves the elements of one group.
 
@@ -116,11 +125,10 @@ def group_errors(
         dtype: the FP8 format of the codes.
     """
     values, restored, scale = values.double(), restored.double(), scale.double()
-    info = torch.finfo(dtype)
-    bound = info.eps / 2
+    bound = largest_error(dtype)
     error = ((restored - values).abs() / values.abs()).where(values != 0, 0.0)
     largest = values.abs() == values.abs().amax(-1, keepdim=True)
-    small = (values.abs() < info.smallest_normal * scale[:, None]) & ~largest
+    small = (values.abs() < torch.finfo(dtype).smallest_normal * scale[:, None]) & ~largest
     ceiling = 1.3 * bound
 
     groups, size = values.shape
@@ -154,8 +162,8 @@ def group_errors(
     fine, worst = error[~small], error[largest].max().item()
     returns = f"within {worst:.1e} of itself" if worst else "exactly"
     parts = [
-        f"Half a step is {bound:.2%} of a value at most; the {len(fine)} elements with full precision are off by "
-        f"{fine.mean().item():.2%} on average and by {fine.max().item():.2%} at worst.",
+        f"Half a step is 1/{1 / bound:.0f}, or {bound:.2%}, of a value at most; the {len(fine)} elements with full "
+        f"precision are off by {fine.mean().item():.2%} on average and by {fine.max().item():.2%} at worst.",
         f"The largest element of each group returns {returns}, because the scale was made for it.",
     ]
     if small.any():
@@ -173,14 +181,14 @@ def group_errors(
     return Drawing(fig, "What the row lost on its way through FP8.", alt, " ".join(parts))
 
 
-def error_histogram(errors: Mapping[str, torch.Tensor], bins: int = 61) -> Drawing:
+def error_histogram(errors: Mapping[str, torch.Tensor], reach: float, bins: int = 61) -> Drawing:
     """Outlines of histograms: the signed relative error that each format leaves.
 
     Args:
         errors: by the name of the format, the relative error of each element that is not zero, as a fraction.
+        reach: half the width of the axis, as a fraction.
         bins: how many; an odd number puts one in the middle.
     """
-    reach = max(float(error.abs().quantile(0.995)) for error in errors.values())
     edges = torch.linspace(-reach, reach, bins + 1, dtype=torch.double)
     middles = 100 * (edges[:-1] + edges[1:]) / 2
     fig = go.Figure()
@@ -197,8 +205,10 @@ def error_histogram(errors: Mapping[str, torch.Tensor], bins: int = 61) -> Drawi
     typical = {name: error.double().abs().median().item() for name, error in errors.items()}
     parts = [f"{name}: {value:.2%}" for name, value in typical.items()]
     order = sorted(typical, key=typical.get)
-    summary = f"Half of the elements are off by no more than: {'; '.join(parts)}. {order[0]} loses least"
-    summary += f", {order[-1]} {typical[order[-1]] / typical[order[0]]:.1f} times as much." if len(order) > 1 else "."
+    least = [name for name in order if typical[name] <= 1.01 * typical[order[0]]]  # closer than this is chance
+    summary = f"Half of the elements are off by no more than: {'; '.join(parts)}. "
+    summary += f"{' and '.join(least)} {'lose' if len(least) > 1 else 'loses'} least"
+    summary += f", {order[-1]} {typical[order[-1]] / typical[order[0]]:.1f} times as much." if least != order else "."
     outside = {name: (error.double().abs() > reach).double().mean().item() for name, error in errors.items()}
     if any(outside.values()):
         left_out = ", ".join(f"{share:.2%} of {name}'s" for name, share in outside.items() if share)

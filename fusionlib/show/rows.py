@@ -28,8 +28,8 @@ _FRAME = re.compile(
 #: What a bar can be: its name in the legend, its colour, and the hatching that tells it without colour.
 KINDS = {
     "launch": ("launch call (CPU)", PALETTE["blue"], ""),
-    "kernel": ("kernel (GPU)", PALETTE["vermillion"], ""),
-    "operator": ("operator (CPU)", PALETTE["blue"], ""),
+    "kernel": ("kernel (GPU), in two shades", PALETTE["vermillion"], ""),
+    "operator": ("operator (CPU), in two shades", PALETTE["blue"], ""),
     "frame": ("torch.compile (CPU)", PALETTE["olive"], ""),
     "gap": ("gap: nothing runs", PALETTE["grey"], "/"),
 }
@@ -99,7 +99,6 @@ class Canvas:
         self.ticks: list[tuple[float, str]] = []
         self.headers: list[tuple[float, str]] = []
         self.spans: list[tuple[str, float]] = []
-        self.gap_labels: list[tuple[float, float, str]] = []
         self.height = 0.0
 
     def variant(self, label: str, trace: Trace, on_gpu: bool) -> None:
@@ -136,8 +135,8 @@ class Canvas:
             if place in reached and start > reached[place]:
                 self.gap(label, reached[place], start - reached[place], row)
             reached[place] = max(reached.get(place, start), start + kernel.duration_us)
-            if kernel.launch is not None:
-                self.arrows.append((*starts[kernel.launch.correlation], start, row))
+            if kernel.launch is not None and kernel.launch.correlation in starts:
+                self.arrows.append((*starts.pop(kernel.launch.correlation), start, row))
 
     def cpu_rows(self, label: str, trace: Trace) -> None:
         """What torch.compile wraps around operators, if it did; the operators with their gaps; what these call."""
@@ -168,17 +167,25 @@ class Canvas:
         bars.append(_Bar(start, duration, row, name, hover, f"{kind} {len(bars) + 1}", ", ".join(nodes)))
 
     def gap(self, label: str, start: float, duration: float, row: float) -> None:
-        """One hatched bar, and its length below it unless that would run into the label before."""
-        text = f"{us(duration)} µs"
-        hover = f"<b>{escape(label)}</b><br>gap: {text} in which nothing runs here"
+        """One hatched bar."""
+        hover = f"<b>{escape(label)}</b><br>gap: {us(duration)} µs in which nothing runs here"
         self.bars["gap"].append(_Bar(start, duration, row, "", hover, f"gap {len(self.bars['gap']) + 1}"))
-        if duration / self.extent < VISIBLE:
-            return
-        room = (len(text) + 1) * CHARACTER * self.extent
-        middle = min(max(start + duration / 2, room / 2), 1.01 * self.extent - room / 2)  # none must run out at an end
-        before = [x for x, y, _ in self.gap_labels if y == row + LABEL]
-        if not before or middle - before[-1] >= room:
-            self.gap_labels.append((middle, row + LABEL, text))
+
+    def gap_labels(self) -> list[tuple[float, float, str]]:
+        """Lengths of gaps and where they stand, below their bars: the longest first, and no two on each other."""
+        placed: dict[float, list[tuple[float, float]]] = {}  # row -> middles and widths
+        labels = []
+        for bar in sorted(self.bars["gap"], key=lambda bar: -bar.duration):
+            text = f"{us(bar.duration)} µs"
+            room = (len(text) + 1) * CHARACTER * self.extent
+            middle = bar.start + bar.duration / 2
+            middle = min(max(middle, room / 2), 1.01 * self.extent - room / 2)  # none must run out at an end
+            others = placed.setdefault(bar.row, [])
+            apart = all(abs(middle - other) >= (room + width) / 2 for other, width in others)
+            if bar.duration / self.extent >= VISIBLE and apart:
+                others.append((middle, room))
+                labels.append((middle, bar.row + LABEL, text))
+        return labels
 
     def figure(self) -> go.Figure:
         """All that was collected."""
@@ -187,8 +194,8 @@ class Canvas:
             if bars:
                 fig.add_trace(self.bar_trace(kind, bars))
         self.draw_arrows(fig)
-        if self.gap_labels:
-            x, y, text = zip(*self.gap_labels, strict=True)
+        if labels := self.gap_labels():
+            x, y, text = zip(*labels, strict=True)
             fig.add_scatter(x=x, y=y, text=text, mode="text", textfont={"size": 12}, hoverinfo="skip", showlegend=False)
         for middle, text in self.headers:
             fig.add_annotation(
@@ -213,7 +220,7 @@ class Canvas:
         """Buttons that stretch the axis to one variant: the shared axis makes a short one small."""
         spans = [
             ("all on one axis", self.extent),
-            *((escape(short_name(label, 24)), span) for label, span in self.spans),
+            *((f"zoom: {escape(short_name(label, 24))}", span) for label, span in self.spans),
         ]
         kinds = [bars for bars in self.bars.values() if bars]  # the figure's first traces, in this order
 
@@ -254,7 +261,7 @@ class Canvas:
         )  # fmt: skip
 
     def draw_arrows(self, fig: go.Figure) -> None:
-        """One line from each launch to each thing that it started."""
+        """One line from each launch to the first thing that it started; the replay of a graph starts many."""
         if not self.arrows:
             return
         half = 0.33

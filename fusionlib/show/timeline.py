@@ -111,13 +111,14 @@ def timeline(variants: Mapping[str, Trace], *, where: str = "", full: Mapping[st
 def delta_table(measured: Mapping[str, Times]) -> Table:
     """Kernels or operators, time in them, time between them, and span of each variant, against the first.
 
-    What is saved is counted from the first launch, in replays of CUDA graphs from the first kernel.
+    What is saved is counted from the first launch, in replays of CUDA graphs over the span; the head says which.
     """
     base = next(iter(measured.values()))
     on_gpu = all(entry.on_gpu for entry in measured.values())
     what = "kernels" if on_gpu else "events" if any(entry.on_gpu for entry in measured.values()) else "operators"
     columns = ["variant", what, f"in {what}, µs", "gaps, µs", "span, µs"]
-    columns += ["from first launch, µs"] * on_gpu + ["saved, µs"]
+    whole, since = "from first launch, µs", " of the span" if base.replayed else " from first launch" * on_gpu
+    columns += [whole] * on_gpu + [f"saved{since}, µs"]
     rows = []
     for label, entry in measured.items():
         row = [label, str(entry.events), us(entry.busy_us), us(entry.gap_us), us(entry.span_us)]

@@ -25,11 +25,12 @@ def draw(**values) -> Drawing:
     return Drawing(go.Figure(), caption="c", alt="a", summary=repr(sorted(values.items())))
 
 
-def test_without_controls_there_is_the_static_figure_alone(messages):
+def test_without_controls_there_is_the_static_figure_and_what_could_be_moved(messages):
     explore(draw, interactive=False, **CONTROLS)
     summary = messages["published"][0]["metadata"]["fusionlib"]["summary"]
     assert summary == repr([("find_node", ""), ("head", 2), ("share", 0.5), ("variant", 2)])
-    assert messages["displayed"] == []
+    (words,) = messages["displayed"]
+    assert words.data == "*In JupyterLab this figure has live controls: head, share, variant, find node.*"
 
 
 def test_a_control_redraws_the_figure_in_its_place(messages):

@@ -57,6 +57,13 @@ def errors_of(rows: torch.Tensor):
     return drawn(numerics.group_errors(rows, restored, scale[0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_largest_error_is_the_worst_of_a_dense_sweep(dtype):
+    values = torch.linspace(1.0, 2.0, 2**16, dtype=torch.double)
+    worst = ((values.to(dtype).double() - values).abs() / values).max().item()
+    assert numerics.largest_error(dtype) == pytest.approx(worst, rel=1e-3)
+
+
 def test_group_errors_marks_the_largest_and_stays_below_half_a_step():
     rows = torch.linspace(0.5, 3.0, 128).repeat(4, 1).to(torch.bfloat16)
     fig, summary = errors_of(rows)
@@ -64,9 +71,9 @@ def test_group_errors_marks_the_largest_and_stays_below_half_a_step():
     assert len(drawn["largest of its group"].x) == 4
     assert list(drawn["largest of its group"].x) == [127, 255, 383, 511]
     assert len(drawn["element"].x) == 4 * 127
-    assert 0 < max(drawn["element"].y) <= 6.25 * (1 + 1e-6)
+    assert 0 < max(drawn["element"].y) <= 100 / 17 * (1 + 1e-6)
     assert len(drawn["too small for full precision"].x) == 0
-    assert "6.25%" in summary and "512 elements with full precision" in summary
+    assert "1/17, or 5.88%," in summary and "512 elements with full precision" in summary
     assert "returns exactly" in errors_of(torch.full((1, 128), 7.0))[1]  # 7 / 448 and 448 * (7 / 448) are exact
 
 
@@ -106,10 +113,12 @@ def test_outlier_sweep_compares_the_ends():
 
 def test_error_histogram_draws_shares_and_compares_the_formats():
     fine = torch.tensor([-0.01, -0.002, 0.002, 0.01])
-    fig, summary = drawn(numerics.error_histogram({"e4m3": fine, "e5m2": 2 * fine}, bins=3))
+    fig, summary = drawn(numerics.error_histogram({"e4m3": fine, "e5m2": 2 * fine}, reach=0.02, bins=3))
     narrow, wide = fig.data
     assert list(narrow.y) == list(wide.y) == [25.0, 50.0, 25.0]  # the axis reaches to the wide one's ends
     assert narrow.x[0] == pytest.approx(-100 * 0.02 * 2 / 3, rel=1e-3)
     assert (narrow.name, wide.name) == ("e4m3", "e5m2") and narrow.line.dash != wide.line.dash
     assert "Beyond" not in summary
     assert "no more than: e4m3: 0.20%; e5m2: 0.40%." in summary and "e4m3 loses least, e5m2 2.0 times" in summary
+    equal = drawn(numerics.error_histogram({"a": fine, "b": 1.005 * fine, "c": 3 * fine}, reach=0.02, bins=3))[1]
+    assert "a and b lose least, c 3.0 times as much" in equal and "Beyond the ends of the axis: 50.00% of c's." in equal

@@ -1,5 +1,7 @@
 """The timeline draws what the trace says: bars at known times, arrows, gaps, and words computed from them."""
 
+from itertools import pairwise
+
 import pytest
 
 pytest.importorskip("plotly", reason="the notebooks extra is not installed")
@@ -67,11 +69,14 @@ def test_every_variant_starts_at_its_own_first_event(steps):
     assert calls.y[0] < kernels.y[0] < calls.y[2]
 
 
-def test_arrows_lead_from_each_launch_to_what_it_started(steps):
+def test_arrows_lead_from_each_launch_to_the_first_that_it_started(steps):
     arrows = bars(timeline({"two": steps["two"]}).fig, "launch → kernel")
     assert list(arrows.x) == [0, 7, None, 7, 12.5, None]
     arrows = bars(timeline({"graph": steps["graph"]}).fig, "launch → kernel")
-    assert [x for x in arrows.x if x is not None][::2] == [0] * 6  # one launch, six kernels
+    assert [x for x in arrows.x if x is not None] == [
+        0,
+        min(bars(timeline({"graph": steps["graph"]}).fig, "kernel").base),
+    ]  # of six kernels
 
 
 def test_gaps_lie_between_kernels_of_one_stream_and_carry_their_length(steps):
@@ -194,7 +199,7 @@ def test_foreign_names_are_escaped_everywhere(tmp_path):
 
 def test_a_short_variant_can_be_stretched(steps):
     (menu,) = timeline({"two": steps["two"], "one": steps["one"]}).fig.layout.updatemenus
-    assert [button.label for button in menu.buttons] == ["all on one axis", "two", "one"]
+    assert [button.label for button in menu.buttons] == ["all on one axis", "zoom: two", "zoom: one"]
     assert menu.buttons[2].args[1]["xaxis.range"][1] == pytest.approx(1.02 * 9.75)
     assert not timeline({"two": steps["two"]}).fig.layout.updatemenus
 
@@ -202,7 +207,7 @@ def test_a_short_variant_can_be_stretched(steps):
 def test_where_the_axis_is_stretched_names_get_room(tmp_path):
     events = [launch(1, 0, 1), kernel(1, 1, 2, "short_kernel")], [launch(1, 0, 1), kernel(1, 1, 200, "long_kernel")]
     fig = timeline({name: trace_of(tmp_path / name, found) for name, found in zip("ab", events, strict=True)}).fig
-    assert [trace.name for trace in fig.data[:2]] == ["launch call (CPU)", "kernel (GPU)"]
+    assert [trace.name for trace in fig.data[:2]] == ["launch call (CPU)", "kernel (GPU), in two shades"]
     assert list(fig.data[1].text) == ["", "long_kernel"]
     whole, short, _ = (button.args for button in fig.layout.updatemenus[0].buttons)
     assert whole[0]["text"][1] == ["", "long_kernel"] and list(whole[2]) == [0, 1]
@@ -215,5 +220,21 @@ def test_labels_of_gaps_do_not_run_into_each_other(tmp_path):
     fig = timeline({"many": trace_of(tmp_path / "t", events)}).fig
     (labels,) = gap_labels(fig)
     assert len(bars(fig, "gap").x) == 40 and 5 <= len(labels.x) < 40
-    apart = [b - a for a, b in zip(labels.x, labels.x[1:], strict=False)]
+    placed = sorted(labels.x)
+    apart = [b - a for a, b in pairwise(placed)]
     assert min(apart) >= len("1.00 µs") * 0.0125 * 81
+
+
+def test_the_longest_gap_is_labelled_whatever_shorter_ones_come_first(tmp_path):
+    events = [kernel(1, 0.0, 1.0, "k"), kernel(2, 3.0, 1.0, "k"), kernel(3, 60.0, 1.0, "k"), kernel(4, 64.0, 36.0, "k")]
+    (labels,) = gap_labels(timeline({"four": trace_of(tmp_path / "t", events)}).fig)
+    assert labels.text[0] == "56.00 µs"
+
+
+def test_what_is_saved_says_since_when(steps):
+    assert (
+        delta_table({"a": times(steps["two"]), "b": times(steps["one"])}).columns[-1] == "saved from first launch, µs"
+    )
+    replays = {name: times(steps["graph"]) for name in "ab"}
+    assert delta_table(replays).columns[-1] == "saved of the span, µs"
+    assert delta_table({name: times(steps["cpu"]) for name in "ab"}).columns[-1] == "saved, µs"
