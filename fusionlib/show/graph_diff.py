@@ -86,7 +86,8 @@ def graph_diff(
 def _focus(playback: Playback, site: str | None, hops: int | None) -> Focus:
     """What to draw: the nodes that changed, or one connected part of them, and `hops` around."""
     union, edges = list(playback.nodes), playback.edges
-    changed = [key for key in union if key not in set(playback.kept)]
+    kept = set(playback.kept)
+    changed = [key for key in union if key not in kept]
     if site is not None and site not in changed:
         raise ValueError(f"site={site!r} is no node that changed; those are {', '.join(changed) or 'none'}")
     if hops is None or not changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fusionlib.show.graph_text import operation
@@ -46,22 +47,25 @@ class Playback:
         """The state after the last event."""
         return self.states[-1]
 
-    @property
+    @cached_property
     def removed(self) -> list[str]:
         """Keys of what was there before and is gone."""
-        return [key for key in self.nodes if key in self.before.live - self.after.live]
+        return self._in_order(self.before.live - self.after.live)
 
-    @property
+    @cached_property
     def added(self) -> list[str]:
         """Keys of what is there now and was not before."""
-        return [key for key in self.nodes if key in self.after.live - self.before.live]
+        return self._in_order(self.after.live - self.before.live)
 
-    @property
+    @cached_property
     def kept(self) -> list[str]:
         """Keys of what was there all along."""
-        return [key for key in self.nodes if key in self.before.live & self.after.live]
+        return self._in_order(self.before.live & self.after.live)
 
-    @property
+    def _in_order(self, keys: Collection[str]) -> list[str]:
+        return [key for key in self.nodes if key in keys]
+
+    @cached_property
     def edges(self) -> set[Edge]:
         """Every edge that ever existed."""
         return {edge for state in self.states for edge in state.edges}

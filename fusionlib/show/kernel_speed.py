@@ -6,6 +6,7 @@ Each builder takes data and returns the drawing with a sentence that states what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
@@ -122,16 +123,17 @@ def recorded_shares(shares: Mapping[str, Mapping[int, float]], where: str) -> Dr
 
 
 def timings(timed: Sequence[Timed], device: str, tokens: int) -> Drawing:
-    """Bars: the measured time of each version, with the quantiles 0.2 and 0.8 as whiskers.
+    """Bars: the measured time of each version and of the light, with the quantiles 0.2 and 0.8 as whiskers.
 
     Args:
         timed: what `fusionlib.versions.timing.time_all` returned, here and now.
         device: its name; tokens: of the call.
     """
-    names = [f"{one.version.number} {escape(one.version.title)}" for one in timed]
+    names = [escape(one.name) for one in timed]
+    colours = [PALETTE["grey" if one.version is None else "blue"] for one in timed]
     fig = go.Figure()
     fig.add_bar(
-        x=[one.median_us for one in timed], y=names, orientation="h", marker_color=PALETTE["blue"],
+        x=[one.median_us for one in timed], y=names, orientation="h", marker_color=colours,
         text=[f"{one.median_us:.2f} µs, {one.gb_s:.0f} GB/s" for one in timed], textposition="outside",
         cliponaxis=False, hovertemplate="%{y}: %{x:.3f} µs<extra></extra>",
         error_x={
@@ -143,15 +145,11 @@ def timings(timed: Sequence[Timed], device: str, tokens: int) -> Drawing:
     fig.update_yaxes(autorange="reversed", showgrid=False)
     fig.update_xaxes(title_text="µs a call", range=[0, 1.5 * max(one.high_us for one in timed)])
     fig.update_layout(height=140 + 44 * len(timed), bargap=0.35)
-    first, best = timed[0], min(timed, key=lambda one: one.median_us)
     return Drawing(
         fig,
-        caption=f"Measured here: {device}, {tokens} tokens.",
-        alt=f"Horizontal bars for {len(timed)} versions with whiskers; each bar says its time and its bandwidth.",
-        summary=(
-            f"Version {best.version.number} takes {best.median_us:.2f} µs, version {first.version.number} "
-            f"{first.median_us:.2f} µs: {first.median_us / best.median_us:.2f} times as long."
-        ),
+        caption=f"Measured here: {device}, {tokens} token{'s' * (tokens != 1)}.",
+        alt=f"Horizontal bars with whiskers: {', '.join(names)}. Each bar says its time and its bandwidth.",
+        summary=_steps(timed),
         table=Table(
             "Median and spread",
             ("version", "median µs", "quantile 0.2", "quantile 0.8", "bytes", "GB/s"),
@@ -168,3 +166,29 @@ def timings(timed: Sequence[Timed], device: str, tokens: int) -> Drawing:
             ],
         ),
     )
+
+
+def _steps(timed: Sequence[Timed]) -> str:
+    """What the times say: the fastest against the first, the largest step, steps back, the share of the light."""
+    versions = [one for one in timed if one.version is not None]
+    first, best = versions[0], min(versions, key=lambda one: one.median_us)
+    sentences = [
+        f"Version {best.version.number} takes {best.median_us:.2f} µs, version {first.version.number} "
+        f"{first.median_us:.2f} µs: {first.median_us / best.median_us:.2f} times as long."
+    ]
+    steps = {(a.version.number, b.version.number): a.median_us / b.median_us for a, b in pairwise(versions)}
+    (before, after), factor = max(steps.items(), key=lambda step: step[1])
+    if factor > 1:
+        sentences.append(f"The largest step is from version {before} to {after}, {factor:.2f} times as fast.")
+    sentences += [
+        f"Version {b.version.number} takes {b.median_us / a.median_us:.2f} times as long as version {a.version.number}."
+        for a, b in pairwise(versions)
+        if b.low_us > a.high_us  # beyond what the rounds of one version differ by
+    ]
+    for light in timed:
+        if light.version is None:
+            share = light.median_us / best.median_us
+            sentences.append(
+                f"The light takes {light.median_us:.2f} µs: version {best.version.number} is at {share:.0%} of it."
+            )
+    return " ".join(sentences)

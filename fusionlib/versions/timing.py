@@ -7,11 +7,12 @@ so for all of them.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import torch
 
-from fusionlib.observe.bench.timer import GraphTimer, Timer, copies_for
+from fusionlib.observe.bench.timer import GraphTimer, Timer, copies_for, in_rounds
 from fusionlib.observe.ledger import Bytes
 from fusionlib.spec import GatedNorm, GroupQuant
 from fusionlib.versions.case import require
@@ -28,15 +29,21 @@ class CannotTime(RuntimeError):
 class Timed:
     """One version's time for one call, in microseconds: median, and the quantiles 0.2 and 0.8 of the rounds.
 
-    `bytes` are the ones that it must move, `sets` the number of buffer sets that were walked through.
+    `bytes` are the ones that it must move, `sets` the number of buffer sets that were walked through. Where `version`
+    is None, it is the light's time.
     """
 
-    version: Version
+    version: Version | None
     median_us: float
     low_us: float
     high_us: float
     bytes: Bytes
     sets: int
+
+    @property
+    def name(self) -> str:
+        """Number and title of the version."""
+        return "the light" if self.version is None else f"{self.version.number} {self.version.title}"
 
     @property
     def gb_s(self) -> float:
@@ -66,7 +73,7 @@ def time_all(
     timer: Timer | None = None,
     device: str = "cuda",
 ) -> list[Timed]:
-    """Time every version on the current GPU; check them first (`check.check_all`).
+    """Time every version, and the light last, on the current GPU; check them first (`check.check_all`).
 
     `strided_gate` takes the gate out of a projection as Qwen3-Next does; versions that cannot follow it copy it inside
     the timed call. `timer` and `device` are for another clock than CUDA graphs.
@@ -79,35 +86,33 @@ def time_all(
         if reason is not None:
             raise CannotTime(f"cannot be timed here: {reason}")
         timer = GraphTimer()
-    moved = [
-        sum(
-            version.parts(
-                tokens, heads * norm.norm_size, norm, quant, x_dtype=dtype, strided_gate=strided_gate
-            ).values(),
-            Bytes(),
-        )
-        for version in VERSIONS
-    ]
-    sets = copies_for(moved[-1].total, timer.l2_bytes)
+    contenders = (*VERSIONS, None)
+    moved = {
+        version: _bytes(version or VERSIONS[-1], tokens, heads, norm, quant, strided_gate, dtype)
+        for version in contenders
+    }
+    sets = copies_for(moved[None].total, timer.l2_bytes)
     generator = torch.Generator(device).manual_seed(seed)
     weight = torch.rand(norm.norm_size, generator=generator, device=device).to(dtype) + 0.5
     require(norm, quant, weight)
     buffers = [_buffers(tokens, heads, norm.norm_size, quant, strided_gate, dtype, generator) for _ in range(sets)]
-    handles = [timer.prepare([_call(version, each, weight, norm, quant) for each in buffers]) for version in VERSIONS]
-    samples: list[list[float]] = [[] for _ in VERSIONS]
-    for turn in range(ROUNDS):
-        for place in range(len(VERSIONS)):
-            chosen = (place + turn) % len(VERSIONS)
-            samples[chosen].append(timer.sample(handles[chosen]))
+    handles = {
+        version: timer.prepare([_call(version, each, weight, norm, quant) for each in buffers])
+        for version in contenders
+    }
+    quantiles = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
     timed = []
-    for version, taken, each in zip(VERSIONS, samples, moved, strict=True):
-        low, median, high = (
-            torch.tensor(taken, dtype=torch.float64)
-            .quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
-            .tolist()
-        )
-        timed.append(Timed(version, median, low, high, each, sets))
+    for version, samples in in_rounds(timer, handles, ROUNDS, random.Random(seed)).items():
+        low, median, high = torch.tensor(samples, dtype=torch.float64).quantile(quantiles).tolist()
+        timed.append(Timed(version, median, low, high, moved[version], sets))
     return timed
+
+
+def _bytes(
+    version: Version, tokens: int, heads: int, norm: GatedNorm, quant: GroupQuant, strided: bool, dtype: torch.dtype
+) -> Bytes:
+    parts = version.parts(tokens, heads * norm.norm_size, norm, quant, x_dtype=dtype, strided_gate=strided)
+    return sum(parts.values(), Bytes())
 
 
 def _buffers(
@@ -130,6 +135,9 @@ def _buffers(
     return x, gate, codes, torch.empty(tokens, heads, dtype=torch.float32, device=device)
 
 
-def _call(version: Version, buffers: tuple[torch.Tensor, ...], weight, norm: GatedNorm, quant: GroupQuant):
+def _call(version: Version | None, buffers: tuple[torch.Tensor, ...], weight, norm: GatedNorm, quant: GroupQuant):
+    from fusionlib.observe.bench.light import launch_light
+
     x, gate, codes, scale = buffers
-    return lambda: version.launch_into(x, gate, weight, norm, quant, codes, scale)
+    launch = launch_light if version is None else version.launch_into
+    return lambda: launch(x, gate, weight, norm, quant, codes, scale)

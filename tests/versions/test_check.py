@@ -69,7 +69,7 @@ def test_every_version_on_the_gpu(tokens, strided):
 @pytest.mark.gpu
 def test_every_version_is_timed():
     timed = time_all(64, 32, GatedNorm.qwen3_next(), QUANT, strided_gate=True)
-    assert [one.version for one in timed] == list(VERSIONS)
+    assert [one.version for one in timed] == [*VERSIONS, None]
     assert all(0 < one.low_us <= one.median_us <= one.high_us for one in timed)
     assert timed[0].bytes.total > timed[5].bytes.total
 
@@ -105,11 +105,13 @@ def test_versions_take_turns_and_the_median_is_told():
     timer = CountingTimer()
     timed = time_all(64, 32, GatedNorm.qwen3_next(), QUANT, strided_gate=True, timer=timer, device="cpu")
     sets = timed[0].sets
-    assert timer.prepared == [sets] * 7
+    assert timer.prepared == [sets] * 8
     assert (sets - 1) * timed[6].bytes.total >= 2 * timer.l2_bytes  # the others push a set out of the cache
-    assert [one.version for one in timed] == list(VERSIONS)
-    assert [one.median_us for one in timed] == [n + 1 for n in range(1, 8)]  # eight rounds of fifteen
-    assert all(one.low_us == one.version.number for one in timed)
-    assert sorted(timer.taken[:7]) == sorted(timer.taken[7:14]) == [1, 2, 3, 4, 5, 6, 7]
-    assert timer.taken[0] != timer.taken[7]  # another one begins
+    assert [one.version for one in timed] == [*VERSIONS, None]
+    assert [one.name for one in timed][-2:] == ["7 the library's kernel", "the light"]
+    assert timed[-1].bytes == timed[-2].bytes
+    assert [one.median_us for one in timed] == [n + 1 for n in range(1, 9)]  # eight rounds of fifteen
+    assert [one.low_us for one in timed] == list(range(1, 9))
+    assert sorted(timer.taken[:8]) == sorted(timer.taken[8:16]) == list(range(1, 9))
+    assert timer.taken[:8] != timer.taken[8:16]  # in another order
     assert timed[0].gb_s == pytest.approx(timed[0].bytes.total / 2e3)
