@@ -42,7 +42,7 @@ def is_stub(answer: Any) -> bool:
     if isinstance(answer, type):
         return any(is_stub(part) for part in vars(answer).values() if inspect.isfunction(part))
     code = getattr(answer, "__code__", None)
-    return code is not None and not code.co_names and all(c is ... or isinstance(c, str | None) for c in code.co_consts)
+    return code is not None and not code.co_names and set(code.co_consts) <= {..., None, answer.__doc__}
 
 
 def worked_test(op: Callable) -> None:
@@ -104,7 +104,13 @@ TEST = Exercise(
     "exception for a wrong one.",
     judges.test_of_op,
     solution=worked_test,
-    traps=(traps.checks_shapes, traps.checks_within_a_tolerance, traps.turns_all_down, "assert"),
+    traps=(
+        traps.checks_shapes,
+        traps.checks_within_a_tolerance,
+        traps.checks_without_zeros,
+        traps.turns_all_down,
+        "assert",
+    ),
     hints=(
         "Compare every code and every scale with the reference's: torch.equal, on a view as bytes.",
         "Which inputs would show a forgotten stride, a forgotten floor, a forgotten rounding?",
@@ -186,6 +192,8 @@ PASS = Exercise(
         traps.SilentAboutRefusals,
         traps.BreaksTheCompile,
         traps.FusesInTraining,
+        traps.ForgetsGradients,
+        traps.ForgetsOtherReaders,
         worked.replace,
     ),
     hints=(

@@ -10,6 +10,7 @@ from fusionlib.observe.failure import in_a_line
     [
         (ValueError("one\ntwo"), "ValueError: one"),
         (RuntimeError(), "RuntimeError: "),
+        (RuntimeError("backend='b' raised:\nIndexError: 7\n\nand more"), "RuntimeError: IndexError: 7"),
         (OSError("x" * 200), "OSError: " + "x" * 160),
     ],
 )

@@ -40,7 +40,7 @@ SPELLINGS: dict[str, tuple[Callable, tuple[bool, bool]]] = {
     "the product in float32": (lambda g, u: quant((F.silu(g.float()) * u.float()).to(g.dtype)), (False, True)),
     "silu rounded, the product in float32": (lambda g, u: quant(F.silu(g).float() * u.float()), (True, False)),
     "float32 throughout": (lambda g, u: quant(F.silu(g.float()) * u.float()), (False, False)),
-    "gate * sigmoid(gate)": (
+    "gate * sigmoid(gate) in float32, rounded at the end": (
         lambda g, u: quant((g.float() * torch.sigmoid(g.float()) * u.float()).to(g.dtype)),
         (False, True),
     ),

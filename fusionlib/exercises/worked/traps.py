@@ -11,6 +11,7 @@ from fusionlib.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul, 
 from fusionlib.match.activation import read_activation
 from fusionlib.match.graph import is_mul, operands, peel_exact, shape, value
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
+from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Trail
 from fusionlib.rewrite.replace import Editor
 
@@ -52,6 +53,16 @@ def checks_within_a_tolerance(op):
     codes, scale = op(gate, up, True, True, 128, 1e-10)
     value = codes.float() * scale.repeat_interleave(128, 1)
     assert torch.allclose(value, (F.silu(gate) * up).float(), rtol=0.1, atol=0.1)
+
+
+def checks_without_zeros(op):
+    wide = 3 * torch.randn(7, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
+    gate, up = wide[:, :256], wide[:, 256:]
+    for act in (True, False):
+        for out in (True, False):
+            got = op(gate, up, act, out, 128, 1e-10)
+            want = worked.quantise(gate, up, act, out, 128, 1e-10)
+            assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(got, want, strict=True))
 
 
 def turns_all_down(op):
@@ -145,15 +156,35 @@ class BreaksTheCompile(SiluAndMulPass):
             self.sites.append(f"fused %{anchor.name}")
 
 
+def no_gradients(graph, quant, found):
+    if any(str(node.target).startswith("primals_") for node in graph.nodes if node.op == "placeholder"):
+        raise Refused("gradients are taken of this graph")
+
+
 class FusesInTraining(SiluAndMulPass):
+    """Without any guard; what derives from it has one of two."""
+
+    guards = ()
+
     def __call__(self, graph):
         for anchor in [node for node in graph.nodes if is_fp8_cast(node)]:
             try:
                 quant = read_fp8_cast(anchor, Trail())
-                worked.replace(graph, quant, self.read(quant.y), self.op)
+                found = self.read(quant.y)
+                for guard in self.guards:
+                    guard(graph, quant, found)
+                self.swap(graph, quant, found, self.op)
                 self.sites.append(f"fused %{anchor.name}")
-            except Exception as reason:
+            except (Refused, Stop) as reason:
                 self.sites.append(f"refused %{anchor.name}: {reason}")
+
+
+class ForgetsGradients(FusesInTraining):
+    guards = (lambda graph, quant, found: worked.check_site(quant, found),)
+
+
+class ForgetsOtherReaders(FusesInTraining):
+    guards = (no_gradients,)
 
 
 SIGNATURE = "@triton.jit\ndef product(gate, up, DTYPE: tl.constexpr, ROUND_ACTIVATION: tl.constexpr, "
