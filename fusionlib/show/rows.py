@@ -82,6 +82,7 @@ class _Bar:
     hover: str
     id: str
     nodes: str = ""
+    height: float = 0.66  # in rows
 
     def text(self, extent: float) -> str:
         """As much of the name as fits where the axis is `extent` µs long; gaps have none."""
@@ -131,7 +132,11 @@ class Canvas:
             if place not in streams:
                 streams[place] = self.row(f"GPU {_known(kernel.device)}, stream {_known(kernel.stream)}", GAPPED)
             row, start = streams[place], kernel.start_us - origin
-            self.add("kernel", label, kernel.name, start, kernel.duration_us, row, kernel_hover(kernel), kernel.nodes)
+            # What begins before the one in front has ended is drawn slimmer, so that both can be seen.
+            height = 0.4 if start < reached.get(place, start) else 0.66
+            self.add(
+                "kernel", label, kernel.name, start, kernel.duration_us, row, kernel_hover(kernel), kernel.nodes, height
+            )
             if place in reached and start > reached[place]:
                 self.gap(label, reached[place], start - reached[place], row)
             reached[place] = max(reached.get(place, start), start + kernel.duration_us)
@@ -159,17 +164,17 @@ class Canvas:
 
     def add(
         self, kind: str, label: str, name: str, start: float, duration: float, row: float, hover: str,
-        nodes: Sequence[str] = (),
+        nodes: Sequence[str] = (), height: float = 0.66,
     ) -> None:  # fmt: skip
         """One bar."""
         bars = self.bars[kind]
         hover = f"<b>{escape(label)}</b><br>{hover}"
-        bars.append(_Bar(start, duration, row, name, hover, f"{kind} {len(bars) + 1}", ", ".join(nodes)))
+        bars.append(_Bar(start, duration, row, name, hover, f"{kind} {len(bars) + 1}", ", ".join(nodes), height))
 
     def gap(self, label: str, start: float, duration: float, row: float) -> None:
         """One hatched bar."""
         hover = f"<b>{escape(label)}</b><br>gap: {us(duration)} µs in which nothing runs here"
-        self.bars["gap"].append(_Bar(start, duration, row, "", hover, f"gap {len(self.bars['gap']) + 1}"))
+        self.bars["gap"].append(_Bar(start, duration, row, "", hover, f"gap {len(self.bars['gap']) + 1}", height=0.44))
 
     def gap_labels(self) -> list[tuple[float, float, str]]:
         """Lengths of gaps and where they stand, below their bars: the longest first, and no two on each other."""
@@ -201,7 +206,9 @@ class Canvas:
             fig.add_annotation(
                 x=0, xref="paper", xanchor="left", y=middle, text=text, showarrow=False, font={"size": 14}
             )
-        fig.update_xaxes(title_text="µs since the step's first event", range=[-0.01 * self.extent, 1.02 * self.extent])
+        fig.update_xaxes(
+            title_text="µs since the first bar of the step", range=[-0.01 * self.extent, 1.02 * self.extent]
+        )
         fig.update_yaxes(
             tickvals=[middle for middle, _ in self.ticks], ticktext=[escape(name) for _, name in self.ticks],
             range=[self.height, 0], showgrid=False, zeroline=False, fixedrange=True,
@@ -252,7 +259,7 @@ class Canvas:
         found = kind in ("kernel", "operator")
         return go.Bar(
             orientation="h", name=name, base=[b.start for b in bars], x=[b.duration for b in bars],
-            y=[b.row for b in bars], width=[0.44 if kind == "gap" else 0.66] * len(bars), marker=marker,
+            y=[b.row for b in bars], width=[b.height for b in bars], marker=marker,
             text=[b.text(self.extent) for b in bars], textposition="inside", insidetextanchor="middle", textangle=0,
             insidetextfont={"size": 12, "color": "#000000"}, constraintext="inside", cliponaxis=True,
             hovertext=[b.hover for b in bars], hovertemplate="%{hovertext}<extra></extra>",

@@ -49,7 +49,15 @@ def template() -> go.layout.Template:
             "yaxis": axis,
             "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
             "hoverlabel": {"font": {"family": FONT}},
-            "sliderdefaults": control | {"activebgcolor": PALETTE["blue"], "ticklen": 4, "len": 1.0},
+            # plotly fills the handle with `bgcolor`; it must stand out, since the rail hardly does.
+            "sliderdefaults": control
+            | {
+                "bgcolor": PALETTE["blue"],
+                "activebgcolor": PALETTE["sky"],
+                "tickcolor": TEXT,
+                "ticklen": 4,
+                "len": 1.0,
+            },
             "updatemenudefaults": control | {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
             "colorscale": {"sequential": "Cividis", "diverging": "RdBu"},
         }

@@ -110,3 +110,10 @@ def test_new_nodes_are_listed_where_they_stand(rewritten):
     order = list(playback.nodes)
     fused = next(key for key in playback.added if "rms_norm" in key)
     assert order.index(playback.nodes[fused].inputs[0]) < order.index(fused) < order.index("output")
+
+
+def test_what_a_figure_asks_for_again_and_again_is_computed_once(rewritten):
+    """Graphs have thousands of nodes, and the figures ask for each."""
+    playback = play(rewritten)
+    for part in ("removed", "added", "kept", "edges"):
+        assert getattr(playback, part) is getattr(playback, part)

@@ -238,3 +238,9 @@ def test_what_is_saved_says_since_when(steps):
     replays = {name: times(steps["graph"]) for name in "ab"}
     assert delta_table(replays).columns[-1] == "saved of the span, µs"
     assert delta_table({name: times(steps["cpu"]) for name in "ab"}).columns[-1] == "saved, µs"
+
+
+def test_a_kernel_that_begins_before_the_one_in_front_has_ended_is_slimmer(tmp_path):
+    events = [kernel(1, 0.0, 5.0, "first"), kernel(2, 4.2, 4.0, "second"), kernel(3, 8.2, 1.0, "third")]
+    drawn = bars(timeline({"three": trace_of(tmp_path / "t", events)}).fig, "kernel")
+    assert drawn.width[1] < drawn.width[0] == drawn.width[2]
