@@ -87,7 +87,7 @@ def touch_map(view: View, program: int | None = None, where: str = "") -> Drawin
             "first element on; what one program loads or stores is coloured, what the others do is pale. A slider "
             "changes the program."
         ),
-        summary=f"Program {chosen} (of 0 to {view.programs - 1}) {'; '.join(map(_touch_words, mine))}.",
+        summary=f"As first drawn, program {chosen} (of 0 to {view.programs - 1}) {'; '.join(map(_touch_words, mine))}.",
         table=Table(
             "What every program touches",
             ("program", "access", "argument", "elements", "bytes", "runs as first+length"),

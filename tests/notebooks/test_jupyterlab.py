@@ -14,12 +14,12 @@ from pathlib import Path
 import nbformat
 import plotly.graph_objects as go
 import pytest
-from playwright.sync_api import TimeoutError
 
 from fusionlib.notebooks.catalogue import repository_root
 from fusionlib.show import Drawing, Table
 from fusionlib.show.figure import bundles
 
+TimeoutError = pytest.importorskip("playwright.sync_api", reason="the test extra is not installed").TimeoutError
 v4 = nbformat.v4
 ROOT = repository_root(Path(__file__))
 HOSTILE = "<img src=x onerror='window.pwned = true'><script>window.pwned = true</script>"

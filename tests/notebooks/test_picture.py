@@ -14,17 +14,8 @@ from fusionlib.show.figure import bundles
 v4 = nbformat.v4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def needs_a_browser():
-    try:
-        with picture.browser():
-            pass
-    except UsageError as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture
-def page(checkout):
+def page(checkout, has_browser):
     drawing = Drawing(go.Figure(go.Bar(x=["a"], y=[1])), "A bar.", "one bar", "It is one.")
     outputs = [v4.new_output("display_data", data, metadata=about) for data, about in bundles(drawing)]
     path = checkout.write("one", [v4.new_code_cell("show()", id="the-bar", outputs=outputs)])

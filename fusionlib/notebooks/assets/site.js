@@ -39,7 +39,7 @@
     if (!searched.length) return;
     const box = document.createElement("div");
     box.className = "plot-search";
-    box.innerHTML = '<label>Find <input type="search" autocomplete="off"></label> <output></output>';
+    box.innerHTML = '<label>Find in names and details <input type="search" autocomplete="off"></label> <output></output>';
     area.before(box);
     const texts = (trace) => (trace.ids || []).map((id, i) => `${id} ${(trace.hovertext || [])[i] || ""}`.toLowerCase());
     box.querySelector("input").addEventListener("input", (event) => {
