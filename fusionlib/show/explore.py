@@ -88,10 +88,11 @@ def explore(draw: Callable[..., Drawing], *, interactive: bool, **controls: Span
     shown = Shown()
     shown.update(draw(**{name: control.value for name, control in controls.items()}))
     labels = {name: name.replace("_", " ") for name in controls}
-    from IPython.display import Markdown, display
+    from IPython.display import display, publish_display_data
 
     if not interactive:
-        display(Markdown(f"*In JupyterLab this figure has live controls: {', '.join(labels.values())}.*"))
+        words = f"In JupyterLab this figure has live controls: {', '.join(labels.values())}."
+        publish_display_data(data={"text/markdown": f"*{words}*", "text/plain": words})
         return
     import ipywidgets
 

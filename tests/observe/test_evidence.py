@@ -154,15 +154,19 @@ def test_a_benchmark_carries_its_manifest(tmp_path):
         evidence.benchmarks(tmp_path)
 
 
-def test_the_readmes_table_is_the_benchmark():
+def test_the_tables_in_readmes_are_the_benchmarks():
     """Microseconds with three digits, ratios with two decimals, of the contiguous gate."""
-    times = benchmark_times(evidence.read_benchmark(DATA / "benchmarks" / "nvidia-h200.json"))
-    readme = (DATA.parent / "README.md").read_text(encoding="utf-8")
-    for tokens in (1, 64, 1024, 8192, 32768):
-        us = {variant: series[tokens] for variant, series in times.items()}
-        cells = [f"{us[name]:.3g}" for name in ("two_kernel", "inductor", "aiter", "fused", "light")]
-        ratios = [f"{us[name] / us['fused']:.2f}" for name in ("two_kernel", "inductor", "aiter", "light")]
-        assert f"| {tokens} | {' | '.join(cells + ratios)} |" in readme
+    others = {  # AITER was not measured on the H100
+        DATA.parent / "README.md": ("nvidia-h200", ("two_kernel", "inductor", "aiter")),
+        DATA / "README.md": ("nvidia-h100-80gb-hbm3", ("two_kernel", "inductor")),
+    }
+    for readme, (device, names) in others.items():
+        times = benchmark_times(evidence.read_benchmark(DATA / "benchmarks" / f"{device}.json"))
+        for tokens in (1, 64, 1024, 8192, 32768):
+            us = {variant: series[tokens] for variant, series in times.items()}
+            cells = [f"{us[name]:.3g}" for name in (*names, "fused", "light")]
+            ratios = [f"{us[name] / us['fused']:.2f}" for name in (*names, "light")]
+            assert f"| {tokens} | {' | '.join(cells + ratios)} |" in readme.read_text(encoding="utf-8")
 
 
 def test_the_launch_heuristic_is_what_the_sweep_says():

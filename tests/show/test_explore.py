@@ -29,8 +29,12 @@ def test_without_controls_there_is_the_static_figure_and_what_could_be_moved(mes
     explore(draw, interactive=False, **CONTROLS)
     summary = messages["published"][0]["metadata"]["fusionlib"]["summary"]
     assert summary == repr([("find_node", ""), ("head", 2), ("share", 0.5), ("variant", 2)])
-    (words,) = messages["displayed"]
-    assert words.data == "*In JupyterLab this figure has live controls: head, share, variant, find node.*"
+    words = messages["published"][-1]["data"]
+    assert (
+        messages["displayed"] == []
+        and words["text/plain"] == "In JupyterLab this figure has live controls: head, share, variant, find node."
+    )
+    assert words["text/markdown"] == f"*{words['text/plain']}*"
 
 
 def test_a_control_redraws_the_figure_in_its_place(messages):
