@@ -93,7 +93,7 @@ def _summary(found: dict[str, NodeRecord], kinds: dict[str, str], drawn: Focus, 
     folded = sum(map(len, drawn.stubs.values()))
     text = f"{len(drawn.shown)} of {len(found)} nodes are drawn, {len(calls)} of them calls."
     text += f" {folded} are folded into the dotted boxes." if folded else ""
-    text += f" {drawn.apart} hang together with none of these." if drawn.apart else ""
+    text += f" {drawn.apart} are connected to none of these." if drawn.apart else ""
     if not any(name in facts.bytes for name in calls):
         return text
     moving = {name: facts.bytes[name].total for name in calls if kinds[name] == "call" and name in facts.bytes}
