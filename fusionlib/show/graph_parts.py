@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -119,11 +120,21 @@ def node_trace(layout: Layout, labels: Mapping[str, Sequence[str]], hovers: Mapp
         **points, mode="markers+text", showlegend=False,
         text=["<br>".join(GAP + line for line in lines) for lines in labels.values()],
         textposition="middle right", textfont={"size": 12},
-        ids=[hovers[name].partition("</b>")[0].removeprefix("<b>") for name in labels],
+        ids=_each_once(hovers[name].partition("</b>")[0].removeprefix("<b>") for name in labels),
         hovertext=[hovers[name] for name in labels], hoverinfo="text", meta={"search": True},
         selected={"marker": {"opacity": 1, "size": 17, "color": PALETTE["orange"]}},
         unselected={"marker": {"opacity": 0.25}, "textfont": {"color": PALETTE["grey"]}},
     )  # fmt: skip
+
+
+def _each_once(names: Iterable[str]) -> list[str]:
+    """`names`, numbered where one stands there again: plotly draws only the first point of an id."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return numbered
 
 
 def node_points(layout: Layout, labels: Mapping[str, Sequence[str]], kinds: Mapping[str, str]) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def _steps(timed: Sequence[Timed]) -> str:
     sentences += [
         f"Version {b.version.number} takes {b.median_us / a.median_us:.2f} times as long as version {a.version.number}."
         for a, b in pairwise(versions)
-        if b.low_us > a.high_us  # beyond what the rounds of one version differ by
+        if b.low_us > a.high_us and b.median_us >= 1.01 * a.median_us  # more than what rounds differ by
     ]
     for light in timed:
         if light.version is None:

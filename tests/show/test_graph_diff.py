@@ -12,8 +12,10 @@ pytest.importorskip("graphlay", reason="the notebooks extra is not installed")
 from fusionlib.layers import AttentionOutput
 from fusionlib.observe.capture import capture
 from fusionlib.rewrite.recorder import NodeRecord, Recording
+from fusionlib.show import graph_parts as parts
 from fusionlib.show.figure import figure_bundle
 from fusionlib.show.graph_diff import BOXES, EDGES, graph_diff
+from fusionlib.show.graph_layout import lay_out
 from fusionlib.show.graph_states import play
 from fusionlib.show.graph_text import Facts, amount, label, operation, place
 from fusionlib.show.graph_view import graph_view
@@ -266,3 +268,11 @@ def test_a_long_name_is_broken_in_two_lines():
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (65536, "65.5 kB"), (1048576, "1.05 MB")])
 def test_amounts(count, text):
     assert amount(count) == text
+
+
+def test_two_boxes_that_say_the_same_are_both_drawn():
+    """plotly draws only the first of several points with one id; a graph can be folded into stubs of equal size."""
+    labels = {"stub 1": ["… 1 more node"], "stub 2": ["… 1 more node"]}
+    hovers = dict.fromkeys(labels, "<b>… 1 more node</b>")
+    trace = parts.node_trace(lay_out(labels, []), labels, hovers, dict.fromkeys(labels, "stub"))
+    assert list(trace.ids) == ["… 1 more node", "… 1 more node (2)"] and len(set(trace.x)) == 2
