@@ -261,20 +261,20 @@ def benchmark_times(benchmark: RecordedBenchmark, case: str = "") -> dict[str, d
     Raises:
         ManifestError: if a document has another form.
     """
-    found, *earlier = benchmark_runs(benchmark, case)
-    for before in earlier:
-        for variant in TUNED_BY_INDUCTOR & found.keys() & before.keys():
+    found, *others = benchmark_runs(benchmark, case)
+    for other in others:
+        for variant in TUNED_BY_INDUCTOR & found.keys() & other.keys():
             series = found[variant]
-            series.update({size: min(us, series[size]) for size, us in before[variant].items() if size in series})
+            series.update({size: min(us, series[size]) for size, us in other[variant].items() if size in series})
     return found
 
 
 def benchmark_runs(benchmark: RecordedBenchmark, case: str = "") -> list[dict[str, dict[int, float]]]:
-    """Median times as in `benchmark_times`, of this run and then of those in `earlier/` of the same machine."""
+    """Median times as in `benchmark_times`, of this run and then of those in `further/` of the same machine."""
     wanted = (case or f"{BASE}/contiguous/alone").split("/")
-    paths = sorted((benchmark.path.parent / "earlier").glob(f"{benchmark.path.stem}-[0-9].json"))
-    earlier = [other for other in map(read_benchmark, paths) if other.manifest.machine == benchmark.manifest.machine]
-    return [_medians(run, wanted) for run in (benchmark, *earlier)]
+    paths = sorted((benchmark.path.parent / "further").glob(f"{benchmark.path.stem}-[0-9].json"))
+    others = [other for other in map(read_benchmark, paths) if other.manifest.machine == benchmark.manifest.machine]
+    return [_medians(run, wanted) for run in (benchmark, *others)]
 
 
 def _medians(benchmark: RecordedBenchmark, wanted: list[str]) -> dict[str, dict[int, float]]:

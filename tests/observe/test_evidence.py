@@ -38,7 +38,7 @@ def test_every_file_of_data_belongs_and_gives_nothing_away(path):
         assert len(place) == 3 and (path.name == MANIFEST_NAME or path.name.endswith(".json.gz"))
         assert len(data) <= SIZE_LIMIT
     elif place[0] in ("benchmarks", "counters"):
-        assert place[1:-1] in ((), ("earlier",)) and path.suffix == ".json"
+        assert place[1:-1] in ((), ("further",)) and path.suffix == ".json"
         assert from_json(json.loads(data)["manifest"], path.name).machine.kind == "gpu"
     elif place != ("README.md",):
         assert place[0] == "reference" and len(place) == 2

@@ -168,9 +168,9 @@ def test_a_recorded_benchmark_gives_the_lines_of_a_figure(tmp_path):
         Results({}, [*rows, row("inductor", 1, 5.6), row("inductor", 64, 2.9)]),
         make_manifest("x", 0, machine=H200),
     )
-    (path.parent / "earlier").mkdir()
+    (path.parent / "further").mkdir()
     before = [row("inductor", 1, 1.9), row("inductor", 64, 3.0), row("inductor", 8, 2.0), row("fused", 1, 1.1)]
-    one, two = (path.parent / "earlier" / f"nvidia-h200-{number}.json" for number in (1, 2))
+    one, two = (path.parent / "further" / f"nvidia-h200-{number}.json" for number in (1, 2))
     write_results(one, Results({}, before), make_manifest("x", 0, machine=H200))
     write_results(two, Results({}, [row("inductor", 64, 2.8)]), make_manifest("x", 0, machine=H200))
     (benchmark,) = evidence.benchmarks(tmp_path)
