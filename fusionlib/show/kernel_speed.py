@@ -176,13 +176,14 @@ def _steps(timed: Sequence[Timed]) -> str:
         f"Version {best.version.number} takes {best.median_us:.2f} µs, version {first.version.number} "
         f"{first.median_us:.2f} µs: {first.median_us / best.median_us:.2f} times as long."
     ]
-    steps = {(a.version.number, b.version.number): a.median_us / b.median_us for a, b in pairwise(versions)}
-    (before, after), factor = max(steps.items(), key=lambda step: step[1])
-    if factor > 1:
-        sentences.append(f"The largest step is from version {before} to {after}, {factor:.2f} times as fast.")
+    steps = list(pairwise(versions))
+    before, after = max(steps, key=lambda step: step[0].median_us / step[1].median_us)
+    if (factor := before.median_us / after.median_us) > 1:
+        numbers = f"{before.version.number} to {after.version.number}"
+        sentences.append(f"The largest step is from version {numbers}, {factor:.2f} times as fast.")
     sentences += [
         f"Version {b.version.number} takes {b.median_us / a.median_us:.2f} times as long as version {a.version.number}."
-        for a, b in pairwise(versions)
+        for a, b in steps
         if b.low_us > a.high_us and b.median_us >= 1.01 * a.median_us  # more than what rounds differ by
     ]
     for light in timed:

@@ -16,6 +16,7 @@ from fusionlib.show.theme import CLEAR, GRID, PALETTE
 
 CHARACTER = 0.0125  # width of a character as a share of the plot, at 12 px on a page of 700
 ROW, GAPPED, HEADER = 1.0, 1.35, 0.8  # heights in the figure, in rows: plain, with labelled gaps, of a headline
+BAR, SLIM, GAP = 0.66, 0.4, 0.44  # heights of bars, in rows: full, over another, of a gap
 VISIBLE = 0.004  # the least share of the axis at which a gap is labelled: about two pixels
 LABEL = 0.52  # how far below the middle of a row its gaps are labelled, in rows
 PIXELS = 42  # of a row
@@ -82,7 +83,7 @@ class _Bar:
     hover: str
     id: str
     nodes: str = ""
-    height: float = 0.66  # in rows
+    height: float = BAR
 
     def text(self, extent: float) -> str:
         """As much of the name as fits where the axis is `extent` µs long; gaps have none."""
@@ -133,7 +134,7 @@ class Canvas:
                 streams[place] = self.row(f"GPU {_known(kernel.device)}, stream {_known(kernel.stream)}", GAPPED)
             row, start = streams[place], kernel.start_us - origin
             # What begins before the one in front has ended is drawn slimmer, so that both can be seen.
-            height = 0.4 if start < reached.get(place, start) else 0.66
+            height = SLIM if start < reached.get(place, start) else BAR
             self.add(
                 "kernel", label, kernel.name, start, kernel.duration_us, row, kernel_hover(kernel), kernel.nodes, height
             )
@@ -164,7 +165,7 @@ class Canvas:
 
     def add(
         self, kind: str, label: str, name: str, start: float, duration: float, row: float, hover: str,
-        nodes: Sequence[str] = (), height: float = 0.66,
+        nodes: Sequence[str] = (), height: float = BAR,
     ) -> None:  # fmt: skip
         """One bar."""
         bars = self.bars[kind]
@@ -174,7 +175,7 @@ class Canvas:
     def gap(self, label: str, start: float, duration: float, row: float) -> None:
         """One hatched bar."""
         hover = f"<b>{escape(label)}</b><br>gap: {us(duration)} µs in which nothing runs here"
-        self.bars["gap"].append(_Bar(start, duration, row, "", hover, f"gap {len(self.bars['gap']) + 1}", height=0.44))
+        self.bars["gap"].append(_Bar(start, duration, row, "", hover, f"gap {len(self.bars['gap']) + 1}", height=GAP))
 
     def gap_labels(self) -> list[tuple[float, float, str]]:
         """Lengths of gaps and where they stand, below their bars: the longest first, and no two on each other."""
