@@ -20,10 +20,10 @@ from fusionlib.spec import GatedNorm, GroupQuant
 
 _FUSED_SCHEMA = (
     "float eps, str activation, bool norm_before_gate, int weight_offset, int norm_size, str rounding, "
-    "int group_size, ScalarType dtype, float? floor, str floor_on, str division, str scale_format, "
-    "str scale_layout, bool round_scale, float? fp8_max"
+    "ScalarType? out_dtype, int group_size, ScalarType dtype, float? floor, str floor_on, str division, str scale_format, "
+    "str scale_layout, bool round_scale, float? fp8_max, str scale_division"
 )
-_QUANT_SCHEMA = _FUSED_SCHEMA.split("str rounding, ")[1]
+_QUANT_SCHEMA = _FUSED_SCHEMA.split("out_dtype, ")[1]
 
 
 def norm_arguments(norm: GatedNorm) -> tuple:
@@ -35,6 +35,7 @@ def norm_arguments(norm: GatedNorm) -> tuple:
         norm.weight_offset,
         norm.norm_size,
         norm.rounding_text,
+        norm.out_dtype,
     )
 
 
@@ -50,15 +51,17 @@ def quant_arguments(quant: GroupQuant) -> tuple:
         quant.scale_layout,
         quant.round_scale,
         quant.fp8_max,
+        quant.scale_division,
     )
 
 
 @functools.lru_cache(maxsize=256)
 def _specs(*scalars) -> tuple[GatedNorm, GroupQuant]:
     """The specs that a call's scalars spell; cached, since a model calls with few and a launch takes microseconds."""
-    eps, activation, norm_before_gate, weight_offset, norm_size, rounding, *quant = scalars
+    eps, activation, norm_before_gate, weight_offset, norm_size, rounding, out_dtype, *quant = scalars
     points = frozenset(rounding.split(",")) if rounding else frozenset()
-    return GatedNorm(norm_size, eps, activation, norm_before_gate, weight_offset, points), GroupQuant(*quant)
+    norm = GatedNorm(norm_size, eps, activation, norm_before_gate, weight_offset, points, out_dtype)
+    return norm, GroupQuant(*quant)
 
 
 _quant_spec = functools.lru_cache(maxsize=256)(GroupQuant)

@@ -31,7 +31,7 @@ def rms_norm_gated(
         bias: like weight, added behind it.
 
     Returns:
-        [tokens, hidden], of x's dtype if `output` is a rounding point, else float32.
+        [tokens, hidden], of `norm.output_dtype(x.dtype)`.
     """
 
     def rounded(value: torch.Tensor, point: str) -> torch.Tensor:
@@ -70,9 +70,11 @@ def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch
     amax = groups.abs().amax(-1, keepdim=True)
     if quant.floor is not None and quant.floor_on == "amax":
         amax = amax.clamp(min=quant.floor)
-    # A tensor as divisor: by a Python number, PyTorch on CUDA multiplies with its reciprocal instead
-    # (aten/native/cuda/BinaryDivTrueKernel.cu), one bit off the division done on CPU and in the kernel.
-    scale = amax / amax.new_full((), quant.limit)
+    if quant.scale_division == "reciprocal":
+        scale = amax * (1.0 / quant.limit)
+    else:
+        # A tensor as divisor: by a Python number, PyTorch on CUDA multiplies with its reciprocal instead.
+        scale = amax / amax.new_full((), quant.limit)
     if quant.round_scale:
         scale = scale.to(y.dtype).float()
     if quant.floor is not None and quant.floor_on == "scale":
@@ -108,8 +110,13 @@ def scale_storage(tokens: int, groups: int, quant: GroupQuant) -> tuple[tuple, t
         return (tokens, groups), (groups, 1), torch.float32
     if quant.scale_layout == "column_major":
         return (tokens, groups), (1, tokens), torch.float32
-    # TMA wants 16-byte aligned columns: four int32 (DeepGEMM's get_tma_aligned_size).
-    return (tokens, (groups + 3) // 4), (1, (tokens + 3) // 4 * 4), torch.int32
+    if quant.scale_layout == "vector":
+        return (tokens,), (1,), torch.float32
+    # TMA wants 16-byte aligned columns: four elements of 32 bits (DeepGEMM's get_tma_aligned_size).
+    column = (tokens + 3) // 4 * 4
+    if quant.scale_layout == "column_major_padded":
+        return (tokens, groups), (1, column), torch.float32
+    return (tokens, (groups + 3) // 4), (1, column), torch.int32
 
 
 def lay_out_scales(scale: torch.Tensor, quant: GroupQuant) -> torch.Tensor:
@@ -121,13 +128,13 @@ def lay_out_scales(scale: torch.Tensor, quant: GroupQuant) -> torch.Tensor:
         scale = torch.nn.functional.pad(scale, (0, -scale.shape[1] % 4))
         exponent = (scale.view(torch.int32) >> 23) & 0xFF
         scale = (exponent.to(torch.uint8)).view(torch.int32)
-    return torch.empty_strided(size, stride, dtype=dtype, device=scale.device).copy_(scale)
+    return torch.empty_strided(size, stride, dtype=dtype, device=scale.device).copy_(scale.view(size))
 
 
 def unpack_scales(scale: torch.Tensor, groups: int, quant: GroupQuant) -> torch.Tensor:
     """Float32 scales [tokens, groups] from any layout; a packed exponent of 255 stands for NaN."""
     if quant.scale_layout != "packed_int32":
-        return scale
+        return scale.view(-1, 1) if quant.scale_layout == "vector" else scale
     shifts = torch.tensor([0, 8, 16, 24], dtype=torch.int32, device=scale.device)
     exponent = ((scale.unsqueeze(-1) >> shifts) & 0xFF).flatten(1)[:, :groups]
     power = (exponent << 23).view(torch.float32)

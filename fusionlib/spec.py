@@ -18,9 +18,12 @@ RoundingPoint = Literal["activation", "gate", "norm", "weight", "output"]
 FloorOn = Literal["amax", "scale"]
 Division = Literal["divide", "reciprocal"]
 ScaleFormat = Literal["float32", "ue8m0"]
-ScaleLayout = Literal["row_major", "column_major", "packed_int32"]
+ScaleLayout = Literal["row_major", "column_major", "column_major_padded", "packed_int32", "vector"]
 
 ROUNDING_POINTS: tuple[str, ...] = get_args(RoundingPoint)
+
+#: What a normed value can be rounded to.
+OUTPUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 #: The largest magnitude a code may take, per FP8 dtype; the first is the default. 224 for e4m3fnuz is vLLM's choice on
 #: MI300 (`get_fp8_min_max` in vLLM's quant_utils), the others are the formats' own maxima (OCP OFP8 1.0; the fnuz
@@ -73,6 +76,8 @@ class GatedNorm:
         weight_offset: 0, or 1 for models that store the weight as its distance from one.
         rounding: the points at which the value is rounded to x's dtype. Points that do not occur in the chosen order
             are refused: `gate` belongs to gate-first, `weight` to norm-first. Without `output` the result is float32.
+        out_dtype: what the point `output` rounds to where that is not x's dtype, as where a float32 x (a residual kept
+            in float32, vLLM's `orig_dtype`) gives a bfloat16 result; None for x's own. Bound to the point `output`.
     """
 
     norm_size: int
@@ -81,6 +86,7 @@ class GatedNorm:
     norm_before_gate: bool = True
     weight_offset: int = 0
     rounding: frozenset[RoundingPoint] = frozenset({"output"})
+    out_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         _positive_int("norm_size", self.norm_size)
@@ -95,6 +101,11 @@ class GatedNorm:
         if absent in self.rounding:
             order = "norm_before_gate" if self.norm_before_gate else "gate-first"
             raise SpecError(f"rounding point {absent!r} does not occur in {order} order; its last product is {use!r}")
+        _one_of("out_dtype", self.out_dtype, (None, *OUTPUT_DTYPES))
+        if self.out_dtype is not None and "output" not in self.rounding:
+            raise SpecError(
+                f"out_dtype={self.out_dtype} needs the rounding point 'output': without it the result is float32"
+            )
 
     def __repr__(self) -> str:
         # A frozenset prints in another order in every process; a spec reads the same everywhere.
@@ -103,8 +114,8 @@ class GatedNorm:
         return f"GatedNorm({', '.join(plain)}, rounding={{{points}}})"
 
     def output_dtype(self, activation_dtype: torch.dtype) -> torch.dtype:
-        """The dtype of the normed value: `activation_dtype` if the output is rounded to it, float32 otherwise."""
-        return activation_dtype if "output" in self.rounding else torch.float32
+        """The dtype of the normed value for an x of `activation_dtype`; float32 where the output is not rounded."""
+        return (self.out_dtype or activation_dtype) if "output" in self.rounding else torch.float32
 
     @property
     def rounding_text(self) -> str:
@@ -149,7 +160,8 @@ class GroupQuant:
     """FP8 quantisation with one scale per `group_size` consecutive elements of a row. All arithmetic is float32::
 
         amax  = max(|y|)                   [amax = max(amax, floor)    if floor_on == "amax"]
-        scale = amax / fp8_max             [rounded to y's dtype       if round_scale]
+        scale = amax / fp8_max             [amax * (1 / fp8_max)       if scale_division == "reciprocal"]
+                                           [rounded to y's dtype       if round_scale]
                                            [scale = max(scale, floor)  if floor_on == "scale"]
                                            [scale = next power of two  if scale_format == "ue8m0"]
         code  = cast(clamp(y / scale, -fp8_max, fp8_max))     `reciprocal`: y * (1 / scale)
@@ -167,11 +179,15 @@ class GroupQuant:
         division: `divide` (correctly rounded) or `reciprocal` (one rounding of 1/scale, one of the product).
         scale_format: `float32`, or `ue8m0`: rounded up to a power of two 2^(e-127) with 1 <= e <= 254.
         scale_layout: for [tokens, groups] scales. `row_major`: strides (groups, 1). `column_major`: strides
-            (1, tokens), what `torch.nn.functional.scaled_mm` takes for 1x128 scales. `packed_int32`: four ue8m0
+            (1, tokens), what `torch.nn.functional.scaled_mm` takes for 1x128 scales. `column_major_padded`: strides
+            (1, tokens rounded up to 4), so that TMA can read a column: DeepGEMM's on Hopper. `packed_int32`: four ue8m0
             exponents to an int32, lowest byte first, [tokens, ceil(groups / 4)] with strides (1, tokens rounded up to
-            4), unused bytes zero: what DeepGEMM takes on Blackwell.
+            4), unused bytes zero: what DeepGEMM takes on Blackwell. `vector`: [tokens], where one group is a token.
         round_scale: the scale is rounded to y's dtype before it is used (torchao's primitives on bf16 input).
         fp8_max: largest magnitude of a code; None for the dtype's own. e4m3fnuz also allows vLLM's 224.
+        scale_division: `divide` (correctly rounded), or `reciprocal`: a product with the float32 number 1 / fp8_max.
+            That is what PyTorch makes of `amax / 448.0` on CUDA, where the divisor is a Python number or a scalar on
+            the CPU (aten/native/cuda/BinaryDivTrueKernel.cu; Inductor does the same); on CPU it divides.
     """
 
     group_size: int = 128
@@ -183,6 +199,7 @@ class GroupQuant:
     scale_layout: ScaleLayout = "row_major"
     round_scale: bool = False
     fp8_max: float | None = None
+    scale_division: Division = "divide"
 
     def __post_init__(self) -> None:
         _positive_int("group_size", self.group_size)
@@ -194,6 +211,7 @@ class GroupQuant:
             )
         _one_of("floor_on", self.floor_on, get_args(FloorOn))
         _one_of("division", self.division, get_args(Division))
+        _one_of("scale_division", self.scale_division, get_args(Division))
         _one_of("scale_format", self.scale_format, get_args(ScaleFormat))
         _one_of("scale_layout", self.scale_layout, get_args(ScaleLayout))
         if self.fp8_max is not None:
@@ -213,45 +231,48 @@ class GroupQuant:
         """The same quantisation with its scales stored in another layout."""
         return replace(self, scale_layout=scale_layout)
 
+    # Presets. Those that are written in PyTorch divide by a Python number: on CUDA that is `scale_division="reciprocal"`.
+
     @classmethod
     def vllm(cls, group_size: int = 128, **changes: object) -> GroupQuant:
-        """vLLM's and SGLang's `per_token_group_quant_fp8`: amax >= 1e-10, division.
+        """vLLM's and SGLang's `per_token_group_quant_fp8`: amax >= 1e-10, division. A kernel, which divides twice.
 
         Source: vLLM model_executor/layers/quantization/utils/fp8_utils.py, itself after SGLang PR #2575.
         """
         return cls(group_size, **changes)
 
     @classmethod
-    def vllm_native(cls, group_size: int = 128, dtype: torch.dtype = torch.float8_e4m3fn) -> GroupQuant:
+    def vllm_native(cls, group_size: int = 128, **changes: object) -> GroupQuant:
         """vLLM's `QuantFP8._quantize_group_native`: scale >= 1 / (512 fp8_max), division; 224 is the fnuz maximum.
 
-        Source: vLLM model_executor/layers/quantization/input_quant_fp8.py.
+        Written in PyTorch. Source: vLLM model_executor/layers/quantization/input_quant_fp8.py.
         """
-        fp8_max = FP8_MAXIMA[dtype][-1]
-        return cls(group_size, dtype, floor=1.0 / (fp8_max * 512.0), floor_on="scale", fp8_max=fp8_max)
+        fp8_max = FP8_MAXIMA[changes.get("dtype", torch.float8_e4m3fn)][-1]
+        return cls(group_size, **{"floor": 1.0 / (fp8_max * 512.0), "floor_on": "scale", "fp8_max": fp8_max} | changes)
 
     @classmethod
-    def aiter(cls, group_size: int = 128, dtype: torch.dtype = torch.float8_e4m3fn) -> GroupQuant:
-        """AITER's Triton `_fp8_quant_op`: amax >= 1e-10, multiplication by the reciprocal of the scale.
+    def aiter(cls, group_size: int = 128, **changes: object) -> GroupQuant:
+        """AITER's Triton `_fp8_quant_op`: amax >= 1e-10, multiplication by the reciprocal of the scale. A kernel.
 
         Source: AITER aiter/ops/triton, the quantisation inside `fused_rms_fp8_group_quant`.
         """
-        return cls(group_size, dtype, division="reciprocal")
+        return cls(group_size, **{"division": "reciprocal"} | changes)
 
     @classmethod
-    def deepgemm(cls, group_size: int = 128, blackwell: bool = False) -> GroupQuant:
+    def deepgemm(cls, group_size: int = 128, blackwell: bool = False, **changes: object) -> GroupQuant:
         """DeepGEMM's `per_token_cast_to_fp8`: amax >= 1e-4, reciprocal; Blackwell takes packed ue8m0 scales.
 
-        Source: DeepGEMM deep_gemm/utils/math.py and csrc/jit_kernels/impls/smxx_layout.hpp.
+        Written in PyTorch. Source: DeepGEMM deep_gemm/utils/math.py and csrc/jit_kernels/impls/smxx_layout.hpp.
         """
-        if blackwell:
-            return cls(group_size, floor=1e-4, division="reciprocal", scale_format="ue8m0", scale_layout="packed_int32")
-        return cls(group_size, floor=1e-4, division="reciprocal", scale_layout="column_major")
+        layout = {"scale_format": "ue8m0", "scale_layout": "packed_int32"} if blackwell else {}
+        return cls(
+            group_size, **{"floor": 1e-4, "division": "reciprocal", "scale_layout": "column_major"} | layout | changes
+        )
 
     @classmethod
-    def torchao(cls, group_size: int = 128) -> GroupQuant:
+    def torchao(cls, group_size: int = 128, **changes: object) -> GroupQuant:
         """torchao's `_choose_scale_float8` and `_quantize_affine_float8`: no floor, scale rounded to the input's dtype.
 
-        Source: torchao 0.18, quantization/quant_primitives.py.
+        Written in PyTorch. Source: torchao 0.18, quantization/quant_primitives.py.
         """
-        return cls(group_size, floor=None, round_scale=True)
+        return cls(group_size, **{"floor": None, "round_scale": True} | changes)

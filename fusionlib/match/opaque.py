@@ -174,7 +174,7 @@ def _written_tensor(node: fx.Node, name: str, mutated: list[str]) -> int:
 
 def _read_own(arguments: dict[str, object]) -> OpaqueQuant:
     names = ("group_size", "dtype", "floor", "floor_on", "division")
-    names += ("scale_format", "scale_layout", "round_scale", "fp8_max")
+    names += ("scale_format", "scale_layout", "round_scale", "fp8_max", "scale_division")
     return OpaqueQuant(arguments["y"], GroupQuant(*(arguments[name] for name in names)))
 
 

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
+import torch
 from torch import fx
 
 from fusionlib.match.graph import source_line, tensor_text
@@ -152,14 +153,20 @@ def _row(site: Site) -> str:
     return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
+def _dtype_text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def spell(norm: GatedNorm, quant: GroupQuant) -> str:
     """Both specs in one line, in the reader's words."""
     order = "norm, gate" if norm.norm_before_gate else "gate, norm"
     floor = "no floor" if quant.floor is None else f"{quant.floor_on} >= {quant.floor:g}"
+    to = f" to {_dtype_text(norm.out_dtype)}" if norm.out_dtype is not None else ""
+    scale = f"{quant.scale_format} scale{' by reciprocal' * (quant.scale_division == 'reciprocal')}"
     parts = (
         f"{order} ({norm.activation}, {norm.norm_size} elements, eps {norm.eps:g}",
-        f"rounds at {norm.rounding_text or 'no point'})",
-        f"{str(quant.dtype).removeprefix('torch.')} per {quant.group_size} ({floor}, {quant.division}",
-        f"{quant.scale_format} scale{' rounded' * quant.round_scale}, {quant.scale_layout})",
+        f"rounds at {norm.rounding_text or 'no point'}{to})",
+        f"{_dtype_text(quant.dtype)} per {quant.group_size} ({floor}, {quant.division}",
+        f"{scale}{' rounded' * quant.round_scale}, {quant.scale_layout})",
     )
     return f"{parts[0]}, {parts[1]} -> {parts[2]}, {parts[3]}"
