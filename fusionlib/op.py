@@ -20,8 +20,8 @@ from fusionlib.spec import GatedNorm, GroupQuant
 
 _FUSED_SCHEMA = (
     "float eps, str activation, bool norm_before_gate, int weight_offset, int norm_size, str rounding, "
-    "ScalarType? out_dtype, int group_size, ScalarType dtype, float? floor, str floor_on, str division, str scale_format, "
-    "str scale_layout, bool round_scale, float? fp8_max, str scale_division"
+    "ScalarType? out_dtype, int group_size, ScalarType dtype, float? floor, str floor_on, str division, "
+    "str scale_format, str scale_layout, bool round_scale, float? fp8_max, str scale_division"
 )
 _QUANT_SCHEMA = _FUSED_SCHEMA.split("out_dtype, ")[1]
 

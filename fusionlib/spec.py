@@ -231,7 +231,7 @@ class GroupQuant:
         """The same quantisation with its scales stored in another layout."""
         return replace(self, scale_layout=scale_layout)
 
-    # Presets. Those that are written in PyTorch divide by a Python number: on CUDA that is `scale_division="reciprocal"`.
+    # Presets. What is written in PyTorch divides by a Python number: on CUDA that is `scale_division="reciprocal"`.
 
     @classmethod
     def vllm(cls, group_size: int = 128, **changes: object) -> GroupQuant:
