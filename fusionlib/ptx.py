@@ -82,6 +82,16 @@ def approximate_reciprocal(value):
 
 
 @triton.jit
+def reciprocal_from_below(value):
+    """A float32 below 1 / value by 2^-21 of it at most, and never above, for normal values with a normal reciprocal.
+
+    Zero for infinity. What is asked for is the reciprocal of a value that is larger by 2^-22, twice the error of the
+    instruction.
+    """
+    return approximate_reciprocal(value * (1 + 2**-22))
+
+
+@triton.jit
 def reciprocal(value):
     """1 / value, correctly rounded, for normal values with a normal reciprocal; zero for infinity.
 

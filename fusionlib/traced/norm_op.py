@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from fusionlib import reference
+from fusionlib import gradient, reference
 from fusionlib.op import norm_arguments
 from fusionlib.spec import GatedNorm
 
 _NAME = "fusionlib::rms_norm_gated"
 _SCHEMA = (
     "(Tensor x, Tensor gate, Tensor weight, float eps, str activation, bool norm_before_gate, int weight_offset, "
-    "int norm_size, str rounding) -> Tensor"
+    "int norm_size, str rounding, ScalarType? out_dtype) -> Tensor"
 )
 
 
-def _spec(eps, activation, norm_before_gate, weight_offset, norm_size, rounding) -> GatedNorm:
+def _spec(eps, activation, norm_before_gate, weight_offset, norm_size, rounding, out_dtype) -> GatedNorm:
     points = frozenset(rounding.split(",")) if rounding else frozenset()
-    return GatedNorm(norm_size, eps, activation, norm_before_gate, weight_offset, points)
+    return GatedNorm(norm_size, eps, activation, norm_before_gate, weight_offset, points, out_dtype)
 
 
 def _compute(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, *scalars) -> torch.Tensor:
@@ -37,6 +37,7 @@ def define_norm_op() -> None:
     for device in ("cpu", "cuda"):
         torch.library.impl(_NAME, device, _compute)
     torch.library.register_fake(_NAME, _fake)
+    gradient.register(_NAME, _compute)
 
 
 def rms_norm_gated(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, norm: GatedNorm) -> torch.Tensor:
