@@ -145,7 +145,7 @@ def _quotient(
         quotient = tl.div_rn(y, scale)
     elif TWO_PARTS:
         # The reciprocal to twice the digits, in two parts, whichever float32 near it the first is. Before it is rounded
-        # the quotient is off by less than 2^-42, and no bf16 value over such a scale lies so near to a tie
+        # the quotient is off by less than 2^-41, and no bf16 value over such a scale lies so near to a tie
         # (tests/test_kernel_quant.py goes through them all). The rest is no less than zero, so that the sum of the two
         # products of a -0 is one of two -0.
         rest = tl.fma(-reciprocal, finite, 1.0) * reciprocal
