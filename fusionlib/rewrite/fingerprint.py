@@ -28,18 +28,18 @@ import torch
 #: Modules whose functions depend on their arguments alone.
 PURE_MODULES = {
     "abc", "bisect", "collections", "collections.abc", "copy", "dataclasses", "enum", "fractions", "functools",
-    "itertools", "math", "numbers", "operator", "re", "string", "struct", "types", "typing",
+    "itertools", "math", "numbers", "operator", "re", "reprlib", "string", "struct", "types", "typing",
     "_bisect", "_collections", "_functools", "_operator", "_struct",
 }  # fmt: skip
 _IMPURE_BUILTINS = {
-    "__import__", "breakpoint", "compile", "dir", "eval", "exec", "globals", "hash", "help", "id", "input", "locals",
+    "__import__", "breakpoint", "compile", "dir", "eval", "exec", "globals", "help", "id", "input", "locals",
     "open", "vars",
 }  # fmt: skip
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
 _TORCH_ATOMS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator)
 _CONTAINERS = (dict, list, tuple, set, frozenset, int, float, str, bytes)
-_GETTERS = (operator.itemgetter, operator.attrgetter, operator.methodcaller)
+_GETTERS = (operator.itemgetter, operator.attrgetter, operator.methodcaller, collections._tuplegetter)
 _C_DESCRIPTORS = (types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
 # What a class statement, `abc`, `dataclass` and `typing` leave in a class, and what follows from the rest of it.
 _BOOKKEEPING = {
@@ -191,10 +191,17 @@ class _Walk:
                 self.visit(held, f"the closure variable {name!r} of {where}")
         for name, attributes, of_closure in sorted(set(_names(fn.__code__))):
             self._write("name", name, *attributes)
-            if not of_closure:
+            if not of_closure and not self._is_trusted_world(fn.__globals__):
                 self._global(fn.__globals__, name, attributes, where)
             elif name in cells and isinstance(held := cells[name].cell_contents, types.ModuleType):
                 self._reached(held, name, attributes, where)
+
+    def _is_trusted_world(self, namespace: dict) -> bool:
+        """Whether these are the globals of a module that is known by its name, as a function has that was made in one:
+        what `dataclass` wraps around `__repr__`, say."""
+        name = namespace.get("__name__")
+        own = getattr(sys.modules.get(name), "__dict__", None) is namespace
+        return own and (name in PURE_MODULES or self._covered(name))
 
     def _global(self, namespace: dict, name: str, attributes: tuple[str, ...], where: str) -> None:
         if name in namespace:
