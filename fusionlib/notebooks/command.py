@@ -90,8 +90,8 @@ def _run(args: argparse.Namespace) -> int:
     results = runner.run(
         notebooks, root=root, output=output, parameters=parameters, timeout=args.timeout, force=args.force
     )
-    _publish(root, output)
-    problems = [problem for result in results if not result.failure for problem in audit(result.output, root=root)]
+    problems = _publish(root, output)
+    problems += [problem for result in results if not result.failure for problem in audit(result.output, root=root)]
     print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
     return 1 if problems or any(result.failure for result in results) else 0
 
@@ -100,8 +100,9 @@ def _site(args: argparse.Namespace) -> int:
     from fusionlib.notebooks.catalogue import repository_root
 
     root = repository_root()
-    _publish(root, root / "build" / "notebooks")
-    return 0
+    problems = _publish(root, root / "build" / "notebooks")
+    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _picture(args: argparse.Namespace) -> int:
@@ -113,9 +114,10 @@ def _picture(args: argparse.Namespace) -> int:
     return 0
 
 
-def _publish(root: Path, executed: Path) -> None:
-    """Render what ran, in the order of the repository's notebooks, and print where the page is."""
+def _publish(root: Path, executed: Path) -> list[str]:
+    """Render what ran, in the order of the repository's notebooks; print where the page is, return its dead links."""
     from fusionlib.notebooks import site
+    from fusionlib.notebooks.audit import broken_links
     from fusionlib.notebooks.catalogue import find_notebooks
 
     notebooks = find_notebooks(root)
@@ -131,3 +133,4 @@ def _publish(root: Path, executed: Path) -> None:
     except SiteError as error:
         raise UsageError(str(error)) from error
     print(f"page: {index}")
+    return broken_links(index.parent)

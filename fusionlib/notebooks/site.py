@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib import resources
@@ -26,6 +26,7 @@ from traitlets.config import Config
 from fusionlib.notebooks.catalogue import describe
 from fusionlib.notebooks.errors import SiteError
 from fusionlib.notebooks.figures import figure_html
+from fusionlib.notebooks.links import page_links
 from fusionlib.notebooks.parameters import HEADLESS
 from fusionlib.show.figure import CAPTION_ROLE, PLOTLY_MIME
 
@@ -76,7 +77,7 @@ def build_site(executed: Sequence[Path], site: Path) -> Path:
     for position, (path, page) in enumerate(zip(executed, pages, strict=True)):
         before = pages[position - 1] if position else None
         after = pages[position + 1] if position + 1 < len(pages) else None
-        html = render_page(path, page, before=before, after=after)
+        html = render_page(path, page, before=before, after=after, names={page.name for page in pages})
         _write_page(fresh / page.href, html)
     _write_page(fresh / "index.html", render_index(pages))
     shutil.rmtree(site, ignore_errors=True)
@@ -105,8 +106,10 @@ def render_index(pages: Sequence[Page]) -> str:
     return environment.get_template("index.html.j2").render(pages=pages)
 
 
-def render_page(path: Path, page: Page, *, before: Page | None = None, after: Page | None = None) -> str:
-    """Return the HTML of one executed notebook, with links to its neighbours."""
+def render_page(
+    path: Path, page: Page, *, before: Page | None = None, after: Page | None = None, names: Collection[str] = ()
+) -> str:
+    """Return the HTML of one executed notebook, with links to its neighbours and to the pages called `names`."""
     exporter = HTMLExporter(
         config=Config(NbConvertBase={"display_data_priority": DISPLAY_PRIORITY}),
         template_name="page",
@@ -127,7 +130,7 @@ def render_page(path: Path, page: Page, *, before: Page | None = None, after: Pa
             html, _ = exporter.from_notebook_node(node, resources={"fusionlib": context})
         except UserWarning as warning:
             raise SiteError(f"{path.stem}: an output would be missing: {warning}; give it a text/plain form") from None
-    return html
+    return page_links(html, names)
 
 
 def _says_headless_only(cell: nbformat.NotebookNode) -> bool:
