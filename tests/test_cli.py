@@ -46,10 +46,71 @@ def test_a_failing_notebook_makes_the_exit_code_1_after_all_ran_and_were_rendere
     assert (checkout / "build" / "site" / "02_bad.html").exists()
 
 
-def test_output_goes_where_it_is_asked_to(checkout, capsys):
+def test_output_goes_where_it_is_asked_to_and_the_site_of_the_checkout_stays(checkout, capsys):
+    assert cli.main(["notebooks", "run"]) == 1
+    pages = {path.name: path.read_bytes() for path in (checkout / "build" / "site").glob("*.html")}
+    assert {"01_good.html", "02_bad.html"} < set(pages)
+    executed = sorted((checkout / "build" / "notebooks").iterdir())
     assert cli.main(["notebooks", "run", "01_good", "--output", "elsewhere"]) == 0
     assert (checkout / "elsewhere" / "01_good.ipynb").exists()
-    assert not (checkout / "build" / "notebooks").exists()
+    assert capsys.readouterr().out.splitlines()[-1] == f"page: {checkout / 'elsewhere' / 'site' / 'index.html'}"
+    assert pages == {path.name: path.read_bytes() for path in (checkout / "build" / "site").glob("*.html")}
+    assert sorted((checkout / "build" / "notebooks").iterdir()) == executed
+
+
+def test_a_run_of_one_notebook_keeps_the_pages_of_the_others(checkout, capsys):
+    assert cli.main(["notebooks", "run"]) == 1
+    assert cli.main(["notebooks", "run", "1"]) == 0
+    assert {path.name for path in (checkout / "build" / "site").glob("*.html")} == {
+        "index.html", "01_good.html", "02_bad.html",
+    }  # fmt: skip
+
+
+def test_a_checkout_that_cannot_be_written_is_enough_with_an_output(checkout, tmp_path_factory, capsys, monkeypatch):
+    """Where build/ would be there is a file: nothing can be made in it, whoever one is."""
+    (checkout / "build").write_text("")
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "run", lambda *a, **k: pytest.fail("worked before it knew"))
+        assert cli.main(["notebooks", "run", "01_good"]) == 2
+    assert f"cannot write to {checkout / 'build' / 'notebooks'}" in (said := capsys.readouterr().err)
+    assert "--output DIR" in said and "Traceback" not in said
+    output = tmp_path_factory.mktemp("output")
+    assert cli.main(["notebooks", "run", "01_good", "--output", str(output)]) == 0
+    assert (output / "site" / "01_good.html").exists()
+
+
+def test_the_page_of_a_failed_run_is_that_of_the_last_good_one_and_says_so(checkout, capsys):
+    assert cli.main(["notebooks", "run", "01_good"]) == 0
+    path = checkout / "notebooks" / "01_good.ipynb"
+    node = nbformat.read(path, as_version=4)
+    node.cells[-1].source = "raise ValueError('planted later')"
+    nbformat.write(node, path)
+    assert cli.main(["notebooks", "run", "01_good"]) == 1
+    page = (checkout / "build" / "site" / "01_good.html").read_text()
+    assert "rows: 4" in page and "planted later" not in page
+    assert "A later run of this notebook failed" in page
+    assert "A later run of this notebook failed" in (checkout / "build" / "site" / "index.html").read_text()
+
+
+def test_a_damaged_result_is_named_and_the_other_pages_are_made(checkout, capsys):
+    cli.main(["notebooks", "run"])
+    for damage in ("[]", "null", "", '{"cells": [], "metadata": {}, "nbformat": 4}'):
+        (checkout / "build" / "notebooks" / "01_good.ipynb").write_text(damage)
+        capsys.readouterr()
+        assert cli.main(["notebooks", "site"]) == 0
+        assert "not in the site: 01_good has no result yet, or a damaged one" in capsys.readouterr().err
+        assert (checkout / "build" / "site" / "02_bad.html").exists()
+
+
+def test_a_dead_link_is_named_and_makes_the_exit_code_1(checkout, capsys):
+    path = checkout / "notebooks" / "01_good.ipynb"
+    node = nbformat.read(path, as_version=4)
+    node.cells[0].source += "\n\n[there](02_bad.ipynb#No-such-part)"
+    nbformat.write(node, path)
+    cli.main(["notebooks", "run"])
+    capsys.readouterr()
+    assert cli.main(["notebooks", "site"]) == 1
+    assert "01_good.html: the link '02_bad.html#No-such-part' leads to an anchor" in capsys.readouterr().err
 
 
 def test_list_shows_titles_and_parameters(checkout, capsys):

@@ -31,9 +31,12 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
 
 def parameters_of(notebook: Notebook) -> dict[str, dict[str, Any]]:
     """Return what papermill reads in the cell tagged `parameters`: name -> default, type, help."""
-    from papermill import inspect_notebook
+    import nbformat
+    from papermill import translators
 
-    return inspect_notebook(str(notebook.path))
+    cells = nbformat.read(notebook.path, as_version=4).cells
+    tagged = next((cell for cell in cells if "parameters" in cell.metadata.get("tags", [])), None)
+    return {found.name: found._asdict() for found in translators.PythonTranslator.inspect(tagged)} if tagged else {}
 
 
 def resolve_parameters(notebooks: Sequence[Notebook], assignments: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -26,8 +26,10 @@ from traitlets.config import Config
 from fusionlib.notebooks.catalogue import describe
 from fusionlib.notebooks.errors import SiteError
 from fusionlib.notebooks.figures import figure_html
+from fusionlib.notebooks.files import replace_folder
 from fusionlib.notebooks.links import page_links
 from fusionlib.notebooks.parameters import HEADLESS
+from fusionlib.notebooks.results import failed_since, notebook_name
 from fusionlib.show.figure import CAPTION_ROLE, PLOTLY_MIME
 
 LIGHT_STYLE = "default"
@@ -48,7 +50,10 @@ DISPLAY_PRIORITY = [
 
 @dataclass(frozen=True)
 class Page:
-    """What the index and a page's head say about one executed notebook."""
+    """What the index and a page's head say about one executed notebook.
+
+    `status` is executed, failed, or kept: a good result that a later run, which failed, did not replace.
+    """
 
     name: str
     title: str
@@ -67,7 +72,7 @@ class Page:
 def build_site(executed: Sequence[Path], site: Path) -> Path:
     """Render executed notebooks into the folder `site`, replacing what it held, and return the path of its index.
 
-    The folder is replaced only when every page could be rendered.
+    The folder is replaced only when every page could be rendered. One process at a time may do this: see `files`.
     """
     pages = [read_page(path) for path in executed]
     fresh = site.with_name(f".{site.name}.partial")
@@ -80,8 +85,7 @@ def build_site(executed: Sequence[Path], site: Path) -> Path:
         html = render_page(path, page, before=before, after=after, names={page.name for page in pages})
         _write_page(fresh / page.href, html)
     _write_page(fresh / "index.html", render_index(pages))
-    shutil.rmtree(site, ignore_errors=True)
-    fresh.rename(site)
+    replace_folder(fresh, site)
     return (site / "index.html").resolve()
 
 
@@ -90,10 +94,10 @@ def read_page(path: Path) -> Page:
     about = describe(path)
     record = nbformat.read(path, as_version=4).metadata.get("fusionlib", {})
     return Page(
-        name=about.name,
+        name=notebook_name(path),
         title=about.title,
         summary=about.summary,
-        status=record.get("status", "executed"),
+        status="kept" if failed_since(path) else record.get("status", "executed"),
         seconds=record.get("seconds"),
         parameters=dict(record.get("parameters", {})),
         provenance=dict(record.get("provenance", {})),
