@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import tomllib
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fusionlib
+from fusionlib.arguments import did_you_mean
 from fusionlib.notebooks.errors import UsageError
 
 
@@ -93,9 +93,7 @@ def _named(name: str, notebooks: Sequence[Notebook]) -> Notebook:
     known = [notebook.name for notebook in notebooks]
     if found:
         raise UsageError(f"several notebooks have the number {stem}: {', '.join(notebook.name for notebook in found)}")
-    near = difflib.get_close_matches(stem, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UsageError(f"no notebook called {stem}{hint}; known: {', '.join(known)}")
+    raise UsageError(f"no notebook called {stem}{did_you_mean(stem, known)}; known: {', '.join(known)}")
 
 
 def describe(path: Path) -> Notebook:

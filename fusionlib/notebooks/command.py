@@ -19,7 +19,7 @@ DEFAULT_TIMEOUT = 600.0  # seconds for one notebook; the slowest is meant to tak
 def register(subparsers: Any) -> None:
     """Add the `notebooks` command to the parser."""
     parser = subparsers.add_parser("notebooks", help="list, execute, publish and open the notebooks")
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
 
     listing = actions.add_parser("list", help="show the notebooks with their parameters")
     listing.set_defaults(run=_guarded(_list))

@@ -9,6 +9,7 @@ from typing import Any
 
 from fusionlib.notebooks.catalogue import Notebook
 from fusionlib.notebooks.errors import UsageError
+from fusionlib.notebooks.limits import broken_limit
 
 #: What a headless run says to every notebook that asks for it: there is nobody to move a control.
 HEADLESS = {"interactive": "false"}
@@ -72,11 +73,13 @@ def convert(name: str, text: str, declared: Mapping[str, Any]) -> Any:
         return _boolean(name, text)
     value = _literal(text)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if default is None or default is Ellipsis:
         return text if value is Ellipsis else value
     if type(value) is not type(default):
         raise UsageError(f"-p {name}={text}: expected {type(default).__name__}, like its default {json.dumps(default)}")
+    if isinstance(value, (int, float)) and (limit := broken_limit(value, declared.get("help", ""))):
+        raise UsageError(f"-p {name}={text}: the value must be {limit} ({declared['help']})")
     return value
 
 
