@@ -248,7 +248,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_last_result_stays(checkout
     done = subprocess.run([sys.executable, "-c", FULL_DISK], capture_output=True, text=True, cwd=checkout)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert re.fullmatch(r"fusionlib: error: .*File too large\n", done.stderr.splitlines(keepends=True)[-1])
+    assert re.fullmatch(rf"fusionlib: error: {checkout}.*: File too large\n", done.stderr.splitlines(keepends=True)[-1])
     assert {path: path.read_bytes() for path in (checkout / "build").rglob("*.*")} == before
 
 

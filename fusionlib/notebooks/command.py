@@ -46,6 +46,9 @@ def register(subparsers: Any) -> None:
 
     lab = actions.add_parser("lab", help="open working copies of the notebooks in JupyterLab")
     lab.add_argument("name", nargs="?", metavar="NAME", help="the notebook to open, by name or number; else the first")
+    lab.add_argument(
+        "--folder", type=Path, metavar="DIR", help=f"where the copies lie (default: {LAB}/ of the checkout)"
+    )
     lab.add_argument("--no-open", action="store_true", help="make or refresh the copies only")
     lab.set_defaults(run=_guarded(_lab))
 
@@ -127,15 +130,18 @@ def _run(args: argparse.Namespace) -> int:
     parameters = resolve_parameters(notebooks, parse_assignments(args.parameter))
     places = Places.of(args.output, root)
     places.require_writable()
-    results = runner.run(
-        notebooks,
-        root=root,
-        output=places.results,
-        parameters=parameters,
-        timeout=args.timeout,
-        force=args.force,
-        progress=sys.stderr.isatty(),
-    )
+    try:
+        results = runner.run(
+            notebooks,
+            root=root,
+            output=places.results,
+            parameters=parameters,
+            timeout=args.timeout,
+            force=args.force,
+            progress=sys.stderr.isatty(),
+        )
+    except OSError as error:  # a disk that is full says so without a name
+        raise OSError(error.errno, error.strerror, error.filename or str(places.results)) from error
     problems = _publish(root, places)
     problems += [problem for result in results if not result.failure for problem in audit(result.output, root=root)]
     return _judged(problems) or int(any(result.failure for result in results))
@@ -155,8 +161,10 @@ def _lab(args: argparse.Namespace) -> int:
     root = repository_root()
     notebooks = find_notebooks(root)
     first = select_notebooks(notebooks, [args.name] if args.name else [])[0]
-    folder = root / LAB
-    require_writable(folder, "work in a checkout that can be written")
+    folder = (args.folder or root / LAB).resolve()
+    if folder == root / "notebooks":
+        raise UsageError(f"--folder {args.folder} holds the notebooks themselves; copies of them need another")
+    require_writable(folder, "name a folder that can be written with --folder DIR")
     for line in refresh_copies([notebook.path for notebook in notebooks], folder):
         print(line, flush=True)
     return 0 if args.no_open else open_lab(folder, first.name)

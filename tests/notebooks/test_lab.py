@@ -137,6 +137,19 @@ def test_the_command_opens_the_copy_with_this_interpreters_kernel(checkout, monk
     assert kernel[:3] == [sys.executable, "-m", "ipykernel_launcher"]
 
 
+def test_copies_can_lie_elsewhere_but_not_over_the_notebooks(checkout, tmp_path_factory, monkeypatch, capsys):
+    original = checkout.add("one", "1").read_bytes()
+    monkeypatch.chdir(checkout.root)
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "copies"
+    assert main(["notebooks", "lab", "--no-open", "--folder", str(elsewhere)]) == 0
+    assert (elsewhere / "one.ipynb").read_bytes() == original and not (checkout.root / "lab").exists()
+    assert main(["notebooks", "lab", "--no-open", "--folder", "notebooks"]) == 2
+    assert [path.name for path in (checkout.root / "notebooks").iterdir()] == ["one.ipynb"]
+    (checkout.root / "lab").write_text("")
+    assert main(["notebooks", "lab", "--no-open"]) == 2
+    assert "name a folder that can be written with --folder DIR" in capsys.readouterr().err
+
+
 def test_the_copies_are_outside_of_version_control():
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(["git", "check-ignore", "lab/01_one_row.ipynb"], cwd=root, capture_output=True, text=True)
