@@ -42,7 +42,7 @@ def figure_bundle(drawing: Drawing) -> Bundle:
     data = {PLOTLY_MIME: payload, "text/plain": drawing.alt}
     with suppress(StillError):  # a reader's own figure may be of any kind; those of the notebooks are tested to have it
         data[SVG_MIME] = picture(themed, drawing.caption, drawing.alt)
-    return data, {"fusionlib": drawing.words, SVG_MIME: {"alt": drawing.alt}}  # nbconvert looks for the latter
+    return data, {"fusionlib": drawing.words}
 
 
 def caption_bundle(drawing: Drawing) -> Bundle:

@@ -65,13 +65,19 @@ def browser(has_browser):
 
 
 @pytest.fixture(scope="session")
-def lab(has_browser, tmp_path_factory) -> str:
-    """The address of a running JupyterLab, whose folder `notebooks` holds copies of this checkout's."""
-    pytest.importorskip("jupyterlab", reason="the notebooks extra is not installed")
+def lab_folder(tmp_path_factory) -> Path:
+    """What JupyterLab serves: a copy of this checkout's notebooks beside its data."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     (folder / "data").symlink_to(ROOT / "data")
-    with jupyterlab(folder, tmp_path_factory.mktemp("home"), ROOT) as address:
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lab(has_browser, lab_folder, tmp_path_factory) -> str:
+    """The address of a running JupyterLab."""
+    pytest.importorskip("jupyterlab", reason="the notebooks extra is not installed")
+    with jupyterlab(lab_folder, tmp_path_factory.mktemp("home"), ROOT) as address:
         yield address
 
 

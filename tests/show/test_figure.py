@@ -18,7 +18,7 @@ def test_the_bundle_is_json_with_numpy_inside_and_words_beside():
     data, metadata = figure_bundle(Drawing(fig, **WORDS))
     assert set(data) == {PLOTLY_MIME, SVG_MIME, "text/plain"}
     assert data["text/plain"] == "two bars"  # what is drawn; caption and conclusion are said below, once
-    assert metadata == {"fusionlib": WORDS, SVG_MIME: {"alt": "two bars"}}
+    assert metadata == {"fusionlib": WORDS}
     assert "<desc>two bars</desc>" in data[SVG_MIME] and 'stroke-width="2"' in data[SVG_MIME]
     assert json.loads(json.dumps(data)) == data
     assert data[PLOTLY_MIME]["layout"]["title"]["text"] == "t"
@@ -64,7 +64,7 @@ def test_a_drawing_is_published_with_its_words_and_its_table_below(published):
     show(Drawing(go.Figure(), **WORDS, table=Table("bytes", ("kernel", "B"), [("norm", "4"), ("quant", "3.03")])))
     figure, words, table = published
     assert set(figure["data"]) == {PLOTLY_MIME, SVG_MIME, "text/plain"}
-    assert figure["metadata"]["fusionlib"] == WORDS
+    assert figure["metadata"] == {"fusionlib": WORDS}
     assert words["data"]["text/markdown"] == "**Bytes per element** Fused reads half."
     assert words["metadata"] == {"fusionlib": {"role": CAPTION_ROLE}}
     assert table["metadata"] == {"fusionlib": {"role": TABLE_ROLE}}
