@@ -268,9 +268,9 @@ def _kinds(fusion: Any) -> list[str] | str:
     sites = getattr(fusion, "sites", None)
     if not isinstance(sites, list | tuple) or not all(isinstance(site, str) for site in sites):
         return f"its sites are {sites!r:.60}; make it a list with a line of text for each."
-    kinds = [site.split()[0] if site.split() else "" for site in sites]
-    if set(kinds) - {"fused", "refused"}:
-        return f"a line of sites begins with neither fused nor refused: {sites[0]!r:.60}"
+    kinds = [next((kind for kind in ("fused", "refused") if site.startswith(kind)), None) for site in sites]
+    if None in kinds:
+        return f"a line of sites begins with neither fused nor refused: {sites[kinds.index(None)]!r:.60}"
     return kinds
 
 
