@@ -87,3 +87,15 @@ def what_next(all_standings: list[Standing]) -> Standing | None:
     furthest = max((index for index, standing in enumerate(all_standings) if standing.touched), default=0)
     ahead = [*all_standings[furthest:], *all_standings[:furthest]]
     return next((standing for standing in ahead if standing.open), None)
+
+
+def summary(all_standings: list[Standing]) -> str:
+    """Two sentences: how much is solved, and what is next."""
+    solved, total = sum(s.solved for s in all_standings), sum(len(s.states) for s in all_standings)
+    following = what_next(all_standings)
+    if following is None:
+        return f"All {total} exercises are solved. Next: fusionlib explain, on a model of your own."
+    left = following.open
+    which = f"its exercise {left[0]}" if len(left) == 1 else f"its exercises {', '.join(left[:3])}"
+    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    return f"{solved} of {total} exercises are solved. Next: {following.chapter.notebook}, {which}{more}."

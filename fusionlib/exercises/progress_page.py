@@ -5,9 +5,8 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from fusionlib.exercises.chapters import Standing
+from fusionlib.exercises.chapters import Standing, summary
 from fusionlib.exercises.progress import NEW, SOLVED, TRIED
-from fusionlib.exercises.status_command import summary
 
 _SIGNS = {SOLVED: "✓", TRIED: "…", NEW: "–"}
 

@@ -28,23 +28,9 @@ def _status(args: argparse.Namespace) -> int:
         tried = [name for name, state in standing.states.items() if state == progress.TRIED]
         note = f"   attempted: {', '.join(tried)}" if tried else ""
         print(f"{standing.chapter.notebook:<28}{standing.solved} of {len(standing.states)} solved{note}")
-    print(summary(standings))
+    print(chapters.summary(standings))
     print(f"Noted in {progress.state_file()}, and nowhere else.")
     return 0
-
-
-def summary(standings: list) -> str:
-    """Two sentences: how much is solved, and what is next."""
-    from fusionlib.exercises.chapters import what_next
-
-    solved, total = sum(s.solved for s in standings), sum(len(s.states) for s in standings)
-    following = what_next(standings)
-    if following is None:
-        return f"All {total} exercises are solved. Next: fusionlib explain, on a model of your own."
-    left = following.open
-    which = f"its exercise {left[0]}" if len(left) == 1 else f"its exercises {', '.join(left[:3])}"
-    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-    return f"{solved} of {total} exercises are solved. Next: {following.chapter.notebook}, {which}{more}."
 
 
 def _page(args: argparse.Namespace) -> int:
