@@ -21,6 +21,7 @@ from fusionlib.match.activation import read_activation
 from fusionlib.match.graph import dtype, peel_exact, shape, value
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.result import Trail
+from fusionlib.rewrite.journal import Journal
 from fusionlib.rewrite.replace import Editor
 from fusionlib.rewrite.sources import source_hash
 
@@ -98,7 +99,7 @@ def replace_node_by_node(graph, quant, found, op):
         steps = [step for step, size in zip(value(old).stride(), shape(old), strict=True) if size != 1]
         if any(big < small for big, small in itertools.pairwise(steps)):
             raise Refused("not row by row")
-    editor = Editor(quant.y.next, quant.y, value(quant.y).fake_mode)
+    editor = Editor(Journal(graph), quant.y.next, quant.y, value(quant.y).fake_mode)
     spec, group = found.spec, quant.spec
     both = editor.call(
         op, found.gate, found.up, spec.round_activation, spec.round_output, group.group_size, group.floor

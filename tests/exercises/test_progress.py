@@ -99,6 +99,14 @@ def test_a_chapter_lists_what_its_notebook_checks(chapter):
     assert "".join(cells[0]["source"]).splitlines()[0] == f"# {chapter.title}"
 
 
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=[chapter.notebook for chapter in CHAPTERS])
+def test_every_exercise_knows_whether_somebody_can_ask(chapter):
+    source = (NOTEBOOKS / f"{chapter.notebook}.ipynb").read_text()
+    assert source.count("interactive=interactive)") >= len(chapter.exercises)
+    calls = re.findall(r"^ +\"(?:exercises\.\w+|\w+)\.check\(.*|^ +\"\w+ = capstone\.use\(.*", source, re.MULTILINE)
+    assert len(calls) == len(chapter.exercises) and all("interactive=interactive)" in call for call in calls)
+
+
 def test_every_notebook_has_a_chapter():
     assert [chapter.notebook for chapter in CHAPTERS] == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 

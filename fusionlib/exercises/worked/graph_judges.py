@@ -26,9 +26,10 @@ from fusionlib.exercises.worked.judges import no_function
 from fusionlib.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul
 from fusionlib.match import QuantRead
 from fusionlib.match.activation import read_activation
-from fusionlib.match.graph import describe, dtype, operands, peel_exact, same_shape, shape
+from fusionlib.match.graph import describe, dtype, operands, peel_exact, shape
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.result import Trail
+from fusionlib.match.sizes import same_shape
 from fusionlib.observe.failure import in_a_line
 from fusionlib.rewrite.run import run_edited
 
