@@ -66,10 +66,10 @@ def test_on_a_page_hints_and_solution_follow_closed(published, capsys, answer):
 
 
 def test_markup_in_a_hint_is_text(published, capsys):
-    asked = Exercise("a", "?", half, "x < y", (4,), ("a < b & c",), "<b>")
+    asked = Exercise("a", "?", half, "x < y", (4,), ("a < b & `c`",), "<b>")
     asked.check(interactive=False)
     html = published[0][0]["text/html"]
-    assert "a &lt; b &amp; c" in html and "<b>" not in html and "x < y" not in html
+    assert "a &lt; b &amp; <code>c</code>" in html and "<b>" not in html and "x < y" not in html
 
 
 def _double(answer):
