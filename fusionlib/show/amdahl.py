@@ -146,7 +146,7 @@ def _summary(saved_us: float, layers: int, step_ms: float, claims: Sequence[Clai
     share = share_of_step(saved_us, layers, 1000 * step_ms)
     slow, fast = (total / bound / 1000 for bound in BAND)
     text = (
-        f"{saved_us:g} µs in {layers} layers are {total:g} µs a step: {share:.2%} of {step_ms:g} ms. They are "
+        f"{saved_us:g} µs in {layers} layers are {total:g} µs per step: {share:.2%} of {step_ms:g} ms. They are "
         f"{BAND[0]:.0%} to {BAND[1]:.0%} of a step for steps of {slow:.3g} down to {fast:.3g} ms, and less for any "
         "longer one."
     )

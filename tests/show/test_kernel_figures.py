@@ -70,7 +70,7 @@ def test_bytes_are_stacked_and_summed():
     ]  # what is nothing everywhere is out
     totals = [list(trace.text) for trace in drawing.fig.data if trace.type == "scatter"]
     assert totals == [[" 2.00 B", " 1.00 B"], [" 6.00 B", " 1.00 B"]]
-    assert "With a far gate: 6.00 bytes an element in “two”, 1.00 in “one”, 6.00 times fewer." in drawing.summary
+    assert "With a far gate: 6.00 bytes per element in “two”, 1.00 in “one”, 6.00 times fewer." in drawing.summary
     assert drawing.table.rows[2] == ("far gate", "two", "2.000", "4.000", "6.000")
 
 
@@ -85,7 +85,7 @@ def test_a_census_names_what_is_the_same_on_all():
     panels = dict(zip([note.text for note in drawing.fig.layout.annotations], drawing.fig.data, strict=True))
     assert list(panels["16-byte loads"].x) == [3, 1] and list(panels["other loads"].x) == [0, 4]
     assert list(panels["correctly rounded divisions"].x) == [2, 3]
-    assert "registers a thread (32)" in drawing.summary and "divisions (2)" not in drawing.summary
+    assert "registers per thread (32)" in drawing.summary and "divisions (2)" not in drawing.summary
     assert "None of them spills" in drawing.summary
     spilling = kernel_figures.census_bars([one_census("a", (), 2, spills=5), one_census("b", (), 2)])
     assert "they spill 5 registers" in spilling.summary
