@@ -23,7 +23,7 @@ def test_they_are_numbered_in_order_and_named_after_their_files():
     assert [version.number for version in VERSIONS] == [1, 2, 3, 4, 5, 6, 7]
     assert all(version.name.startswith(f"v{version.number}_") for version in VERSIONS)
     assert all(f"Version {version.number}:" in version.module.__doc__ for version in VERSIONS)
-    assert all(f"{total(version) / 8192 / 4096:.2f}" in version.module.__doc__ for version in VERSIONS)
+    assert all(f"{total(version).total / 8192 / 4096:.2f}" in version.module.__doc__ for version in VERSIONS)
 
 
 @pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float32])
