@@ -7,10 +7,11 @@ other buffers, or, to show what that is for, every call on the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
-from fusionlib.observe.bench.results import Results, Row, Skipped
+from fusionlib.observe.bench.results import Results, Row, Skipped, read_results
 from fusionlib.observe.bench.timer import Timer
 from fusionlib.spec import GatedNorm, GroupQuant
 from fusionlib.versions.check import check_all
@@ -63,6 +64,19 @@ def recorded(results: Results, tokens: int, gate: str = "contiguous", context: s
         for row in results.rows
         if (row.tokens, row.gate, row.context) == wanted
     ]
+
+
+def everywhere(
+    tokens: int, gate: str = "contiguous", context: str = ROTATING, *, data: Path | None = None
+) -> dict[str, list[Timed]]:
+    """Device -> what is recorded of one case in `data`, the checkout's by default; only devices that have it."""
+    from fusionlib.observe.evidence import benchmarks
+
+    found = {}
+    for benchmark in benchmarks(data):
+        if timed := recorded(read_results(benchmark.document, benchmark.path.name), tokens, gate, context):
+            found[benchmark.manifest.machine.device] = timed
+    return found
 
 
 def _check(results: Results, seed: int, device: str, say: Callable[[str], None]) -> None:

@@ -77,6 +77,17 @@ def test_what_was_written_reads_back_as_what_was_timed(document):
     assert record.recorded(read, 3) == []
 
 
+def test_a_record_is_found_by_device_and_case(document, tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    assert record.everywhere(2, data=tmp_path) == {}
+    (tmp_path / "benchmarks" / "gpu-versions.json").write_bytes(document.path.read_bytes())
+    assert record.everywhere(3, data=tmp_path) == {}
+    ((device, timed),) = record.everywhere(2, "strided", data=tmp_path).items()
+    assert device == document.manifest.machine.device and [one.key for one in timed] == KEYS
+    ((_, warm),) = record.everywhere(2, context=record.WARM, data=tmp_path).items()
+    assert {one.sets for one in warm} == {1}
+
+
 def test_a_version_that_is_wrong_is_named(monkeypatch):
     found = results.Results({})
     good = record.check_all
