@@ -79,7 +79,7 @@ def worth(
     )
     return Drawing(
         fig,
-        f"What {saved_us:g} µs saved in each of {layers} layers are worth.",
+        f"What {saved_us:g} µs saved in each of {layers} layers is worth.",
         f"The share of a step that is saved, in percent, against the time of the step from {steps_ms[0]:g} to "
         f"{steps_ms[1]:g} ms: a curve that falls as the step grows, a shaded band from {BAND[0]:.0%} to "
         f"{BAND[1]:.0%}, a diamond at {step_ms:g} ms, and {len(claims)} published statements as marks. A slider "
@@ -154,9 +154,7 @@ def _summary(saved_us: float, layers: int, step_ms: float, claims: Sequence[Clai
     if claims and not off:
         text += " The published statements lie on this curve, each at the step time that it implies."
     elif off:
-        text += (
-            f" {len(off)} of {len(claims)} published statements lie off this curve: they were made of another saving."
-        )
+        text += f" {len(off)} of {len(claims)} published statements lie off this curve: they are about another saving."
     return text
 
 

@@ -176,7 +176,7 @@ def bytes_per_version(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
     return Drawing(
         fig,
         caption="Bytes that each version must move.",
-        alt=f"Stacked horizontal bars for {len(versions)} versions in {len(labels)} panels, one colour a tensor.",
+        alt=f"Stacked horizontal bars for {len(versions)} versions in {len(labels)} panels, one colour per tensor.",
         summary=" ".join(sentences),
         table=Table(
             "Bytes per element, part by part",
@@ -281,7 +281,7 @@ def chain_bars(chains: Mapping[str, Chain]) -> Drawing:
         textposition="middle right", showlegend=False, cliponaxis=False,
     )  # fmt: skip
     fig.update_yaxes(autorange="reversed", showgrid=False)
-    fig.update_xaxes(title_text="instructions, one waiting for the other", range=[0, 1.1 * max(lengths)])
+    fig.update_xaxes(title_text="instructions, each waiting for the one before", range=[0, 1.1 * max(lengths)])
     fig.update_layout(
         barmode="stack", height=190 + 44 * len(names), bargap=0.35, legend={"traceorder": "normal"}, margin={"t": 100}
     )

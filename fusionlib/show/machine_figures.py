@@ -53,7 +53,7 @@ def machine_bars(code: Mapping[str, tuple[Mapping[str, int], int]], of: str) -> 
     return Drawing(
         fig,
         caption=f"Machine instructions per element, {of}.",
-        alt=f"Stacked horizontal bars for {len(names)} kernels, one colour a kind of instruction, the sum at the end.",
+        alt=f"Stacked horizontal bars for {len(names)} kernels, one colour per kind, the sum at the end.",
         summary=(
             f"From {totals[first]:.1f} instructions per element in “{first}” to {totals[last]:.1f} in “{last}”, "
             f"{totals[last] / totals[first]:.0%}. The kind that changed most for the better is “{most}”: "
