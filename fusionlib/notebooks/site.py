@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib import resources
@@ -26,7 +26,10 @@ from traitlets.config import Config
 from fusionlib.notebooks.catalogue import describe
 from fusionlib.notebooks.errors import SiteError
 from fusionlib.notebooks.figures import figure_html
+from fusionlib.notebooks.files import replace_folder
+from fusionlib.notebooks.links import page_links
 from fusionlib.notebooks.parameters import HEADLESS
+from fusionlib.notebooks.results import failed_since, notebook_name
 from fusionlib.show.figure import CAPTION_ROLE, PLOTLY_MIME
 
 LIGHT_STYLE = "default"
@@ -47,7 +50,10 @@ DISPLAY_PRIORITY = [
 
 @dataclass(frozen=True)
 class Page:
-    """What the index and a page's head say about one executed notebook."""
+    """What the index and a page's head say about one executed notebook.
+
+    `status` is executed, failed, or kept: a good result that a later run, which failed, did not replace.
+    """
 
     name: str
     title: str
@@ -66,7 +72,7 @@ class Page:
 def build_site(executed: Sequence[Path], site: Path) -> Path:
     """Render executed notebooks into the folder `site`, replacing what it held, and return the path of its index.
 
-    The folder is replaced only when every page could be rendered.
+    The folder is replaced only when every page could be rendered. One process at a time may do this: see `files`.
     """
     pages = [read_page(path) for path in executed]
     fresh = site.with_name(f".{site.name}.partial")
@@ -76,11 +82,10 @@ def build_site(executed: Sequence[Path], site: Path) -> Path:
     for position, (path, page) in enumerate(zip(executed, pages, strict=True)):
         before = pages[position - 1] if position else None
         after = pages[position + 1] if position + 1 < len(pages) else None
-        html = render_page(path, page, before=before, after=after)
+        html = render_page(path, page, before=before, after=after, names={page.name for page in pages})
         _write_page(fresh / page.href, html)
     _write_page(fresh / "index.html", render_index(pages))
-    shutil.rmtree(site, ignore_errors=True)
-    fresh.rename(site)
+    replace_folder(fresh, site)
     return (site / "index.html").resolve()
 
 
@@ -89,10 +94,10 @@ def read_page(path: Path) -> Page:
     about = describe(path)
     record = nbformat.read(path, as_version=4).metadata.get("fusionlib", {})
     return Page(
-        name=about.name,
+        name=notebook_name(path),
         title=about.title,
         summary=about.summary,
-        status=record.get("status", "executed"),
+        status="kept" if failed_since(path) else record.get("status", "executed"),
         seconds=record.get("seconds"),
         parameters=dict(record.get("parameters", {})),
         provenance=dict(record.get("provenance", {})),
@@ -105,8 +110,10 @@ def render_index(pages: Sequence[Page]) -> str:
     return environment.get_template("index.html.j2").render(pages=pages)
 
 
-def render_page(path: Path, page: Page, *, before: Page | None = None, after: Page | None = None) -> str:
-    """Return the HTML of one executed notebook, with links to its neighbours."""
+def render_page(
+    path: Path, page: Page, *, before: Page | None = None, after: Page | None = None, names: Collection[str] = ()
+) -> str:
+    """Return the HTML of one executed notebook, with links to its neighbours and to the pages called `names`."""
     exporter = HTMLExporter(
         config=Config(NbConvertBase={"display_data_priority": DISPLAY_PRIORITY}),
         template_name="page",
@@ -127,7 +134,7 @@ def render_page(path: Path, page: Page, *, before: Page | None = None, after: Pa
             html, _ = exporter.from_notebook_node(node, resources={"fusionlib": context})
         except UserWarning as warning:
             raise SiteError(f"{path.stem}: an output would be missing: {warning}; give it a text/plain form") from None
-    return html
+    return page_links(html, names)
 
 
 def _says_headless_only(cell: nbformat.NotebookNode) -> bool:
