@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 
+from fusionlib.notebooks.prose import swallowed
 from fusionlib.notebooks.site import DISPLAY_PRIORITY
 from fusionlib.show.figure import PLOTLY_MIME
 
@@ -23,14 +24,17 @@ WORDS = ("caption", "alt", "summary")
 
 
 def audit(path: Path, *, root: Path) -> list[str]:
-    """Return what is wrong with the outputs of the executed notebook at `path`, a sentence each that names the cell.
+    """Return what is wrong with the executed notebook at `path`, a sentence each that names the cell.
 
-    Looked for: a figure without its words or its text form, an output that neither the page nor a plain reader can
-    show, messages on stderr, and texts that belong to this machine: its folders and its name. `root` is the checkout.
+    Looked for: prose that Markdown would not show as it is written, a figure without its words or its text form, an
+    output that neither the page nor a plain reader can show, messages on stderr, and texts that belong to this machine:
+    its folders and its name. `root` is the checkout.
     """
     private = private_texts(root)
     problems = []
     for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            problems += [f"{path.stem}: cell {cell.id}: {problem}" for problem in swallowed(cell.source)]
         for output in cell.get("outputs", ()):
             problems += [f"{path.stem}: cell {cell.id}: {problem}" for problem in _problems(output, private)]
     return problems

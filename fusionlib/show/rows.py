@@ -308,7 +308,7 @@ def kernel_hover(kernel: Kernel) -> str:
         if shape is not None:
             lines.append(f"{name} {' × '.join(map(str, shape))}")
     if kernel.registers is not None:
-        lines.append(f"{kernel.registers} registers a thread")
+        lines.append(f"{kernel.registers} registers per thread")
     if kernel.shared_bytes is not None:
         lines.append(f"{kernel.shared_bytes} bytes of shared memory a block")
     if kernel.occupancy_percent is not None:

@@ -1,4 +1,4 @@
-"""Times over tokens and over the floor, against numbers worked out by hand."""
+"""Times over tokens and over the light, against numbers worked out by hand."""
 
 import pytest
 
@@ -25,16 +25,14 @@ def test_both_panels():
 
 def test_words_and_table():
     drawing = draw()
-    assert (
-        "For 1 token “fast” is the fastest, 3.00 µs or 1.50 times the floor; “slow” takes 1.33 times" in drawing.summary
-    )
-    assert "For 8192 tokens “fast” is the fastest, 50.00 µs or 1.25 times the floor." in drawing.summary
+    assert "For 1 token “fast” is the fastest, 3.00 µs or 1.50 times light; “slow” takes 1.33 times" in drawing.summary
+    assert "For 8192 tokens “fast” is the fastest, 50.00 µs or 1.25 times light." in drawing.summary
     assert list(drawing.table.columns) == ["tokens", "slow", "fast", "light"]
     assert [list(row) for row in drawing.table.rows][2] == ["8192", "–", "50.00", "40.00"]
 
 
 def test_what_undercuts_the_floor_is_named():
-    assert "the floor is none there: fast, slow." in draw(floor="light", series=SERIES | {"light": {64: 9.0}}).summary
+    assert "bounds nothing there: fast, slow." in draw(floor="light", series=SERIES | {"light": {64: 9.0}}).summary
     assert "floor is none" not in draw().summary
 
 

@@ -100,7 +100,7 @@ def test_hover_says_what_the_trace_says(steps):
     named = steps["two"].with_nodes({"norm": ["mul", "rsqrt"]})
     first, second = bars(timeline({"two": named}).fig, "kernel").hovertext
     for said in (
-        "queue delay 2.00 µs", "grid 32 × 1 × 1", "block 256 × 1 × 1", "40 registers a thread", "operator mul",
+        "queue delay 2.00 µs", "grid 32 × 1 × 1", "block 256 × 1 × 1", "40 registers per thread", "operator mul",
         "1024 bytes of shared memory", "occupancy 75 %", "GPU 0, stream 7", "FX nodes: mul, rsqrt", "4.00 µs",
         "cudaLaunchKernel, correlation 1",
     ):  # fmt: skip

@@ -84,7 +84,7 @@ def test_version_7_is_launched_as_the_library_would(compiled):
 
 
 def test_the_listing_taught_version_7_something(compiled):
-    """Machine instructions an element, as the notebook tells it; on the slow unit two of the element's and two a row's.
+    """Machine instructions per element, as the notebook tells it; on the slow unit two per element and two per row.
 
     On that unit version 6 has exp, a reciprocal and one of its three roundings; version 7 rounds in pairs elsewhere.
     """
