@@ -6,6 +6,8 @@ import pytest
 
 pytest.importorskip("plotly", reason="the notebooks extra is not installed")
 
+from fusionlib.show.lines import IMPLEMENTATIONS
+from fusionlib.show.theme import shades
 from fusionlib.show.timeline import TimelineError, delta_table, timeline, times
 from tests.observe.traces import kernel, launch, op
 from tests.show import traces
@@ -244,3 +246,12 @@ def test_a_kernel_that_begins_before_the_one_in_front_has_ended_is_slimmer(tmp_p
     events = [kernel(1, 0.0, 5.0, "first"), kernel(2, 4.2, 4.0, "second"), kernel(3, 8.2, 1.0, "third")]
     drawn = bars(timeline({"three": trace_of(tmp_path / "t", events)}).fig, "kernel")
     assert drawn.width[1] < drawn.width[0] == drawn.width[2]
+
+
+def test_a_kernel_has_the_colour_of_its_variant_and_neighbours_differ(steps):
+    variants = {"two kernels": steps["two"], "one kernel": steps["one"]}
+    kernels = bars(timeline(variants).fig, "kernel")
+    two, one = shades(IMPLEMENTATIONS["two_kernel"].colour), shades(IMPLEMENTATIONS["fused"].colour)
+    assert list(kernels.marker.color) == [*two, one[0]]
+    alone = bars(timeline({"one kernel": steps["one"]}).fig, "kernel")
+    assert list(alone.marker.color) == [one[0]]
