@@ -80,6 +80,11 @@ def nanoseconds(value: Any) -> int | None:
     return value * 1000 if isinstance(value, int) else round(value * 1000)
 
 
+def readable(text: str) -> str:
+    """`text` as it can be printed: halves of characters, which JSON can spell and UTF-8 cannot, become �."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def arguments(event: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The event's arguments, none being none; None if they are no object."""
     args = event.get("args", {})
@@ -114,5 +119,5 @@ def label(event: Mapping[str, Any], args: Mapping[str, Any]) -> str:
     """
     rank, pid = args.get("rank"), event.get("pid")
     if type(rank) in (int, str):
-        return str(rank)[:40]
-    return re.sub(r"\s*\d+$", "", pid)[:40] if isinstance(pid, str) else ""
+        return readable(str(rank)[:40])
+    return readable(re.sub(r"\s*\d+$", "", pid)[:40]) if isinstance(pid, str) else ""

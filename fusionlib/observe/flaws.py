@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from fusionlib.observe.events import readable
+
 _SHOWN = 60  # characters of a name in a message
 
 
@@ -60,7 +62,7 @@ class Flaws:
 
     def place(self, name: object) -> str:
         """The event at hand in words."""
-        text = " ".join(str(name).split())
+        text = readable(" ".join(str(name).split()))
         shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
         return f"event {self.index} of traceEvents" + (f" ({shown})" if shown else "")
 

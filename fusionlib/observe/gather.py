@@ -91,15 +91,17 @@ class Gathered:
             self.begin_ns = start if self.begin_ns is None else min(self.begin_ns, start)
         if self.window and not self.window[0] <= start < self.window[1]:
             return
-        key = (self.part, events.label(event, args), f"{event.get('pid')!s:.40}")
+        if (printable := events.readable(name)) != name:
+            self.flaws.add("read with � for halves of characters", printable, kind, lost=False)
+        key = (self.part, events.label(event, args), _word(event.get("pid")))
         raw = Raw(
             index=self.flaws.index,
-            name=sys.intern(name),
+            name=sys.intern(printable),
             category=kind,
             start_ns=start,
             duration_ns=duration,
             source=self.sources.setdefault(key, Source(*key)),
-            tid=sys.intern(f"{event.get('tid')!s:.40}"),
+            tid=_word(event.get("tid")),
             external=events.external_id(args),
             correlation=correlation,
             fields=_fields(kind, event, args),
@@ -145,6 +147,11 @@ def gather(path: str | Path, limits: Limits | None = None, window_ns: tuple[int,
     return gathered
 
 
+def _word(value: Any) -> str:
+    """A process, thread or stream as text, a short one whatever the file says."""
+    return sys.intern(events.readable(f"{value!s:.40}"))
+
+
 def _fields(kind: str, event: Mapping[str, Any], args: Mapping[str, Any]) -> Mapping[str, Any]:
     """What only launches and GPU events have, by the names of `trace.Kernel`; None where the trace does not say."""
     if kind not in events.GPU_CATEGORIES and kind not in events.LAUNCH_CATEGORIES:
@@ -157,7 +164,7 @@ def _fields(kind: str, event: Mapping[str, Any], args: Mapping[str, Any]) -> Map
     device = args.get("device", event.get("pid"))
     return {
         "device": device if type(device) is int else None,
-        "stream": stream if type(stream) in (int, str) else None,
+        "stream": stream if type(stream) is int else _word(stream) if type(stream) is str else None,
         "registers": events.integer(args, "registers per thread"),
         "occupancy_percent": events.number(args.get("est. achieved occupancy %")),
         "graph_node": events.integer(args, "graph node id") or None,

@@ -126,7 +126,7 @@ class Canvas:
         several = len({call.process for call in calls}) > 1
         for call in calls:
             if call.process not in rows:
-                rows[call.process] = self.row(f"launches, {call.process}" if several else "launches")
+                rows[call.process] = self.row(f"launches\n{call.process}" if several else "launches")
             row = rows[call.process]
             starts[call] = (call.start_us - origin, row)
             self.add("launch", label, call.name, call.start_us - origin, call.duration_us, row, _call_hover(call))
@@ -135,7 +135,7 @@ class Canvas:
         for kernel in trace.kernels:
             place = (kernel.process, kernel.device, kernel.stream)
             if place not in streams:
-                streams[place] = self.row(_place(kernel), GAPPED)
+                streams[place] = self.row(_place(kernel, "\n"), GAPPED)
             row, start = streams[place], kernel.start_us - origin
             # What begins before the one in front has ended is drawn slimmer, so that both can be seen.
             height = SLIM if start < reached.get(place, start) else BAR
@@ -216,7 +216,8 @@ class Canvas:
             title_text="µs since the first bar of the step", range=[-0.01 * self.extent, 1.02 * self.extent]
         )
         fig.update_yaxes(
-            tickvals=[middle for middle, _ in self.ticks], ticktext=[escape(name) for _, name in self.ticks],
+            tickvals=[middle for middle, _ in self.ticks],
+            ticktext=[escape(name).replace("\n", "<br>") for _, name in self.ticks],
             range=[self.height, 0], showgrid=False, zeroline=False, fixedrange=True,
         )  # fmt: skip
         fig.update_layout(
@@ -294,10 +295,10 @@ def _known(value: object) -> str:
     return "?" if value is None else str(value)
 
 
-def _place(kernel: Kernel) -> str:
+def _place(kernel: Kernel, separator: str = ", ") -> str:
     """Where a GPU event ran, and for which process where the trace holds several."""
     place = f"GPU {_known(kernel.device)}, stream {_known(kernel.stream)}"
-    return place if kernel.process is None else f"{place}, {kernel.process}"
+    return place if kernel.process is None else f"{place}{separator}{kernel.process}"
 
 
 def _call_hover(call: Launch) -> str:

@@ -129,10 +129,10 @@ def test_steps_and_figures_keep_ranks_apart(tmp_path):
     assert len(launches(trace)) == 60
     figure = timeline({"both": trace.between(0, 400)}).fig
     rows = figure.layout.yaxis.ticktext
-    assert [row for row in rows if "launches" in row] == ["launches, [TP00] 4000", "launches, [TP01] 4001"]
+    assert [row for row in rows if "launches" in row] == ["launches<br>[TP00] 4000", "launches<br>[TP01] 4001"]
     assert [row for row in rows if "stream" in row] == [
-        "GPU 0, stream 7, [TP00] 4000",
-        "GPU 1, stream 7, [TP01] 4001",
+        "GPU 0, stream 7<br>[TP00] 4000",
+        "GPU 1, stream 7<br>[TP01] 4001",
     ]
 
 

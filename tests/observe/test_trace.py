@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from fusionlib.exercises.trace import trace_of_rows
 from fusionlib.observe.trace import Limits, TraceError, read_trace, totals
 from tests.observe.traces import EVENTS, kernel, launch, op, write
 
@@ -267,6 +268,19 @@ def test_a_gpu_event_without_a_time_or_name_is_skipped_and_named(tmp_path, chang
         read_trace(write(tmp_path / "t", [kernel(2, 3, 1) | change]))
 
 
+def test_halves_of_characters_can_be_shown(tmp_path):
+    """JSON can spell them, and no page, terminal or file can hold them."""
+    half = "\\ud800"
+    text = json.dumps(
+        {"traceEvents": [kernel(1, 0, 1, name="k_HALF"), kernel(2, 3, 1, stream="s_HALF", name="HALF") | {"dur": -1}]}
+    )
+    (tmp_path / "t").write_text(text.replace("HALF", half))
+    trace = read_trace(tmp_path / "t")
+    assert [k.name for k in trace.kernels] == ["k_�"]
+    said = "".join(map(str, trace.flaws))
+    assert said.encode() and "read with � for halves of characters" in said
+
+
 def test_arguments_that_are_no_object_cost_the_arguments(tmp_path):
     trace = read_trace(write(tmp_path / "t", [launch(1, 0, 1), kernel(1, 3, 1) | {"args": [1]}]))
     assert trace.kernels[0].launch is None and trace.kernels[0].start_us == 3
@@ -294,3 +308,8 @@ def test_a_window_is_what_the_whole_trace_has_there(tmp_path):
     with pytest.raises(TraceError, match="more than 150 events to keep; read a part of it"):
         read_trace(path, Limits(events=150))
     assert read_trace(path, window_us=(1e9, 2e9)).kernels == ()
+
+
+def test_rows_by_hand_must_be_right():
+    with pytest.raises(TraceError, match="skipped: a negative duration"):
+        trace_of_rows([("kernel", "k", 0.0, 1.0, {}), ("kernel", "l", 2.0, -1.0, {})])
