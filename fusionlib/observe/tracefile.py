@@ -26,7 +26,7 @@ _WHITESPACE = " \t\r\n"
 _EVENTS = "traceEvents"
 
 #: Where an event begins behind another: an object with a key that events begin with.
-_NEXT = re.compile(r'\}\s*,\s*(?=\{\s*"(?:ph|cat|name|pid|tid|ts|dur|id|args)"\s*:)')
+_NEXT = re.compile(r'(?:\}\s*)?,\s*(?=\{\s*"(?:ph|cat|name|pid|tid|ts|dur|id|args)"\s*:)')
 #: Where a list of events ends behind its last.
 _LAST = re.compile(r"\}\s*(?=\]\s*(?:[,}]|$))")
 _LIST = re.compile(rf'"{_EVENTS}"\s*:\s*\[')
@@ -184,6 +184,8 @@ class _Scanner:
             self.flaws.index = self.count
             self.count += 1
             try:
+                if character == '"':  # no event begins so: a stray quote, and a string up to the next one in an event
+                    raise _NoJson
                 value = self.value()
             except _TooLong:
                 self.flaws.add(self.too_long)
@@ -270,8 +272,9 @@ class _Scanner:
             except (ValueError, RecursionError):
                 value, end, whole = None, 0, False
             # A number at the window's edge may go on behind it ("1" or "1." of "1.5"); nothing else parses when cut.
-            if whole or len(self.text) - self.at > most or not self.more():
+            if whole or len(self.text) - self.at > most or self.ended:
                 break
+            self.more()
         if not end:
             raise _NoJson
         if end - self.at > most:

@@ -19,12 +19,12 @@ RANKS = 3
 END = {"ph": "i", "s": "g", "name": "Record Window End", "pid": "", "tid": "", "ts": 9999.0}
 
 
-def rank(number: int, device: int | None = None, count: int = 30) -> list[dict]:
-    """What rank `number` records of the program that all run: the same correlations and ids, a little later each."""
+def rank(number: int, device: int | None = None, count: int = 30, late: float = 20.0) -> list[dict]:
+    """What rank `number` records of the program that all run: the same correlations and ids, each `late` µs later."""
     generator = torch.Generator().manual_seed(number)
     jitter = torch.rand(count, generator=generator).mul(6).tolist()
     pid, device = {"pid": 4000 + number, "tid": 1}, number if device is None else device
-    start = [100.0 * i + round(20.0 * number + jitter[i], 3) for i in range(count)]
+    start = [100.0 * i + round(late * number + jitter[i], 3) for i in range(count)]
     events = [op(i + 1, start[i], 20.0, f"op {i} of rank {number}") | pid for i in range(count)]
     events += [launch(i + 1, start[i] + 5, 4.0, i + 1) | pid for i in range(count)]
     work = {i: kernel(i + 1, start[i] + 12, 6.0, f"kernel {i} of rank {number}", device=device) for i in range(count)}
@@ -105,6 +105,18 @@ def test_ranks_are_joined_as_each_alone(tmp_path, merge, same_device):
     else:
         assert merged == alone and trace.flaws == ()
         assert len({k.process for k in trace.kernels}) == RANKS == len(trace.processes)
+
+
+@pytest.mark.parametrize("merge", [sglang, tracelens, one_behind_another])
+def test_what_a_file_says_of_ranks_is_enough(tmp_path, merge):
+    """Ranks in step to the nanosecond, each on its GPU 0, so that time tells nothing."""
+    ranks = []
+    for number in range(RANKS):
+        text = json.dumps(rank(0, device=0, late=0)).replace("of rank 0", f"of rank {number}")
+        ranks.append(json.loads(text.replace('"pid": 4000', f'"pid": {4000 + number}')))
+    trace = read_trace(write(tmp_path / "merged", merge(ranks)))
+    assert all(found[:2] == (name.replace("kernel", "op"), 3.0) for name, found in joins(trace).items())
+    assert trace.flaws == () and len(joins(trace)) == RANKS * 30
 
 
 def test_processes_of_one_number_on_two_machines(tmp_path):
