@@ -58,7 +58,7 @@ def test_nothing_to_draw_is_named(tmp_path):
 
 def test_a_trace_too_long_for_one_figure_is_refused_with_the_way_out(tmp_path):
     long = trace_of(tmp_path / "t", [kernel(i + 1, float(i), 0.5, "k") for i in range(2001)])
-    with pytest.raises(TimelineError, match=r"mine: 2001 events, over the limit of 2000 .*sources.window"):
+    with pytest.raises(TimelineError, match=r"mine: 2001 events, over the limit of 2000 .*window_us"):
         timeline({"mine": long})
 
 
