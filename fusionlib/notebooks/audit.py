@@ -18,7 +18,7 @@ import nbformat
 
 from fusionlib.notebooks.prose import swallowed
 from fusionlib.notebooks.site import DISPLAY_PRIORITY
-from fusionlib.show.figure import PLOTLY_MIME
+from fusionlib.show.figure import PLOTLY_MIME, SVG_MIME
 
 WORDS = ("caption", "alt", "summary")
 
@@ -61,7 +61,8 @@ def _problems(output: Mapping[str, Any], private: Mapping[str, str]) -> Iterator
             yield f"nothing can show its output of {', '.join(data) or 'no type'}; give it a text/plain form"
         if PLOTLY_MIME in data:
             about = output.get("metadata", {}).get("fusionlib", {})
-            missing = [word for word in WORDS if not about.get(word)] + ["text/plain"] * ("text/plain" not in data)
+            missing = [word for word in WORDS if not about.get(word)]
+            missing += [form for form in ("text/plain", SVG_MIME) if form not in data]
             if missing:
                 yield f"a figure without {', '.join(missing)}; show it with fusionlib.show.show"
     text = json.dumps(output, ensure_ascii=False)
