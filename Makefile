@@ -32,8 +32,8 @@ lint: $(STAMP)  ## ruff: rules and formatting, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-lab: $(STAMP)  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks/00_the_nine_microseconds.ipynb
+lab: $(STAMP)  ## open working copies of the notebooks, in lab/, in JupyterLab
+	$(BIN)/fusionlib notebooks lab
 
 site: $(STAMP)  ## render notebooks that already ran
 	$(BIN)/fusionlib notebooks site

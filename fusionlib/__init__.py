@@ -1,20 +1,22 @@
 """fusionlib: RMSNormGated -> reshape -> FP8 group quantisation as one kernel, explained and proved.
 
-The names below are the public face. Importing this package imports torch and registers `torch.ops.fusionlib`; nothing
-of Jupyter or plotly is imported, Triton only at the first launch on a GPU, and Inductor only when the pass is used.
+The names below are the public face; each is imported when it is first used, so that a command that needs no tensor does
+not wait for torch. `torch.ops.fusionlib` is registered with the first of them, and at once where torch is imported
+already; `import fusionlib.op` registers it alone, for a process that only loads what another one compiled. Nothing of
+Jupyter or plotly is imported, Triton only at the first launch on a GPU, and Inductor only when the pass is used.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
-from fusionlib.contract import supports
-from fusionlib.op import group_quant, rms_norm_gated_group_quant
-from fusionlib.reference import dequantise
-from fusionlib.spec import GatedNorm, GroupQuant, SpecError
-
 if TYPE_CHECKING:
+    from fusionlib.contract import supports
+    from fusionlib.op import group_quant, rms_norm_gated_group_quant
+    from fusionlib.reference import dequantise
     from fusionlib.rewrite import FusionError, FusionPass, Report
     from fusionlib.rewrite.explain import explain
+    from fusionlib.spec import GatedNorm, GroupQuant, SpecError
 
 __all__ = [
     "FusionError",
@@ -30,18 +32,34 @@ __all__ = [
     "supports",
 ]
 
-_LATER = {
+_HOMES = {
     "FusionError": "fusionlib.rewrite",
     "FusionPass": "fusionlib.rewrite",
+    "GatedNorm": "fusionlib.spec",
+    "GroupQuant": "fusionlib.spec",
     "Report": "fusionlib.rewrite",
+    "SpecError": "fusionlib.spec",
+    "dequantise": "fusionlib.reference",
     "explain": "fusionlib.rewrite.explain",
+    "group_quant": "fusionlib.op",
+    "rms_norm_gated_group_quant": "fusionlib.op",
+    "supports": "fusionlib.contract",
 }
 
 
 def __getattr__(name: str) -> object:
-    """The names that need Inductor, imported when first used: it takes longer to import than torch itself."""
-    if name not in _LATER:
+    """A public name, imported from its home together with the ops."""
+    if name not in _HOMES:
         raise AttributeError(f"module 'fusionlib' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LATER[name]), name)
+    importlib.import_module("fusionlib.op")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if sys.modules.get("torch") is not None:
+    importlib.import_module("fusionlib.op")

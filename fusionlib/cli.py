@@ -7,51 +7,84 @@ Exit codes:
 
 - 0: done.
 - 1: it ran and something is wrong: a notebook failed, or `doctor` found that the walkthrough cannot run.
-- 2: it could not start: an unknown option, notebook or parameter, or an extra that is not installed.
+- 2: it could not start: an unknown option, notebook or parameter, an extra that is not installed, a folder that cannot
+  be written.
 - 130: interrupted from the keyboard.
+- 141: whatever read the output did not want the rest, as in `fusionlib notebooks list | head -1`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from fusionlib import cost, doctor, explain_command
+from fusionlib.arguments import Parser
 from fusionlib.notebooks import command as notebooks
 from fusionlib.notebooks.errors import UsageError
-from fusionlib.observe import asm, record_command
+from fusionlib.observe import asm_command, record_command
 from fusionlib.observe.bench import command as bench
 
 # One entry per subcommand: a module with `register(subparsers)`, which adds its parser and sets `run` to a function
-# (namespace) -> exit code. Such a module imports at its top only what is cheap and always installed.
-COMMANDS = (doctor, notebooks, asm, explain_command, cost, bench, record_command)
+# (namespace) -> exit code. Such a module imports at its top only what is cheap and always installed: torch is not.
+COMMANDS = (doctor, notebooks, asm_command, explain_command, cost, bench, record_command)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line with every subcommand registered."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fusionlib",
         description="RMSNormGated, reshape and FP8 group quantisation as one kernel.",
         epilog="exit codes: 0 done, 1 it ran and something is wrong, 2 it could not start, 130 interrupted",
     )
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action=_Version, help="print the version of fusionlib and of what it stands on")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for module in COMMANDS:
         module.register(subparsers)
     return parser
 
 
+class _Version(argparse.Action):
+    """Prints versions; they are looked up only when somebody asks."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        found = {name: doctor.installed_version(name) or "not installed" for name in ("fusionlib", "torch", "triton")}
+        python = ".".join(map(str, sys.version_info[:3]))
+        print("fusionlib {fusionlib} (torch {torch}, triton {triton}, ".format(**found) + f"Python {python})")
+        parser.exit()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `argv` defaults to the arguments of the process."""
-    args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
+        try:
+            args = build_parser().parse_args(argv)
+            return args.run(args)
+        finally:
+            sys.stdout.flush()  # here, where a reader that is gone can be told from a fault
     except UsageError as error:
         print(f"fusionlib: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush at its end
+        return 141
+    except OSError as error:
+        print(f"fusionlib: error: {_in_words(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("fusionlib: interrupted", file=sys.stderr)
         return 130
+
+
+def _in_words(error: OSError) -> str:
+    """A full disk, a folder that cannot be written: which file, and what the system said."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,12 @@ residual, feed-forward. It is traced once with fake tensors and chained, so that
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-
-from fusionlib import reference
-from fusionlib.spec import GatedNorm, GroupQuant
-
 if TYPE_CHECKING:
+    import torch
     from torch import fx
 
 LIMIT = 1.0  # CPU seconds per 10,000 nodes
@@ -53,10 +47,9 @@ def register(subparsers: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -75,6 +68,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def measure(layers: int, runs: int = 5) -> Cost:
     """Rewrite a graph of `layers` layers `runs` times, each time a fresh one."""
+    import statistics
+
     from fusionlib.rewrite import FusionPass
 
     fusion, layer, seconds = FusionPass("cpu"), traced_layer(), []
@@ -90,6 +85,11 @@ def _layer(
     hidden: torch.Tensor, w_in: torch.Tensor, weight: torch.Tensor, w_out: torch.Tensor, w_up: torch.Tensor
 ) -> torch.Tensor:
     """[tokens, hidden] -> [tokens, hidden]."""
+    import torch.nn.functional as F
+
+    from fusionlib import reference
+    from fusionlib.spec import GatedNorm, GroupQuant
+
     projected = F.rms_norm(hidden, (HIDDEN,)) @ w_in
     x, gate = (part.unflatten(1, (HEADS, HEAD_DIM)) for part in projected.chunk(2, 1))
     normed = reference.rms_norm_gated(x, gate, weight, GatedNorm.qwen3_next(HEAD_DIM))
@@ -101,6 +101,7 @@ def _layer(
 
 def traced_layer() -> fx.Graph:
     """One layer as Inductor would get it: decomposed, with fake values."""
+    import torch
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 

@@ -77,6 +77,11 @@ def per_tensor_dynamic(x, gate, weight):
     return codes(v, v.abs().amax() / 448.0)
 
 
+def per_group_static(x, gate, weight):
+    scale = torch.full((4, 1), 0.02) * torch.arange(1, 5).view(4, 1)  # one for each group of a token
+    return codes(groups(norm(x, gate, weight)), scale)
+
+
 def block_group(x, gate, weight):
     v = groups(norm(x, gate, weight))
     return codes(v, v.abs().amax((0, 2), keepdim=True) / 448.0)
@@ -85,6 +90,10 @@ def block_group(x, gate, weight):
 def group_crosses_tokens(x, gate, weight):
     y = norm(x, gate, weight)  # rows of 512, and 384 does not divide them
     return quant(y.reshape(-1, 384).float())
+
+
+def group_of_one(x, gate, weight):
+    return quant(norm(x, gate, weight).unsqueeze(-1).float())
 
 
 def symbolic_group():
@@ -105,7 +114,17 @@ def fp8_max(x, gate, weight):
 
 def scale_arithmetic(x, gate, weight):
     v = groups(norm(x, gate, weight))
-    return codes(v, amax(v) * (1 / 448.0))
+    return codes(v, torch.where(amax(v) > 0, amax(v) / 448.0, 1.0))
+
+
+def scale_bound(x, gate, weight):
+    v = groups(norm(x, gate, weight))
+    return codes(v, amax(v).clamp(max=1200.0) / 448.0)
+
+
+def floor(x, gate, weight):
+    v = groups(norm(x, gate, weight))
+    return codes(v, amax(v).clamp(min=1e-40) / 448.0)
 
 
 def quant_division(x, gate, weight):
@@ -116,6 +135,13 @@ def quant_division(x, gate, weight):
 def ue8m0(x, gate, weight):
     v = groups(norm(x, gate, weight))
     return codes(v, torch.exp2(torch.ceil(torch.log2(amax(v) / 448.0))))
+
+
+def ue8m0_nan(x, gate, weight):
+    v = groups(norm(x, gate, weight))
+    bits = (amax(v) / 448.0).view(torch.int32)
+    exponent = ((bits >> 23) & 0xFF) + ((bits & 0x7FFFFF) != 0).int()
+    return codes(v, (exponent.clamp(1, 254) << 23).view(torch.float32))
 
 
 def clamp(x, gate, weight):
@@ -141,6 +167,10 @@ def opaque_quant():
 
 def not_gated_norm(x, gate, weight):
     return quant(groups(torch.tanh(x).flatten(1)))
+
+
+def rearranged(x, gate, weight):
+    return quant(groups(F.pad(norm(x, gate, weight), (0, 128))))
 
 
 def no_gate(x, gate, weight):
@@ -180,7 +210,12 @@ def weight_shape(x, gate, weight):
 
 
 def bias(x, gate, weight):
-    y = (rms(x.float()) * weight + weight) * F.silu(gate.float())
+    y = (rms(x.float()) + weight) * weight * F.silu(gate.float())
+    return quant(groups(y.to(x.dtype).flatten(1)))
+
+
+def eps(x, gate, weight):
+    y = rms(x.float(), eps=-1e-6) * weight * F.silu(gate.float())
     return quant(groups(y.to(x.dtype).flatten(1)))
 
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.metadata
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fusionlib import doctor
+from fusionlib.diagnosis import MINIMUM_PYTHON, _wanted
 from fusionlib.doctor import Gpu, Machine, can_run, diagnose, render, satisfies
 
 REQUIREMENTS = [
@@ -145,13 +149,52 @@ def test_every_requirement_of_the_walkthrough_has_its_cost_in_words():
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].items()
     declared = project["dependencies"] + [f'{r}; extra == "{extra}"' for extra, rs in extras for r in rs]
-    assert {name for name, _ in doctor._wanted(machine(requirements=declared))} == set(doctor.COSTS)
+    assert {name for name, _ in _wanted(machine(requirements=declared))} == set(doctor.COSTS)
 
 
 def test_as_a_script_it_needs_nothing_but_the_standard_library():
-    """What a person can still run where torch, and with it the package, cannot be imported."""
+    """What a person can still run where torch cannot be imported, and the package is not installed."""
     code = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_path({doctor.__file__!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "does not import (ModuleNotFoundError" in done.stdout or "an installation" in done.stdout
     assert "The walkthrough cannot run" in done.stdout
+
+
+@pytest.mark.parametrize("minor", range(4, 14))
+def test_every_python_3_can_parse_what_says_that_it_is_too_old(minor):
+    ast.parse(Path(doctor.__file__).read_text(encoding="utf-8"), feature_version=(3, minor))
+
+
+@pytest.mark.parametrize("version", [(3, 4, 10), (3, 8, 18), (3, 10, 13)])
+def test_an_old_python_is_told_so_and_nothing_else_runs(version, monkeypatch, capsys):
+    """The file as an old interpreter would run it: of the package and of newer syntax nothing is met."""
+    monkeypatch.setattr(sys, "version_info", (*version, "final", 0))
+    with pytest.raises(SystemExit) as end:
+        exec(compile(Path(doctor.__file__).read_text(encoding="utf-8"), doctor.__file__, "exec"), {"__name__": "x"})
+    assert end.value.code == 1
+    assert capsys.readouterr().out.startswith(f"Python {'.'.join(map(str, version))} is too old: fusionlib needs")
+
+
+def old_pythons() -> list[str]:
+    """Interpreters older than what the project needs: on the PATH, or that pyenv keeps."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    named = [path for minor in range(4, MINIMUM_PYTHON[1]) if (path := shutil.which(f"python3.{minor}"))]
+    kept = [str(path) for minor in range(4, MINIMUM_PYTHON[1]) for path in pyenv.glob(f"3.{minor}.*/bin/python")]
+    works = [path for path in named + kept if subprocess.run([path, "-c", ""], capture_output=True).returncode == 0]
+    return sorted(works)
+
+
+@pytest.mark.skipif(not old_pythons(), reason="this machine has no older Python")
+def test_the_old_pythons_of_this_machine_are_told_so():
+    for python in old_pythons():
+        done = subprocess.run([python, doctor.__file__], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (1, ""), python
+        assert "is too old: fusionlib needs Python 3.11 or newer" in done.stdout
+
+
+def test_the_oldest_python_is_the_one_that_the_project_names():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    minimum = project["requires-python"].removeprefix(">=")
+    assert ".".join(map(str, MINIMUM_PYTHON)) == minimum
+    assert f"needs Python {minimum} or newer" in Path(doctor.__file__).read_text()

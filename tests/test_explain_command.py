@@ -20,12 +20,24 @@ def misses():
 
 def wrong():
     return 7
+
+def needs(x, y, *rest, z=1):
+    return x
+
+def needed_by_the_function():
+    return lambda a, b: a + b, torch.ones(2)
+
+def raises():
+    raise RuntimeError("planted")
+
+not_callable = 3
 """
 
 
 @pytest.fixture
 def probe(tmp_path, monkeypatch):
     (tmp_path / "explain_probe.py").write_text(PROBE)
+    (tmp_path / "explain_broken.py").write_text("def make(:")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return "explain_probe"
@@ -48,13 +60,21 @@ def test_a_refusal_names_its_code_and_its_line(probe, capsys):
     [
         ("explain_probe", "MODULE:CALLABLE"),
         ("explain_probe:absent", "absent"),
+        ("explain_probe:neds", "did you mean needs?"),
+        ("explain_probe:needs", "needs arguments (x, y); name a callable that needs none"),
+        ("explain_probe:needed_by_the_function", "<lambda> cannot be traced: "),
+        ("explain_probe:raises", "RuntimeError: planted (explain_probe.py:"),
+        ("explain_probe:not_callable", "has no callable 'not_callable'"),
+        ("explain_broken:make", "explain_broken cannot be imported: SyntaxError"),
         ("no_such_module:make", "no_such_module"),
         ("explain_probe:wrong", "returned int"),
     ],
 )
 def test_a_wrong_target_is_named(probe, capsys, target, words):
     assert main(["explain", target]) == 2
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert words in said and said.startswith(f"fusionlib: error: {target!r}" if ":" not in target else "fusionlib: ")
+    assert len(said.splitlines()) == 1
 
 
 def test_one_reason_is_explained_by_its_example(capsys):

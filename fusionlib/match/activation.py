@@ -17,13 +17,15 @@ from fusionlib.match.graph import (
     is_div,
     is_mul,
     is_narrowing,
-    literal,
+    numel,
+    one_over,
     operands,
     peel_exact,
     same,
     with_literal,
 )
 from fusionlib.match.reasons import Stop
+from fusionlib.match.sizes import equal
 
 #: Elementwise operations that are activations, none of them ours; named so that a refusal can say so.
 OTHER_ACTIVATIONS = {
@@ -72,11 +74,11 @@ def _silu(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
     if is_mul(node):
         for gate, other in (operands(node), operands(node)[::-1]):
             read = _sigmoid(peel_exact(other)) if isinstance(other, fx.Node) else None
-            if read is not None and same(gate, read[0]):
+            if read is not None and same(gate, read[0]) and equal(numel(gate), numel(node)):
                 return gate, [peel_exact(other), *read[1]]
     if is_div(node) and isinstance(node.args[0], fx.Node):
         read = _one_plus_exp_neg(node.args[1])
-        if read is not None and same(node.args[0], read[0]):
+        if read is not None and same(node.args[0], read[0]) and equal(numel(node.args[0]), numel(node)):
             return read
     return None
 
@@ -84,11 +86,7 @@ def _silu(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
 def _sigmoid(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
     if is_call(node, aten.sigmoid.default):
         return node.args[0], []
-    if is_call(node, aten.reciprocal.default):
-        return _one_plus_exp_neg(node.args[0])
-    if is_div(node) and literal(node.args[0]) == 1.0:
-        return _one_plus_exp_neg(node.args[1])
-    return None
+    return _one_plus_exp_neg(one_over(node))
 
 
 def _one_plus_exp_neg(node: object) -> tuple[fx.Node, list[fx.Node]] | None:

@@ -7,19 +7,20 @@ in row-major order, whatever its shape: every reshape, squeeze, flatten or clone
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
 from math import prod
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fusionlib.match.lines import source_line as source_line
+from fusionlib.match.sizes import equal, plain, same_shape
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
 NARROW = (torch.bfloat16, torch.float16)
 FLOATS = (*NARROW, torch.float32)
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 # Same elements in the same row-major order, whatever the strides of the result.
 _VIEWS = {
@@ -42,6 +43,14 @@ _VIEWS = {
 # Views only if they drop, repeat or move nothing.
 _VIEWS_IF_SAME_SHAPE = {aten.expand.default, aten.slice.Tensor, aten.copy.default}
 _CASTS = {prims.convert_element_type.default, aten._to_copy.default, aten.to.dtype}
+
+#: Tensors filled with one number, and which argument it is.
+_FILLS = {
+    aten.full.default: 1,
+    aten.full_like.default: 1,
+    aten.new_full.default: 2,
+    aten.scalar_tensor.default: 0,
+}
 
 _MUL = {aten.mul.Tensor, aten.mul.Scalar}
 _ADD = {aten.add.Tensor, aten.add.Scalar}
@@ -81,21 +90,9 @@ def dtype(node: fx.Node) -> torch.dtype | None:
 
 
 def shape(node: fx.Node) -> tuple:
-    """The shape of a tensor node; `()` where it is none."""
+    """The shape of a tensor node, sizes as numbers where they are; `()` where it is none."""
     val = value(node)
-    return () if val is None else tuple(val.shape)
-
-
-def equal(a, b) -> bool:
-    """Whether two sizes are equal for every value of the symbols in them; adds no guard."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    return statically_known_true(a == b)
-
-
-def same_shape(a: tuple, b: tuple) -> bool:
-    """Whether two shapes are equal for every value of the symbols in them."""
-    return len(a) == len(b) and all(equal(p, q) for p, q in zip(a, b, strict=True))
+    return () if val is None else tuple(plain(size) for size in val.shape)
 
 
 def numel(node: fx.Node):
@@ -118,7 +115,8 @@ def _widens(node: fx.Node) -> bool:
     return source is not None and (source == target or (source in FLOATS and target is torch.float32))
 
 
-def _view_source(node: fx.Node) -> fx.Node | None:
+def _copy_source(node: fx.Node) -> fx.Node | None:
+    """What `node` is a reshape or copy of, in the same dtype, or None."""
     if is_call(node, *_VIEWS):
         return node.args[0] if isinstance(node.args[0], fx.Node) else None
     if is_call(node, *_VIEWS_IF_SAME_SHAPE):
@@ -127,6 +125,13 @@ def _view_source(node: fx.Node) -> fx.Node | None:
             return source
     if is_cast(node) and dtype(node.args[0]) == dtype(node):
         return node.args[0]
+    return None
+
+
+def _view_source(node: fx.Node) -> fx.Node | None:
+    """What `node` is a reshape or copy of, in the same dtype, or once times, or None."""
+    if (source := _copy_source(node)) is not None:
+        return source
     if is_mul(node) and (pair := with_literal(node)) is not None and pair[1] == 1.0:
         return pair[0] if dtype(pair[0]) == dtype(node) else None  # 1.0 / v is traced as reciprocal(v) * 1.0
     return None
@@ -139,25 +144,17 @@ def peel_views(node: fx.Node) -> fx.Node:
     return node
 
 
+def below(node: fx.Node) -> fx.Node | None:
+    """The node of which `node` is a reshape, a copy or a cast that loses nothing, or None where it is its own value."""
+    source = _view_source(node)
+    return node.args[0] if source is None and is_cast(node) and _widens(node) else source
+
+
 def peel_exact(node: fx.Node) -> fx.Node:
     """The node whose values these are, below reshapes, copies and casts that lose nothing."""
-    while True:
-        node = peel_views(node)
-        if not is_cast(node) or not _widens(node):
-            return node
-        node = node.args[0]
-
-
-def chain(node: fx.Node) -> Iterator[fx.Node]:
-    """`node` and every node that `peel_exact` passes on the way down, the last one included."""
-    while True:
-        yield node
-        source = _view_source(node)
-        if source is None:
-            if not is_cast(node) or not _widens(node):
-                return
-            source = node.args[0]
+    while (source := below(node)) is not None:
         node = source
+    return node
 
 
 def same(a: object, b: object) -> bool:
@@ -167,20 +164,21 @@ def same(a: object, b: object) -> bool:
 
 def literal(arg: object) -> float | None:
     """The number that `arg` is: a Python number, or a tensor filled with one; None if only known at run time."""
-    if isinstance(arg, bool):
-        return None
-    if isinstance(arg, (int, float)):
-        return float(arg)
-    if not isinstance(arg, fx.Node):
-        return None
-    node = peel_views(arg)
-    if is_cast(node):
-        inner = literal(node.args[0])
-        return None if inner is None else float(torch.tensor(inner, dtype=dtype(node)))
-    if is_call(node, aten.full.default, aten.full_like.default, aten.scalar_tensor.default):
-        fill = literal(node.args[0 if node.target is aten.scalar_tensor.default else 1])
-        return None if fill is None else float(torch.tensor(fill, dtype=dtype(node)))
-    return _constant(node)
+    dtypes: list[torch.dtype] = []  # what the number is cast to on its way, outermost first
+    while isinstance(arg, fx.Node):
+        node = arg
+        while (source := _copy_source(node)) is not None:
+            node = source
+        if not is_cast(node) and not is_call(node, *_FILLS):
+            number = _constant(node)
+            break
+        dtypes.append(dtype(node))
+        arg = node.args[_FILLS.get(node.target, 0)]
+    else:
+        number = float(arg) if isinstance(arg, (int, float)) and not isinstance(arg, bool) else None
+    for kind in reversed(dtypes if number is not None else []):
+        number = float(torch.tensor(number, dtype=kind))
+    return number
 
 
 def _constant(node: fx.Node) -> float | None:
@@ -205,14 +203,48 @@ def operands(node: fx.Node) -> tuple[object, object]:
     return node.args[0], node.args[1]
 
 
-def with_literal(node: fx.Node) -> tuple[object, float] | None:
+def with_literal(node: fx.Node) -> tuple[fx.Node, float] | None:
     """(other operand, number) of a commutative binary node that has a literal operand, else None."""
     a, b = operands(node)
     for tensor, number in ((a, b), (b, a)):
-        read = literal(number)
-        if read is not None and isinstance(tensor, fx.Node):
+        read = literal_beside(node, tensor, number)
+        if read is not None:
             return tensor, read
     return None
+
+
+def literal_beside(node: fx.Node, tensor: object, number: object) -> float | None:
+    """The number that an operand of `node` is, where the other one, `tensor`, gives the result its shape.
+
+    A tensor of one number counts only as far as it is used like that number: where it widens the result, the values of
+    `tensor` are repeated, and none of them stands where it stood.
+    """
+    if not isinstance(tensor, fx.Node) or not same_shape(shape(tensor), shape(node)):
+        return None
+    return literal(number)
+
+
+def divided_by_literal(node: object) -> tuple[fx.Node, float] | None:
+    """(numerator, number) of a division by a literal, else None."""
+    if not is_div(node):
+        return None
+    read = literal_beside(node, *operands(node))
+    return None if read is None else (node.args[0], read)
+
+
+def one_over(node: object) -> fx.Node | None:
+    """What `node` is the reciprocal of: `reciprocal(v)`, or `1 / v`."""
+    if is_call(node, aten.reciprocal.default):
+        return node.args[0]
+    if is_div(node) and literal_beside(node, node.args[1], node.args[0]) == 1.0:
+        return node.args[1]
+    return None
+
+
+def result_of(node: object, *targets: object) -> tuple[fx.Node, int] | None:
+    """(call, index) where `node` takes one result of a call of `targets`, which has several; else None."""
+    taken = isinstance(node, fx.Node) and node.op == "call_function" and node.target is operator.getitem
+    return (node.args[0], node.args[1]) if taken and is_call(node.args[0], *targets) else None
 
 
 def broadcast_last(operand: fx.Node, target: tuple) -> tuple[fx.Node, int] | None:
@@ -294,7 +326,23 @@ def _clamp_step(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | N
                 return None
             bound = _as_stored(node, pair[1])
             return (pair[0], bound, None) if is_low else (pair[0], None, bound)
-    return None
+    return _chosen_bound(node) if is_call(node, aten.where.self) else None
+
+
+def _chosen_bound(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | None:
+    """(v, low, high) of `where(v < low, low, v)` or `where(v > high, high, v)`, which keep NaN as a clamp does."""
+    condition, chosen, kept = node.args
+    low = is_call(condition, aten.lt.Scalar, aten.lt.Tensor, aten.le.Scalar, aten.le.Tensor)
+    high = is_call(condition, aten.gt.Scalar, aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor)
+    if not (low or high) or not isinstance(condition.args[0], fx.Node):
+        return None
+    bound = literal_beside(node, kept, chosen)
+    if bound is None or literal_beside(condition, *operands(condition)) is None:
+        return None
+    compared, against = peel_exact(condition.args[0]), _as_stored(kept, literal(condition.args[1]))
+    if compared is not peel_exact(kept) or dtype(kept) != dtype(node) or torch.tensor(against) != torch.tensor(bound):
+        return None
+    return (kept, bound, None) if low else (kept, None, bound)
 
 
 def _as_stored(node: fx.Node, number: float) -> float:

@@ -19,7 +19,6 @@ from fusionlib.match.graph import (
     aten,
     describe,
     dtype,
-    equal,
     is_add,
     is_call,
     is_div,
@@ -37,19 +36,30 @@ from fusionlib.match.graph import (
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import NormRead, Trail
 from fusionlib.match.root import Root, find_root, read_root, repeats_along
+from fusionlib.match.sizes import equal
 from fusionlib.spec import GatedNorm
 
+_MOST_FACTORS = 16  # a gated norm has five; a value squared k times is a product of 2^k
+_REARRANGING = (
+    aten.constant_pad_nd.default, aten.cat.default, aten.slice.Tensor, aten.select.int, aten.index.Tensor,
+    aten.index_select.default, aten.gather.default, aten.permute.default, aten.transpose.int, aten.t.default,
+    aten.flip.default, aten.roll.default, aten.expand.default, aten.repeat.default, aten.as_strided.default,
+)  # fmt: skip
 _SHOULD_BE = "norm(x) * weight * act(gate), or norm(x * act(gate)) * weight"
 
 
 @dataclass
 class _Level:
-    """Factors multiplied in float32, and the dtype their product is rounded to (None: not rounded)."""
+    """Factors multiplied in float32, a bias added to their product, and the dtype that it is rounded to.
+
+    `rounded` is None where it is not rounded: at the top, or where the level ends at a bias inside a larger product.
+    """
 
     rounded: torch.dtype | None
     node: fx.Node
     factors: dict[str, object] = field(default_factory=dict)
     inner: fx.Node | None = None
+    bias: fx.Node | None = None
 
 
 def read_norm(y: fx.Node, trail: Trail) -> NormRead:
@@ -111,7 +121,7 @@ def _cuts(y: fx.Node, levels: list[_Level], order: tuple[str, ...], names: dict[
         if ranks[0] <= seen:
             raise Stop("order", level.node, _SHOULD_BE, f"{'/'.join(level.factors)} inside another rounding")
         seen = ranks[-1]
-        if index:
+        if index and level.rounded is not None:
             first = order[ranks[0]]
             if first not in names:
                 raise Stop("rounding", level.node, "a rounding point of fusionlib.GatedNorm", describe(level.node))
@@ -137,18 +147,34 @@ def _finish(
     if act.rounded is not None:
         points["activation"] = act.rounded
     for point, rounded in points.items():
-        if rounded != dtype(x):
+        if rounded != dtype(x) and point != "output":
             node = act.node if point == "activation" else y
             raise Stop("rounding", node, f"roundings to {dtype(x)}, the dtype of x", f"{point} rounded to {rounded}")
+    output = points.get("output")
     if dtype(x) is torch.float32:
-        points = {"output": torch.float32}  # nothing to round: one spelling for it
+        points = {"output": output}  # nothing else to round: one spelling for it
     weight = next((level.factors["weight"] for level in levels if "weight" in level.factors), None)
     offset = 0
     if weight is not None:
         weight, offset = _weight_and_offset(weight)
         trail.add("weight", weight)
-    spec = GatedNorm(root.size, root.eps, act.kind, norm_before_gate, offset, frozenset(points))
-    return NormRead(x, act.gate, weight, spec)
+    bias = _bias(levels, trail)
+    out_dtype = None if output in (None, dtype(x)) else output
+    spec = GatedNorm(root.size, root.eps, act.kind, norm_before_gate, offset, frozenset(points), out_dtype)
+    return NormRead(x, act.gate, weight, bias, spec)
+
+
+def _bias(levels: list[_Level], trail: Trail) -> fx.Node | None:
+    """The bias, which must be added to the norm times its weight, before a gate that comes behind the norm."""
+    biased = [index for index, level in enumerate(levels) if level.bias is not None]
+    if not biased:
+        return None
+    index = biased[0]
+    outside = {label for level in levels[:index] for label in level.factors}
+    if len(biased) > 1 or "weight" in outside or "gate" in levels[index].factors:
+        raise Stop("bias", levels[index].node, "norm(x) * weight + bias", "a bias added elsewhere")
+    trail.add("bias", levels[index].bias)
+    return levels[index].bias
 
 
 def _as_many(code: str, node: fx.Node, y: fx.Node, what: str) -> None:
@@ -163,8 +189,8 @@ def _weight_and_offset(weight: fx.Node) -> tuple[fx.Node, int]:
     """(the weight, 1) for 1 + weight in float32; any other vector, an addition in 16 bits included, is the weight."""
     if is_add(weight) and dtype(weight) is torch.float32:
         pair = with_literal(weight)
-        if pair is not None and pair[1] in (0.0, 1.0):
-            return peel_exact(pair[0]), int(pair[1])
+        if pair is not None and pair[1] == 1.0:
+            return peel_exact(pair[0]), 1
     return weight, 0
 
 
@@ -173,10 +199,12 @@ def _levels(y: fx.Node, root: Root, trail: Trail) -> list[_Level]:
     levels: list[_Level] = []
     node: fx.Node | None = y
     while node is not None:
-        if len(levels) > 3:
-            raise Stop("rounding", node, "at most three roundings on the way", "more of them")
+        if len(levels) > 4:
+            raise Stop("rounding", node, "at most three roundings and a bias on the way", "more of them")
         level = _level(node, root, trail, {label for done in levels for label in done.factors})
         if levels and not levels[-1].factors:
+            if levels[-1].bias is not None:
+                raise Stop("bias", node, "one bias, added to norm(x) * weight", "another one on top of it")
             raise Stop("rounding", node, "one rounding of a product", "two in a row")
         levels.append(level)
         node = level.inner
@@ -196,6 +224,11 @@ def _level(node: fx.Node, root: Root, trail: Trail, taken: set[str]) -> _Level:
             raise Stop("rounding", top, f"one rounding, to {rounded}", f"another to {dtype(top)}")
         rounded = dtype(top)
     level = _Level(rounded, peel_exact(node))
+    if (added := _biased(top)) is not None:
+        value, level.bias = added
+        top = peel_exact(value)
+        if dtype(top) in NARROW:
+            raise Stop("rounding", top, "no rounding between the product and the bias", describe(top))
     spare: list[fx.Node] = []
     for operand, target in _factors(top, root):
         _place(level, operand, target, root, spare, taken | set(level.factors))
@@ -211,6 +244,8 @@ def _factors(top: fx.Node, root: Root) -> list[tuple[fx.Node, tuple]]:
     found: list[tuple[fx.Node, tuple]] = []
     stack: list[tuple[fx.Node, tuple, bool]] = [(top, shape(top), True)]
     while stack:
+        if len(found) + len(stack) > _MOST_FACTORS:
+            raise Stop("not_gated_norm", top, _SHOULD_BE, f"a product of more than {_MOST_FACTORS} factors")
         operand, target, is_top = stack.pop()
         node = peel_exact(operand)
         leaf = _is_root(operand, node, root) or same(node, root.value) or (not is_top and dtype(node) in NARROW)
@@ -229,7 +264,7 @@ def _factors(top: fx.Node, root: Root) -> list[tuple[fx.Node, tuple]]:
 
 
 def _divides_by(node: fx.Node, root: Root) -> bool:
-    operand = node.args[1] if is_div(node) else None
+    operand = node.args[1] if is_div(node) and isinstance(node.args[0], fx.Node) else None
     return isinstance(operand, fx.Node) and _is_root(operand, peel_exact(operand), root)
 
 
@@ -257,9 +292,9 @@ def _place(level: _Level, operand: fx.Node, target: tuple, root: Root, spare: li
         label, part = "gate", act
     elif is_vector_of(operand, target):
         label = "weight"
-    if label is None and dtype(node) in NARROW and _holds(node, root):
+    if label is None and ((dtype(node) in NARROW and _holds(node)) or _biased(node) is not None):
         if level.inner is not None:
-            raise Stop("rounding", node, "one rounded factor", "two of them")
+            raise Stop("rounding", node, "one rounded or biased factor", "two of them")
         level.inner = node
     elif label is None:
         spare.append(operand)
@@ -269,9 +304,9 @@ def _place(level: _Level, operand: fx.Node, target: tuple, root: Root, spare: li
         level.factors[label] = part
 
 
-def _holds(node: fx.Node, root: Root) -> bool:
-    """Whether the norm's root is a factor somewhere below `node`."""
-    return find_root(node) is not None and (is_narrowing(node) or is_mul(node) or is_div(node))
+def _holds(node: fx.Node) -> bool:
+    """Whether a norm's root is a factor somewhere below `node`."""
+    return (is_narrowing(node) or is_mul(node) or is_div(node) or is_add(node)) and find_root(node) is not None
 
 
 def _settle(level: _Level, spare: list[fx.Node], root: Root) -> None:
@@ -291,8 +326,8 @@ def _settle(level: _Level, spare: list[fx.Node], root: Root) -> None:
 def _foreign(operand: fx.Node, level: _Level) -> Stop:
     """The reason for a factor that is no part of a gated norm."""
     node = peel_exact(operand)
-    if is_add(node) and (bias := _bias(node)) is not None:
-        return Stop("bias", node, f"nothing added: {_SHOULD_BE}", f"{describe(bias)} added by %{node.name}")
+    if _rearranged(node):
+        return Stop("rearranged", node, "the value as the norm leaves it", describe(node))
     if literal(operand) is not None or numel(node) == 1:
         return Stop("not_gated_norm", node, _SHOULD_BE, f"a further factor: {describe(node)}")
     if dtype(node) in NARROW and (is_mul(node) or is_add(node)):
@@ -304,21 +339,36 @@ def _foreign(operand: fx.Node, level: _Level) -> Stop:
     return Stop("not_gated_norm", node, _SHOULD_BE, f"a further factor: {describe(node)}")
 
 
-def _bias(node: fx.Node) -> fx.Node | None:
-    """The vector that an addition adds to every row of the norm, if it does that."""
+def _biased(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """(value, bias) if `node` adds a vector to every row of a norm."""
+    if not is_add(node):
+        return None
     for value, vector in (operands(node), operands(node)[::-1]):
         both = isinstance(value, fx.Node) and isinstance(vector, fx.Node)
         if both and is_vector_of(vector, shape(node)) and find_root(value) is not None:
-            return peel_exact(vector)
+            return value, peel_exact(vector)
     return None
 
 
 def _foreign_activation(operand: object) -> bool:
-    if not isinstance(operand, fx.Node):
+    """Whether an operand is an activation that is not ours, in one operation or in the few that it is decomposed to."""
+    queue, seen = deque([operand]), 0
+    while queue and seen < 8:
+        node, seen = queue.popleft(), seen + 1
+        node = peel_exact(node) if isinstance(node, fx.Node) else node
+        node = peel_exact(node.args[0]) if is_narrowing(node) else node
+        if is_call(node, *OTHER_ACTIVATIONS):
+            return True
+        if is_mul(node) or is_add(node):
+            queue.extend(operands(node))
+    return False
+
+
+def _rearranged(node: fx.Node) -> bool:
+    """Whether `node` moves the elements of a norm."""
+    if not is_call(node, *_REARRANGING):
         return False
-    node = peel_exact(operand)
-    node = peel_exact(node.args[0]) if is_narrowing(node) else node
-    return is_call(node, *OTHER_ACTIVATIONS)
+    return any(find_root(source) is not None for source in node.all_input_nodes[:4])
 
 
 def _no_norm(y: fx.Node) -> Stop:
@@ -329,6 +379,8 @@ def _no_norm(y: fx.Node) -> Stop:
         if node in seen:
             continue
         seen.add(node)
+        if _rearranged(node):
+            return Stop("rearranged", node, "the value as the norm leaves it", describe(node))
         if is_call(node, aten.native_layer_norm.default, aten.var_mean.correction, aten.layer_norm.default):
             return Stop("layer_norm", node, "a mean of squares", describe(node))
         queue.extend(node.all_input_nodes[:3])

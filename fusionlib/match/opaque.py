@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
-from fusionlib.match.graph import describe, peel_exact, same_shape, shape, value
+from fusionlib.match.graph import aten, describe, dtype, is_call, shape, value
 from fusionlib.match.quant import read_scaled
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import QuantRead, Trail
+from fusionlib.match.sizes import same_shape
 from fusionlib.reference import scale_storage
 from fusionlib.spec import GroupQuant, SpecError
 
@@ -46,6 +47,12 @@ class OpaqueCast:
     value: fx.Node
     scale: object
 
+
+#: What cuts or turns an allocation into the tensor that an op writes to.
+_STRIDED_VIEWS = (
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.slice.Tensor, aten.as_strided.default,
+    aten.view.default, aten.alias.default,
+)  # fmt: skip
 
 Reader = Callable[[dict[str, object]], OpaqueQuant | OpaqueCast]
 _READERS: dict[str, Reader] = {}
@@ -114,11 +121,17 @@ def read_opaque_quant(node: fx.Node, trail: Trail) -> QuantRead:
         return read_scaled(node, read.value, read.scale, trail)
     if len(shape(read.value)) != 2:
         raise Stop("opaque_quant", node, "a value of [tokens, hidden]", describe(read.value))
+    row = shape(read.value)[1]
+    if not isinstance(row, int):
+        raise Stop("symbolic_group", node, "a row length known at compile time", describe(read.value))
     codes, scale = (_output(node, target, which) for which in (read.codes, read.scale))
     if codes is None:
         raise Stop("opaque_quant", node, "codes that are used", "an output that nobody reads")
     _check_outputs(node, read, codes, scale)
-    return QuantRead(node, peel_exact(read.value), read.spec, codes, scale, opaque=True)
+    spec = read.spec
+    if dtype(read.value) is torch.float32:  # rounded to the dtype of the value, a scale keeps what it is
+        spec = replace(spec, round_scale=False)
+    return QuantRead(node, read.value, spec, codes, scale, row)
 
 
 def _check_outputs(node: fx.Node, read: OpaqueQuant, codes: fx.Node, scale: fx.Node | None) -> None:
@@ -126,8 +139,6 @@ def _check_outputs(node: fx.Node, read: OpaqueQuant, codes: fx.Node, scale: fx.N
     tokens, hidden = shape(read.value)
     wanted = [(codes, (tokens, hidden), None, read.spec.dtype)]
     if scale is not None:
-        if not isinstance(hidden, int):
-            raise Stop("symbolic_group", node, "a row length known at compile time", describe(read.value))
         wanted.append((scale, *scale_storage(tokens, hidden // read.spec.group_size, read.spec)))
     for output, size, stride, kind in wanted:
         found = value(output)
@@ -147,29 +158,54 @@ def _arguments(node: fx.Node, target: torch._ops.OpOverload) -> dict[str, object
 
 
 def _output(node: fx.Node, target: torch._ops.OpOverload, which: int | str) -> fx.Node | None:
-    """The getitem that takes an output from the call, or None if nobody reads it."""
-    if isinstance(which, str):
-        mutated = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        if target is node.target:
-            raise Stop("opaque_quant", node, "a functionalised call of this mutating op", "a call that writes in place")
-        # A functionalised op without returns leaves a None in front.
-        which = max(len(target._schema.returns), 1) + _written_tensor(node, which, mutated)
-    found = [u for u in node.users if u.target is operator.getitem and u.args[1] == which]
+    """The node that holds an output of the call, or None if nobody reads it."""
+    if isinstance(which, int):
+        return _taken(node, which)
+    if target is node.target:
+        raise Stop("opaque_quant", node, "a functionalised call of this mutating op", "a call that writes in place")
+    mutated = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    # A functionalised op without returns leaves a None in front.
+    first = max(len(target._schema.returns), 1)
+    if "_all_bases" not in node.kwargs:
+        return _taken(node, first + mutated.index(which))
+    base = _taken(node, first + node.kwargs[f"_{which}_base_index"])
+    return base if base is None or _is_whole(node, which) else _written_view(node, which, base)
+
+
+def _taken(node: fx.Node, index: int) -> fx.Node | None:
+    """The getitem that takes a result from the call, or None if nobody does."""
+    found = [user for user in node.users if user.target is operator.getitem and user.args[1] == index]
     if len(found) > 1:
-        raise Stop("opaque_quant", node, "each output taken once", f"output {which} taken {len(found)} times")
+        raise Stop("opaque_quant", node, "each output taken once", f"output {index} taken {len(found)} times")
     return found[0] if found else None
 
 
-def _written_tensor(node: fx.Node, name: str, mutated: list[str]) -> int:
-    """The position of a written argument among the tensors that a functionalised call gives back."""
-    if "_all_bases" not in node.kwargs:
-        return mutated.index(name)
-    described = [
-        key for key in node.kwargs if key.startswith(f"_{name}_") and not key.endswith(("_base_index", "_alias"))
-    ]
-    if described:  # a part of a larger tensor, which is what comes back
-        raise Stop("opaque_quant", node, f"a whole tensor for {name}", "a view of a larger one")
-    return node.kwargs[f"_{name}_base_index"]
+def _is_whole(node: fx.Node, name: str) -> bool:
+    """Whether a written argument is the whole tensor that comes back, as it lies, and no view of it."""
+    return not any(key.startswith(f"_{name}_") and not key.endswith(("_base_index", "_alias")) for key in node.kwargs)
+
+
+def _written_view(node: fx.Node, name: str, base: fx.Node) -> fx.Node | None:
+    """The one view of `base` that is the written argument again, as tracing makes it behind the call.
+
+    Scales are allocated transposed, or with room for whole vectors behind the last token: what comes back is the
+    allocation. Whoever reads it in another way than by this view keeps the site from being rewritten.
+    """
+    size, stride, offset = (node.kwargs.get(f"_{name}_{what}") for what in ("size", "stride", "storage_offset"))
+    if size is None or offset != 0:
+        raise Stop("opaque_quant", node, f"a view for {name} that starts where its tensor does", "a slice of one")
+    size, stride = (tuple(s.meta["val"] if isinstance(s, fx.Node) else s for s in each) for each in (size, stride))
+    found, stack = [], [base]
+    while stack:
+        view = stack.pop()
+        val = value(view)
+        if same_shape(tuple(val.shape), size) and same_shape(val.stride(), stride) and val.storage_offset() == 0:
+            found.append(view)
+            continue
+        stack.extend(user for user in view.users if is_call(user, *_STRIDED_VIEWS))
+    if len(found) != 1:
+        raise Stop("opaque_quant", node, f"one view of the tensor that {name} is written to", f"{len(found)} of them")
+    return found[0]
 
 
 def _read_own(arguments: dict[str, object]) -> OpaqueQuant:

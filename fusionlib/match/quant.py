@@ -6,13 +6,11 @@ import torch
 from torch import fx
 
 from fusionlib.match.graph import (
-    NARROW,
     aten,
     broadcast_last,
     clamp_bounds,
     describe,
     dtype,
-    equal,
     is_call,
     is_cast,
     is_div,
@@ -20,15 +18,16 @@ from fusionlib.match.graph import (
     is_scalar,
     literal,
     numel,
+    one_over,
     operands,
     peel_exact,
     same,
-    same_shape,
     shape,
 )
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import QuantRead, Trail
 from fusionlib.match.scale import ScaleRead, read_scale
+from fusionlib.match.sizes import equal, same_shape
 from fusionlib.spec import FP8_MAXIMA, GroupQuant
 
 _FP8 = {torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz}
@@ -54,7 +53,7 @@ def read_fp8_cast(cast: fx.Node, trail: Trail) -> QuantRead:
     if not equal(numel(numerator), numel(cast)):
         raise Stop("amax_source", quotient, "a value with an element for each code", describe(peel_exact(numerator)))
     _check_clamp(cast, bounds, read)
-    return QuantRead(cast, peel_exact(numerator), _spec(read, code_dtype, division), cast, root)
+    return QuantRead(cast, numerator, _spec(read, code_dtype, division), cast, root)
 
 
 def read_scaled(call: fx.Node, numerator: fx.Node, scale: object, trail: Trail) -> QuantRead:
@@ -73,7 +72,7 @@ def read_scaled(call: fx.Node, numerator: fx.Node, scale: object, trail: Trail) 
         code = "per_tensor_dynamic" if is_scalar(scale) else "block_group"
         raise Stop(code, call, "one scale for each run of the last dimension", describe(root))
     read = _read_own_scale(root, group, code_dtype, numerator, trail)
-    return QuantRead(call, peel_exact(numerator), _spec(read, code_dtype, "divide"), call, root)
+    return QuantRead(call, numerator, _spec(read, code_dtype, "divide"), call, root)
 
 
 def _elements_per_scale(scale: fx.Node, value: fx.Node) -> int | None:
@@ -107,6 +106,7 @@ def _spec(read: ScaleRead, code_dtype: torch.dtype, division: str) -> GroupQuant
         division,
         "ue8m0" if read.ue8m0 else "float32",
         round_scale=read.round_scale,
+        scale_division=read.division,
         fp8_max=None if read.fp8_max == FP8_MAXIMA[code_dtype][0] else read.fp8_max,
     )
 
@@ -121,12 +121,16 @@ def _below_clamp(cast: fx.Node, trail: Trail) -> tuple[fx.Node, tuple[float | No
 
 
 def _check_clamp(cast: fx.Node, bounds: tuple | None, read: ScaleRead) -> None:
-    """The clamp must be to ±fp8_max. Without one the codes are the same only while |y| / scale cannot exceed it by
-    more than its own rounding: not once the scale itself was rounded, nor for an infinity over a finite scale."""
+    """The clamp must be to ±fp8_max.
+
+    Without one the codes are the same only while |y| / scale cannot exceed fp8_max by more than its own rounding: not
+    once the scale itself was rounded, and not without a floor, below which a scale is denormal and has few digits.
+    """
     limit = read.fp8_max
     if bounds is None:
-        if read.round_scale or read.ue8m0:
-            raise Stop("clamp", cast, f"a clamp to ±{limit:g}, since the scale is rounded", "no clamp")
+        if read.round_scale or read.ue8m0 or read.floor is None:
+            why = "nothing bounds the scale from below" if read.floor is None else "the scale is rounded"
+            raise Stop("clamp", cast, f"a clamp to ±{limit:g}, since {why}", "no clamp")
         return
     if None in bounds:
         raise Stop("clamp", cast, f"a clamp to ±{limit:g}", f"bounds {bounds}")
@@ -135,7 +139,7 @@ def _check_clamp(cast: fx.Node, bounds: tuple | None, read: ScaleRead) -> None:
 
 
 def _in_float32(node: fx.Node, what: str) -> None:
-    if dtype(node) in NARROW:
+    if dtype(node) is not torch.float32:
         raise Stop("rounding", node, f"{what} in float32", describe(node))
 
 
@@ -162,11 +166,7 @@ def _reciprocal_of(factor: fx.Node) -> fx.Node | None:
     node = peel_exact(factor)
     if is_call(node, aten.expand.default):
         node = peel_exact(node.args[0])
-    if is_call(node, aten.reciprocal.default):
-        return node.args[0]
-    if is_div(node) and literal(node.args[0]) == 1.0 and isinstance(node.args[1], fx.Node):
-        return node.args[1]
-    return None
+    return one_over(node)
 
 
 def _static(quotient: fx.Node, scale: object) -> Stop:
@@ -180,13 +180,15 @@ def _scale_root(quotient: fx.Node, scale: object, repeated: object, code_dtype: 
         raise _static(quotient, scale)
     target = shape(quotient)
     below = peel_exact(scale)
-    if is_call(below, aten.expand.default):
+    while is_call(below, aten.expand.default):
         below = peel_exact(below.args[0])
     for operand in (repeated, scale):
         read = broadcast_last(operand, target)
         if read is not None:
             return below, read[1]
     # Not one number per run: reading it on says more precisely what it is.
-    read_scale(below, code_dtype, Trail())
+    read = read_scale(below, code_dtype, Trail())
     code = "per_tensor_dynamic" if is_scalar(scale) else "group_crosses_tokens"
+    if read.group_size == 1:
+        raise Stop("group_of_one", quotient, "groups of several elements", describe(below))
     raise Stop(code, quotient, "one scale for each run of the last dimension", describe(below))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import fx
 
+from fusionlib.match.graph import peel_exact
 from fusionlib.match.reasons import Reason
 from fusionlib.spec import GatedNorm, GroupQuant
 
@@ -42,15 +43,28 @@ class Miss:
 class QuantRead:
     """One quantisation, read from its anchor: `y` is quantised by `spec` into `codes` and `scale`.
 
-    `codes` and `scale` are the nodes that a rewrite replaces; `scale` is None where nobody but the cast needs it.
+    `value` is what the quantisation reads, `y` in some shape; `y` is the node that its values come from.
+    `codes` and `scale` are the nodes that a rewrite replaces; `scale` is None where nobody but the cast needs it. An
+    opaque op fixes how many elements a token has, by the shape of its argument: `row`; None where the graph leaves it
+    open.
     """
 
     anchor: fx.Node
-    y: fx.Node
+    value: fx.Node
     spec: GroupQuant
     codes: fx.Node
     scale: fx.Node | None
-    opaque: bool = False
+    row: int | None = None
+
+    @property
+    def y(self) -> fx.Node:
+        """The node that computes what is quantised."""
+        return peel_exact(self.value)
+
+    @property
+    def opaque(self) -> bool:
+        """Whether an opaque op makes the codes and the scale, so that it decides their layout."""
+        return self.row is not None
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,7 @@ class NormRead:
     x: fx.Node
     gate: fx.Node
     weight: fx.Node | None
+    bias: fx.Node | None
     spec: GatedNorm
 
 

@@ -10,10 +10,11 @@ from torch import fx
 
 from fusionlib.match.activation import read_activation
 from fusionlib.match.graph import (
-    NARROW,
+    FLOAT32_MAX,
     aten,
     broadcast_last,
     describe,
+    divided_by_literal,
     dtype,
     is_add,
     is_call,
@@ -21,14 +22,18 @@ from fusionlib.match.graph import (
     is_mul,
     is_narrowing,
     literal,
+    numel,
+    one_over,
     operands,
     peel_exact,
+    result_of,
     same,
     shape,
     with_literal,
 )
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Trail
+from fusionlib.match.sizes import equal
 
 _LIMIT = 64  # nodes looked at: a norm has a dozen, and a search without an end would not be linear in the graph
 
@@ -77,31 +82,34 @@ def _is_reciprocal_root(node: fx.Node) -> bool:
         return True
     if is_call(node, aten.pow.Tensor_Scalar) and literal(node.args[1]) == -0.5:
         return True
-    if is_call(node, aten.reciprocal.default):
-        return _is_square_root(node.args[0])
-    return is_div(node) and literal(node.args[0]) == 1.0 and _is_square_root(node.args[1])
+    return _is_square_root(one_over(node))
 
 
 def read_root(node: fx.Node, trail: Trail) -> Root:
     """Read the mean of squares below a root found by `find_root`. Raises Stop where it is no RMS norm."""
-    below = peel_exact(node.args[1] if is_div(node) else node.args[0])
-    if is_call(below, aten.sqrt.default):
-        below = peel_exact(below.args[0])
+    # Either one operation is the root, or a reciprocal and a square root are it together.
+    root = peel_exact(one_over(node)) if one_over(node) is not None else node
+    below = peel_exact(root.args[0])
     trail.add("rsqrt", node)
     mean, eps = _below_eps(below)
     squared, size = _mean(mean, trail)
-    if is_narrowing(node) or any(dtype(part) in NARROW for part in (node, below, mean, squared)):
+    if any(dtype(part) is not torch.float32 for part in (node, root, below, mean, squared)):
         raise Stop("rounding", node, "the mean of squares and its root in float32", describe(mean))
     value = _square(squared, trail)
     return Root(node, value, size, eps, is_call(node, aten.sqrt.default))
 
 
 def _below_eps(node: fx.Node) -> tuple[fx.Node, float]:
+    if is_call(node, aten.sub.Tensor) and literal(node.args[1]) is not None:
+        raise Stop("eps", node, "an epsilon that is added", describe(node))
     if not is_add(node):
         return node, 0.0
     pair = with_literal(node)
     if pair is not None:
-        return peel_exact(pair[0]), _shortest(pair[1])
+        eps = _shortest(pair[1])
+        if not 0 <= eps <= FLOAT32_MAX:
+            raise Stop("eps", node, "an epsilon of 0 or more that float32 can hold", f"{eps:g}")
+        return peel_exact(pair[0]), eps
     for mean, eps in (operands(node), operands(node)[::-1]):
         if isinstance(mean, fx.Node) and is_call(peel_exact(mean), aten.mean.dim, aten.sum.dim_IntList):
             raise Stop("scalar_not_literal", node, "a literal epsilon", describe(eps))
@@ -116,25 +124,21 @@ def _shortest(number: float) -> float:
 
 def _mean(node: fx.Node, trail: Trail) -> tuple[fx.Node, int]:
     """(what is averaged, over how many elements)."""
-    if node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem":
-        source = node.args[0]
-        if is_call(source, aten.var_mean.correction, aten.native_layer_norm.default):
-            raise Stop("layer_norm", source, "a mean of squares", describe(source))
-    if is_call(node, aten.var.correction, aten.var.dim):
-        raise Stop("layer_norm", node, "a mean of squares", describe(node))
-    divided = 0.0
-    total = node
-    if is_div(node) and (divisor := literal(node.args[1])) is not None:
-        total, divided = peel_exact(node.args[0]), divisor
+    taken = result_of(node, aten.var_mean.correction, aten.native_layer_norm.default)
+    if taken is not None or is_call(node, aten.var.correction, aten.var.dim):
+        raise Stop("layer_norm", node, "a mean of squares", describe(node if taken is None else taken[0]))
+    divided, total = None, node
+    if (pair := divided_by_literal(node)) is not None:
+        total, divided = peel_exact(pair[0]), pair[1]
     elif is_mul(node) and (pair := with_literal(node)) is not None and pair[1] > 0:
         # sum * (1 / n) is the mean only where 1 / n is exact.
         total, divided = peel_exact(pair[0]), 1.0 / pair[1]
         divided = divided if divided.is_integer() and int(divided) & (int(divided) - 1) == 0 else -1.0
-    wanted = aten.sum.dim_IntList if divided else aten.mean.dim
+    wanted = aten.mean.dim if divided is None else aten.sum.dim_IntList
     if not is_call(total, wanted):
         raise Stop("not_gated_norm", node, "the mean of squares over the last dimension", describe(node))
     size = _trailing(total)
-    if divided and divided != size:
+    if divided is not None and divided != size:
         raise Stop("mean_axis", node, f"a sum of {size} squares divided by {size}", f"divided by {divided:g}")
     trail.add("mean", total)
     return peel_exact(total.args[0]), size
@@ -162,6 +166,8 @@ def _square(node: fx.Node, trail: Trail) -> fx.Node:
     if squares or is_call(node, aten.square.default) or (is_mul(node) and same(*operands(node))):
         trail.add("square", node)
         value = node.args[0]
+        if not equal(numel(value), numel(node)):  # v[:, None] * v[None] has the same v twice, and is no square
+            raise Stop("not_gated_norm", node, "squares of single elements", describe(node))
         if _is_centred(peel_exact(value)):
             raise Stop("layer_norm", peel_exact(value), "squares of the value itself", "squares of x - mean(x)")
         return value

@@ -6,9 +6,10 @@ from math import prod
 
 from torch import fx
 
-from fusionlib.match.graph import chain, equal, numel, shape
+from fusionlib.match.graph import below, numel, shape
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import NormRead, QuantRead
+from fusionlib.match.sizes import equal
 
 
 def hidden_size(norm: NormRead, quant: QuantRead) -> int:
@@ -17,7 +18,7 @@ def hidden_size(norm: NormRead, quant: QuantRead) -> int:
     The longest static row that the value takes between norm and codes is a token's: the flattening in front of the
     quantisation. Where the model never flattens, the heads of x make the row.
     """
-    rows = _rows(norm, quant)
+    rows = _rows(norm, quant) if quant.row is None else [quant.row]
     hidden = max(rows, default=0)
     if hidden == 0:
         raise Stop("symbolic_group", quant.y, "a row length known at compile time", f"shape {list(shape(quant.y))}")
@@ -27,17 +28,20 @@ def hidden_size(norm: NormRead, quant: QuantRead) -> int:
     if hidden % size:
         raise Stop("mean_axis", quant.y, f"norms that divide a token's {hidden} elements", f"norms of {size}")
     unit = max(group, size)
-    if hidden == unit:
+    if hidden == unit and quant.row is None:
         hidden = _heads_row(norm, hidden)
-    if norm.weight is not None:
-        hidden = _with_weight(norm, hidden, rows)
+    for vector in (norm.weight, norm.bias):
+        if vector is not None:
+            hidden = _with_vector(vector, norm, hidden, rows, fixed=quant.row is not None)
     return hidden
 
 
 def _rows(norm: NormRead, quant: QuantRead) -> list[int]:
-    """Static last dimensions of every form the value takes from the norm to the codes."""
-    forms = [quant.y, norm.x]
-    forms += [node for node in _views_below(quant.y)]
+    """Static last dimensions of the forms that the value takes from the norm to the codes."""
+    forms, form = [norm.x], quant.value
+    while form is not None:
+        forms.append(form)
+        form = below(form)
     forms += [user for user in quant.codes.users if user.op == "call_function"]
     least = max(norm.spec.norm_size, quant.spec.group_size)
     rows = [shape(node)[-1] for node in forms if len(shape(node)) >= 2 and equal(numel(node), numel(quant.y))]
@@ -45,18 +49,6 @@ def _rows(norm: NormRead, quant: QuantRead) -> list[int]:
     flat = [row for row in rows if row >= least]
     # Groups of a row that is no multiple of them: the row itself says so.
     return flat or [row for row in rows if row % least]
-
-
-def _views_below(y: fx.Node) -> list[fx.Node]:
-    """Users of `y` that are views or widenings of it, and theirs."""
-    found, stack = [], [y]
-    while stack:
-        for user in stack.pop().users:
-            steps = list(chain(user)) if user.op == "call_function" else []
-            if len(steps) > 1 and y in steps:
-                found.append(user)
-                stack.append(user)
-    return found
 
 
 def _heads_row(norm: NormRead, hidden: int) -> int:
@@ -70,14 +62,12 @@ def _heads_row(norm: NormRead, hidden: int) -> int:
     return hidden
 
 
-def _with_weight(norm: NormRead, hidden: int, rows: list[int]) -> int:
-    """The row under which the weight is one per element of the norm or of the token."""
-    count = numel(norm.weight)
-    if count in (norm.spec.norm_size, hidden):
+def _with_vector(vector: fx.Node, norm: NormRead, hidden: int, rows: list[int], fixed: bool) -> int:
+    """The row under which the weight or bias is one per element of the norm or of the token."""
+    count, size = numel(vector), norm.spec.norm_size
+    if count in (size, hidden):
         return hidden
-    fits = isinstance(count, int) and (count in rows or count % max(rows) == 0)
-    if fits and count % max(norm.spec.norm_size, 1) == 0:
+    fits = not fixed and isinstance(count, int) and (count in rows or count % max(rows) == 0)
+    if fits and count % size == 0:
         return count
-    raise Stop(
-        "weight_shape", norm.weight, f"{norm.spec.norm_size} or {hidden} elements", f"shape {list(shape(norm.weight))}"
-    )
+    raise Stop("weight_shape", vector, f"{size} or {hidden} elements", f"shape {list(shape(vector))}")

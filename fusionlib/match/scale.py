@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from fusionlib.match.graph import (
+    FLOAT32_MAX,
     NARROW,
     aten,
     clamp_bounds,
     describe,
+    divided_by_literal,
     dtype,
-    equal,
+    is_add,
     is_call,
     is_cast,
     is_div,
@@ -24,14 +27,18 @@ from fusionlib.match.graph import (
     operands,
     peel_exact,
     peel_views,
+    result_of,
     shape,
+    value,
     with_literal,
 )
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Trail
+from fusionlib.match.sizes import equal
 from fusionlib.spec import FP8_MAXIMA, LEAST_FLOOR
 
 _MAX_DIM = getattr(aten.max, "dim")  # noqa: B009  (`max.dim` reads like an attribute of the builtin)
+_MAXIMA = (aten.amax.default, aten.max.default, _MAX_DIM)
 
 
 @dataclass
@@ -45,26 +52,27 @@ class ScaleRead:
     floor_on: str = "amax"
     round_scale: bool = False
     ue8m0: bool = False
+    division: str = "divide"
 
 
 def read_scale(scale: fx.Node, code_dtype: torch.dtype, trail: Trail) -> ScaleRead:
     """Read the scale whose value is `scale`, outermost operation first. Raises Stop where it is not one of ours."""
-    node, ue8m0 = scale, False
-    if is_call(node, aten.where.self) or is_call(node, aten.exp2.default, aten.pow.Scalar, aten.view.dtype):
-        node, ue8m0 = _below_power_of_two(node), True
+    node, ue8m0 = scale, _is_power_of_two(scale)
+    if ue8m0:
+        node = _below_power_of_two(node)
         trail.add("power of two", scale)
     node, scale_floor = _floor(node, trail)
     node, rounded = _below_rounding(node)
-    quotient, fp8_max = _below_division(node, code_dtype)
+    quotient, dividend, fp8_max, division = _below_division(node, code_dtype)
     trail.add("scale = amax / fp8_max", quotient)
     rounded = dtype(quotient) if dtype(quotient) in NARROW else rounded
     if dtype(quotient) in NARROW and not _rounds_alike(scale, quotient):
         raise Stop("rounding", quotient, "one rounding of the scale", describe(quotient))
-    amax, amax_floor = _floor(quotient.args[0], trail)
+    amax, amax_floor = _floor(dividend, trail)
     value, group = _amax(amax, trail)
     if scale_floor is not None and amax_floor is not None:
         raise Stop("scale_arithmetic", quotient, "one floor, of amax or of scale", "floors of both")
-    read = ScaleRead(value, group, fp8_max, ue8m0=ue8m0, round_scale=rounded is not None)
+    read = ScaleRead(value, group, fp8_max, ue8m0=ue8m0, round_scale=rounded is not None, division=division)
     read.floor, read.floor_on = (scale_floor, "scale") if scale_floor is not None else (amax_floor, "amax")
     if read.round_scale and dtype(value) != rounded:
         raise Stop("rounding", quotient, f"the scale rounded to {dtype(value)} or not at all", describe(quotient))
@@ -77,18 +85,19 @@ def _rounds_alike(scale: fx.Node, quotient: fx.Node) -> bool:
 
 def _floor(node: fx.Node, trail: Trail) -> tuple[fx.Node, float | None]:
     """(what is bound from below, the floor) where `node` is a clamp from below; a floor of 0 binds nothing."""
+    node = peel_exact(node)
     bounds = clamp_bounds(node)
     if bounds is None:
-        return peel_exact(node), None
+        return node, None
     inner, low, high = bounds
     if high is not None:
-        raise Stop("scale_arithmetic", node, "amax and scale bound from below only", f"an upper bound of {high}")
-    trail.add("floor", peel_views(node))
-    if low is not None and low < 0:
+        raise Stop("scale_bound", node, "amax and scale bound from below only", f"an upper bound of {high:g}")
+    trail.add("floor", node)
+    if low is not None and low <= 0:
         low = None  # a maximum of magnitudes is never below
-    if low and low < LEAST_FLOOR:
-        raise Stop("scale_arithmetic", node, f"a floor of at least {LEAST_FLOOR:g}", f"{low:g}")
-    return peel_exact(inner), low or None
+    if low is not None and not LEAST_FLOOR <= low <= FLOAT32_MAX:
+        raise Stop("floor", node, f"a floor from {LEAST_FLOOR:g} to {FLOAT32_MAX:g}", f"{low:g}")
+    return peel_exact(inner), low
 
 
 def _below_rounding(node: fx.Node) -> tuple[fx.Node, torch.dtype | None]:
@@ -97,36 +106,43 @@ def _below_rounding(node: fx.Node) -> tuple[fx.Node, torch.dtype | None]:
     return node, None
 
 
-def _below_division(node: fx.Node, code_dtype: torch.dtype) -> tuple[fx.Node, float]:
-    """The quotient node amax / fp8_max and fp8_max."""
+def _below_division(node: fx.Node, code_dtype: torch.dtype) -> tuple[fx.Node, fx.Node, float, str]:
+    """(the node that is amax over fp8_max, amax, fp8_max, `GroupQuant.scale_division`)."""
     maxima = FP8_MAXIMA[code_dtype]
     listed = " or ".join(f"{m:g}" for m in maxima)
-    if is_div(node) and isinstance(node.args[0], fx.Node):
-        divisor = literal(node.args[1])
-        if divisor in maxima:
-            return node, divisor
-        if divisor is not None:
-            raise Stop("fp8_max", node, f"amax divided by {listed}", f"a division by {divisor:g}")
-        if isinstance(node.args[1], fx.Node) and numel(node.args[1]) == 1:
-            raise Stop("scalar_not_literal", node, "a literal FP8 maximum", describe(node.args[1]))
-    if is_mul(node) and (pair := with_literal(node)) is not None:
-        raise Stop("scale_arithmetic", node, f"amax divided by {listed}", f"a product with {pair[1]!r}")
-    if _find_amax(node) is None:
-        code = "per_tensor_static" if equal(numel(node), 1) else "scale_arithmetic"
+    if not _has_maximum(node):
+        code = "per_tensor_static" if equal(numel(node), 1) else "per_group_static"
         raise Stop(code, node, "a scale computed from the maximum of each group", describe(node))
+    if (pair := divided_by_literal(node)) is not None:
+        if pair[1] not in maxima:
+            raise Stop("fp8_max", node, f"amax divided by {listed}", f"a division by {pair[1]:g}")
+        return node, *pair, "reciprocal" if _multiplies(node) else "divide"
+    if is_div(node) and isinstance(node.args[1], fx.Node) and numel(node.args[1]) == 1:
+        raise Stop("scalar_not_literal", node, "a literal FP8 maximum", describe(node.args[1]))
+    if is_mul(node) and (pair := with_literal(node)) is not None:
+        for fp8_max in maxima:
+            if torch.tensor(pair[1]) == torch.tensor(1.0 / fp8_max):
+                return node, pair[0], fp8_max, "reciprocal"
+        raise Stop("scale_arithmetic", node, f"amax divided by {listed}", f"a product with {pair[1]!r}")
     raise Stop("scale_arithmetic", node, f"amax divided by {listed}", describe(node))
 
 
-def _find_amax(node: fx.Node, depth: int = 12) -> fx.Node | None:
-    """A maximum a few operations above `node`, to tell a dynamic scale from a static one in a refusal."""
-    for _ in range(depth):
-        if is_call(node, aten.amax.default, aten.max.default, _MAX_DIM):
-            return node
-        inputs = node.all_input_nodes
-        if not inputs:
-            return None
-        node = inputs[0]
-    return None
+def _multiplies(division: fx.Node) -> bool:
+    """Whether PyTorch makes a product of a division by a literal: on a GPU, by a number or a scalar on the CPU."""
+    divisor = division.args[1]
+    on_cpu = not isinstance(divisor, fx.Node) or (shape(divisor) == () and value(divisor).device.type == "cpu")
+    return on_cpu and value(division).device.type != "cpu"
+
+
+def _has_maximum(scale: fx.Node) -> bool:
+    """Whether there is a maximum a few operations above a scale: what tells a dynamic one from a static one."""
+    queue, seen = deque([scale]), 0
+    while queue and seen < 24:
+        node, seen = queue.popleft(), seen + 1
+        if is_call(node, *_MAXIMA):
+            return True
+        queue.extend(node.all_input_nodes)
+    return False
 
 
 def _amax(node: fx.Node, trail: Trail) -> tuple[fx.Node, int]:
@@ -136,13 +152,17 @@ def _amax(node: fx.Node, trail: Trail) -> tuple[fx.Node, int]:
         source, dims = node.args[0], node.args[1] if len(node.args) > 1 else []
     elif is_call(node, aten.max.default):
         source, dims = node.args[0], []
-    elif node.op == "call_function" and node.target.__name__ == "getitem" and is_call(node.args[0], _MAX_DIM):
-        maximum = node.args[0]
+    elif (taken := result_of(node, _MAX_DIM)) is not None:
+        maximum, result = taken
+        if result != 0:
+            raise Stop("scale_arithmetic", node, "the maximum of the magnitudes of a group", "where it stands in it")
         source, dims = maximum.args[0], [maximum.args[1]]
     else:
         raise Stop("scale_arithmetic", node, "the maximum of the magnitudes of a group", describe(node))
     group = _group_of(maximum, source, dims)
     magnitude = peel_exact(source)
+    if is_call(magnitude, *_MAXIMA) or result_of(magnitude, _MAX_DIM) is not None:
+        raise Stop("block_group", maximum, "a maximum over the last dimension", "a maximum of maxima")
     if not is_call(magnitude, aten.abs.default):
         raise Stop("amax_source", maximum, "the maximum of magnitudes: abs before amax", describe(magnitude))
     trail.add("amax", maximum)
@@ -167,46 +187,62 @@ def _group_of(maximum: fx.Node, source: fx.Node, dims: list[int]) -> int:
     return group
 
 
+def _is_power_of_two(node: fx.Node) -> bool:
+    """Whether `node` looks like a scale rounded to a power of two, whichever way."""
+    if is_call(node, aten.where.self):
+        return is_call(peel_views(node.args[0]), aten.isnan.default)
+    return is_call(node, aten.exp2.default, aten.pow.Scalar, aten.view.dtype)
+
+
 def _below_power_of_two(node: fx.Node) -> fx.Node:
     """The scale that `node` rounds up to a power of two by its exponent bits; any other way is refused."""
     expected = "the exponent by bit operations, NaN kept: fusionlib.reference.power_of_two_at_least"
     if not is_call(node, aten.where.self):
-        raise Stop("ue8m0", node, expected, describe(node))
+        code = "ue8m0" if _power_by_bits(node) is None else "ue8m0_nan"
+        raise Stop(code, node, expected, describe(node))
     condition, kept, power = (peel_views(arg) if isinstance(arg, fx.Node) else arg for arg in node.args)
-    is_nan = is_call(condition, aten.isnan.default) and peel_exact(condition.args[0]) is peel_exact(kept)
-    if not is_nan or not _is_power_by_bits(power, peel_exact(kept)):
+    same_scale = peel_exact(condition.args[0]) is peel_exact(kept) if isinstance(kept, fx.Node) else False
+    if not same_scale or _power_by_bits(power) is not peel_exact(kept):
         raise Stop("ue8m0", node, expected, describe(power))
     return peel_exact(kept)
 
 
-def _is_power_by_bits(power: object, scale: fx.Node) -> bool:
-    """power == (clamp(exponent + (mantissa != 0), 1, 254) << 23) as float32."""
+def _power_by_bits(power: object) -> fx.Node | None:
+    """The scale of which `power` is (clamp(exponent + (mantissa != 0), 1, 254) << 23) as float32, or None."""
     shifted = _bitcast(power, torch.float32)
     clamped = _shift(shifted, (aten.__lshift__.Scalar, aten.bitwise_left_shift.Tensor_Scalar), 23)
     bounds = clamp_bounds(clamped) if clamped is not None else None
-    if bounds is None or bounds[1:] != (1.0, 254.0) or not is_call(bounds[0], aten.add.Tensor):
-        return False
-    exponent, carry = (peel_views(arg) if isinstance(arg, fx.Node) else arg for arg in operands(bounds[0]))
-    return any(_is_exponent(a, scale) and _is_carry(b, scale) for a, b in ((exponent, carry), (carry, exponent)))
+    if bounds is None or bounds[1:] != (1.0, 254.0) or not is_call(bounds[0], aten.add.Tensor) or not is_add(bounds[0]):
+        return None
+    parts = [peel_views(arg) if isinstance(arg, fx.Node) else arg for arg in operands(bounds[0])]
+    for exponent, carry in (parts, parts[::-1]):
+        scale = _exponent_of(exponent)
+        if scale is not None and _carry_of(carry) is scale:
+            return scale
+    return None
 
 
-def _is_exponent(node: object, scale: fx.Node) -> bool:
-    bits = _shift(_mask(node, 0xFF), (aten.__rshift__.Scalar, aten.bitwise_right_shift.Tensor_Scalar), 23)
-    return _bits_of(bits, scale)
+def _exponent_of(node: object) -> fx.Node | None:
+    """The scale whose exponent `node` is."""
+    return _scale_of(_shift(_mask(node, 0xFF), (aten.__rshift__.Scalar, aten.bitwise_right_shift.Tensor_Scalar), 23))
 
 
-def _is_carry(node: object, scale: fx.Node) -> bool:
+def _carry_of(node: object) -> fx.Node | None:
+    """The scale of which `node` says, as 0 or 1, whether its mantissa has a bit set."""
     if not is_cast(node) or dtype(node) is not torch.int32:
-        return False
+        return None
     unequal = peel_views(node.args[0])
-    return (
-        is_call(unequal, aten.ne.Scalar) and unequal.args[1] == 0 and _bits_of(_mask(unequal.args[0], 0x7FFFFF), scale)
-    )
+    if is_cast(unequal) and dtype(unequal) is torch.bool:
+        return _scale_of(_mask(unequal.args[0], 0x7FFFFF))
+    if not is_call(unequal, aten.ne.Scalar) or unequal.args[1] != 0:
+        return None
+    return _scale_of(_mask(unequal.args[0], 0x7FFFFF))
 
 
-def _bits_of(node: object, scale: fx.Node) -> bool:
-    cast = _bitcast(node, torch.int32)
-    return cast is not None and peel_exact(cast) is scale and dtype(cast) is torch.float32
+def _scale_of(bits: object) -> fx.Node | None:
+    """The float32 scale whose bits these are."""
+    cast = _bitcast(bits, torch.int32)
+    return peel_exact(cast) if cast is not None and dtype(cast) is torch.float32 else None
 
 
 def _bitcast(node: object, target: torch.dtype) -> fx.Node | None:

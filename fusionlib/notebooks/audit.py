@@ -1,4 +1,4 @@
-"""What an executed notebook must not contain before anybody else reads it."""
+"""What an executed notebook and the site made of it must not contain before anybody else reads them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import platform
 import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import nbformat
 
@@ -61,3 +64,49 @@ def _problems(output: Mapping[str, Any], private: Mapping[str, str]) -> Iterator
     for private_text, what in private.items():
         if re.search(rf"(?<!\w){re.escape(private_text)}", text):  # not within match/a.py where home is /a
             yield f"its output holds {what}, {private_text}; print names relative to the checkout"
+
+
+def broken_links(site: Path) -> list[str]:
+    """Return what is wrong with the links of the pages in the folder `site`, a sentence each.
+
+    Looked for: links and files that are not there, anchors that no element of the other page has, and ids that two
+    elements of a page share, of which an anchor reaches only the first. Addresses on other hosts are not asked for.
+    """
+    pages = {path.resolve(): _Page(path) for path in sorted(site.rglob("*.html"))}
+    problems = []
+    for path, page in pages.items():
+        name = path.relative_to(site.resolve()).as_posix()
+        problems += [f"{name}: {problem}" for problem in _link_problems(path, page, pages)]
+    return problems
+
+
+class _Page(HTMLParser):
+    """The ids of a page, and the addresses that its elements lead to or load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: Counter[str] = Counter()
+        self.addresses: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids[value or ""] += 1
+            elif name in ("href", "src"):
+                self.addresses.append(value or "")
+
+
+def _link_problems(path: Path, page: _Page, pages: dict[Path, _Page]) -> Iterator[str]:
+    for name, count in page.ids.items():
+        if count > 1:
+            yield f"{count} elements have the id {name!r}; call one of them otherwise"
+    for address in dict.fromkeys(page.addresses):
+        parts = urlsplit(address)
+        if parts.scheme or parts.netloc:
+            continue
+        target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+        if not target.is_file():
+            yield f"the link {address!r} leads to a file that is not there"
+        elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].ids:
+            yield f"the link {address!r} leads to an anchor that {target.name} does not have"

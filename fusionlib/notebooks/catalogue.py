@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fusionlib
+from fusionlib.arguments import did_you_mean
 from fusionlib.notebooks.errors import UsageError
 
 
@@ -20,11 +22,18 @@ class Notebook:
     path: Path
     title: str
     summary: str
+    language: str = "python"
 
     @property
     def name(self) -> str:
         """The file's name without its suffix; what the command line takes."""
         return self.path.stem
+
+    @property
+    def number(self) -> int | None:
+        """What the file's name begins with; None where that is no number."""
+        digits = re.match(r"\d+", self.name)
+        return int(digits[0]) if digits else None
 
 
 def repository_root(start: Path | None = None) -> Path:
@@ -56,28 +65,56 @@ def find_notebooks(root: Path) -> list[Notebook]:
 
 
 def select_notebooks(notebooks: Sequence[Notebook], names: Sequence[str]) -> list[Notebook]:
-    """Return the notebooks called `names` (with or without folder and suffix), all of them when no name is given."""
+    """Return the notebooks called `names`, all of them when no name is given.
+
+    A name may carry folder and suffix, or be the number that the file's name begins with: `5` or `05` is
+    `05_the_kernel`.
+    """
     if not notebooks:
         raise UsageError("the folder notebooks/ holds no .ipynb file, so there is nothing to run")
-    by_name = {notebook.name: notebook for notebook in notebooks}
-    wanted = [Path(name).name.removesuffix(".ipynb") for name in names]
-    unknown = [name for name in wanted if name not in by_name]
-    if unknown:
-        raise UsageError(f"no notebook called {', '.join(unknown)}; known: {', '.join(by_name)}")
-    return [notebook for notebook in notebooks if not wanted or notebook.name in wanted]
+    wanted = {_named(name, notebooks).path for name in names}
+    chosen = [notebook for notebook in notebooks if not wanted or notebook.path in wanted]
+    for notebook in chosen:
+        if notebook.language != "python":
+            raise UsageError(
+                f"{notebook.name} is written in {notebook.language}; only Python notebooks can be run here"
+            )
+    return chosen
+
+
+def _named(name: str, notebooks: Sequence[Notebook]) -> Notebook:
+    """The one notebook that `name` means."""
+    stem = Path(name).name.removesuffix(".ipynb")
+    found = [notebook for notebook in notebooks if notebook.name == stem]
+    if not found and stem.isdecimal():
+        found = [notebook for notebook in notebooks if notebook.number == int(stem)]
+    if len(found) == 1:
+        return found[0]
+    known = [notebook.name for notebook in notebooks]
+    if found:
+        raise UsageError(f"several notebooks have the number {stem}: {', '.join(notebook.name for notebook in found)}")
+    raise UsageError(f"no notebook called {stem}{did_you_mean(stem, known)}; known: {', '.join(known)}")
 
 
 def describe(path: Path) -> Notebook:
     """Read title and summary: the first heading of level one, and the first paragraph after it."""
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        node = json.loads(path.read_text(encoding="utf-8"))
+        cells = [cell for cell in node["cells"] if cell["cell_type"] == "markdown"]
+        text = "\n\n".join("".join(cell["source"]) for cell in cells)
+        language = _language(node["metadata"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not a notebook ({error}); restore it or move it out of notebooks/") from error
-    text = "\n\n".join("".join(cell["source"]) for cell in cells if cell.get("cell_type") == "markdown")
     heading = re.search(r"^# +(.+?) *#* *$", text, flags=re.MULTILINE)
     if heading is None:
-        return Notebook(path, title=path.stem, summary="")
-    return Notebook(path, title=plain(heading[1]), summary=_first_paragraph(text[heading.end() :]))
+        return Notebook(path, title=path.stem, summary="", language=language)
+    return Notebook(path, plain(heading[1]), _first_paragraph(text[heading.end() :]), language)
+
+
+def _language(metadata: Mapping[str, Any]) -> str:
+    """The language that a notebook says it is written in; Python where it says nothing."""
+    said = metadata.get("language_info", {}).get("name") or metadata.get("kernelspec", {}).get("language") or "python"
+    return said.lower()
 
 
 def _first_paragraph(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fusionlib.notebooks.catalogue import Notebook
 from fusionlib.notebooks.errors import UsageError
+from fusionlib.notebooks.limits import broken_limit
 
 #: What a headless run says to every notebook that asks for it: there is nobody to move a control.
 HEADLESS = {"interactive": "false"}
@@ -31,9 +32,12 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
 
 def parameters_of(notebook: Notebook) -> dict[str, dict[str, Any]]:
     """Return what papermill reads in the cell tagged `parameters`: name -> default, type, help."""
-    from papermill import inspect_notebook
+    import nbformat
+    from papermill import translators
 
-    return inspect_notebook(str(notebook.path))
+    cells = nbformat.read(notebook.path, as_version=4).cells
+    tagged = next((cell for cell in cells if "parameters" in cell.metadata.get("tags", [])), None)
+    return {found.name: found._asdict() for found in translators.PythonTranslator.inspect(tagged)} if tagged else {}
 
 
 def resolve_parameters(notebooks: Sequence[Notebook], assignments: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -69,11 +73,13 @@ def convert(name: str, text: str, declared: Mapping[str, Any]) -> Any:
         return _boolean(name, text)
     value = _literal(text)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if default is None or default is Ellipsis:
         return text if value is Ellipsis else value
     if type(value) is not type(default):
         raise UsageError(f"-p {name}={text}: expected {type(default).__name__}, like its default {json.dumps(default)}")
+    if isinstance(value, (int, float)) and (limit := broken_limit(value, declared.get("help", ""))):
+        raise UsageError(f"-p {name}={text}: the value must be {limit} ({declared['help']})")
     return value
 
 

@@ -1,8 +1,8 @@
 """Executing notebooks with papermill: resumable, each within its time, every failure reported.
 
-An executed notebook lies at OUTPUT/NAME.ipynb and carries, in its metadata under `fusionlib`, the key of everything
-that could change it, how long it took and where it ran. It is written whole or not at all. A failed one is kept too,
-up to the failing cell, and always runs again.
+What a run leaves behind, and where, is `results`'; it is written whole or not at all, and a failure never replaces a
+good result. Runs beside each other in one folder take turns notebook by notebook, so that the second finds what the
+first has done.
 """
 
 from __future__ import annotations
@@ -24,9 +24,17 @@ import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from fusionlib.notebooks.catalogue import Notebook
+from fusionlib.notebooks.files import locked
+from fusionlib.notebooks.kernel import KERNELSPEC, OwnKernel
 from fusionlib.notebooks.provenance import LIBRARIES, device_markers, library_versions, provenance
+from fusionlib.notebooks.results import Results
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_BUSY = "another run of it is under way"
+_KERNEL_ARGUMENTS = [
+    "--IPKernelApp.log_level=ERROR",  # its start-up notices would break the progress bar
+    "--HistoryManager.enabled=False",  # one database for all kernels, which lock each other out of it
+]
 
 
 @dataclass(frozen=True)
@@ -71,50 +79,59 @@ def run(
 
     `parameters` maps a notebook's name to its typed parameters; `timeout` is in seconds for one whole notebook.
     """
+    results = Results(output)
     output.mkdir(parents=True, exist_ok=True)
-    results = []
+    done = []
     for notebook in notebooks:
-        result = run_one(
-            notebook,
-            root=root,
-            output=output,
-            parameters=dict(parameters.get(notebook.name, {})),
-            timeout=timeout,
-            force=force,
-            progress=progress,
-        )
-        results.append(result)
+        with locked(
+            output / f".{notebook.name}.lock", lambda name=notebook.name: report(f"waiting    {name}: {_BUSY}")
+        ):
+            result = run_one(
+                notebook,
+                root=root,
+                results=results,
+                parameters=dict(parameters.get(notebook.name, {})),
+                timeout=timeout,
+                force=force,
+                progress=progress,
+            )
+        done.append(result)
         report(f"{result.status:<9}  {result.name}  {result.seconds:.1f} s")
         if result.failure:
             report(str(result.failure))
-    return results
+            if results.published(result.name) != result.output:
+                report(f"{result.name}: its last good result is kept")
+    return done
 
 
 def run_one(
     notebook: Notebook,
     *,
     root: Path,
-    output: Path,
+    results: Results,
     parameters: dict[str, Any],
     timeout: float,
     force: bool,
     progress: bool,
 ) -> Result:
     """Execute one notebook, unless its last result is still valid."""
-    target = output / f"{notebook.name}.ipynb"
+    good, failed = results.good(notebook.name), results.failed(notebook.name)
     key = run_key(notebook, root=root, parameters=parameters)
-    previous = _metadata(target)
-    if not force and previous.get("key") == key and previous.get("status") == "executed":
-        return Result(notebook.name, target, "unchanged", previous["seconds"])
+    previous = results.still_valid(notebook.name, key)
+    if previous and not force:
+        failed.unlink(missing_ok=True)
+        return Result(notebook.name, good, "unchanged", previous["seconds"])
 
     started = time.monotonic()
-    partial = output / f".{notebook.name}.partial.ipynb"
+    partial = good.with_name(f".{notebook.name}.partial.ipynb")
     try:
         failure = _execute(notebook, partial, parameters, timeout, progress)
         seconds = time.monotonic() - started
-        status = "failed" if failure else "executed"
+        status, target = ("failed", failed) if failure else ("executed", good)
         record = {"key": key, "status": status, "seconds": round(seconds, 2), "parameters": parameters}
         _finish(notebook, partial, target, record | {"provenance": provenance(root)})
+        if not failure:
+            failed.unlink(missing_ok=True)
     finally:
         partial.unlink(missing_ok=True)
     return Result(notebook.name, target, status, seconds, failure)
@@ -129,11 +146,14 @@ def _execute(
             str(notebook.path),
             str(partial),
             parameters=parameters,
+            kernel_name=KERNELSPEC["name"],
+            language=KERNELSPEC["language"],
+            kernel_manager_class=OwnKernel,
             cwd=str(notebook.path.parent),
             progress_bar={"desc": notebook.name, "file": sys.stderr} if progress else False,
             timeout_func=clock.remaining,
             store_widget_state=False,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its start-up notices would break the progress bar
+            extra_arguments=_KERNEL_ARGUMENTS,
         )
     except papermill.PapermillExecutionError as error:
         # Papermill counts the cells before it inserts its two error notes, so the index is that of the input plus
@@ -147,6 +167,10 @@ def _execute(
         return _failure(notebook, clock.cell, "", limit)
     except DeadKernelError as error:
         return _failure(notebook, clock.cell, "", f"the kernel died: {error}; often the memory did not suffice")
+    except RuntimeError as error:
+        if clock.cell is not None:
+            raise
+        return _failure(notebook, None, "", f"the kernel did not start: {error}; ask `fusionlib doctor`")
     return None
 
 
@@ -173,18 +197,11 @@ def _finish(notebook: Notebook, partial: Path, target: Path, record: dict[str, A
     """Put the executed notebook in its place: without widget state or absolute paths, in one step."""
     node = nbformat.read(partial, as_version=4)
     node.metadata.pop("widgets", None)
+    node.metadata["kernelspec"] = KERNELSPEC  # that it ran in, whatever it was saved with
     node.metadata.setdefault("papermill", {}).update(input_path=notebook.path.name, output_path=target.name)
     node.metadata["fusionlib"] = record
     nbformat.write(node, partial)
     os.replace(partial, target)
-
-
-def _metadata(target: Path) -> dict[str, Any]:
-    """Return what the last run recorded; nothing when there was none or its file is damaged."""
-    try:
-        return json.loads(target.read_text(encoding="utf-8"))["metadata"].get("fusionlib", {})
-    except (OSError, ValueError, KeyError):
-        return {}
 
 
 def run_key(notebook: Notebook, *, root: Path, parameters: Mapping[str, Any]) -> str:

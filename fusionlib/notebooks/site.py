@@ -27,8 +27,11 @@ from fusionlib.notebooks.catalogue import describe
 from fusionlib.notebooks.contents import with_contents
 from fusionlib.notebooks.errors import SiteError
 from fusionlib.notebooks.figures import figure_html
+from fusionlib.notebooks.files import replace_folder
 from fusionlib.notebooks.landing import Lesson, front_figure, lesson, render_index
+from fusionlib.notebooks.links import page_links
 from fusionlib.notebooks.parameters import HEADLESS
+from fusionlib.notebooks.results import failed_since, notebook_name
 from fusionlib.notebooks.stylesheet import stylesheet
 from fusionlib.show.figure import CAPTION_ROLE, PLOTLY_MIME
 
@@ -49,7 +52,10 @@ DISPLAY_PRIORITY = [
 
 @dataclass(frozen=True)
 class Page:
-    """What the index and a page's head say about one executed notebook."""
+    """What the index and a page's head say about one executed notebook.
+
+    `status` is executed, failed, or kept: a good result that a later run, which failed, did not replace.
+    """
 
     name: str
     title: str
@@ -74,7 +80,7 @@ class Page:
 def build_site(executed: Sequence[Path], site: Path) -> Path:
     """Render executed notebooks into the folder `site`, replacing what it held, and return the path of its index.
 
-    The folder is replaced only when every page could be rendered.
+    The folder is replaced only when every page could be rendered. One process at a time may do this: see `files`.
     """
     pages = [read_page(path) for path in executed]
     fresh = site.with_name(f".{site.name}.partial")
@@ -90,8 +96,7 @@ def build_site(executed: Sequence[Path], site: Path) -> Path:
     (fresh / "assets" / search.SCRIPT).write_text(search.index_script(written), encoding="utf-8")
     figure = front_figure({page.name: path for path, page in zip(executed, pages, strict=True)})
     _write_page(fresh / "index.html", render_index(_folder("templates"), pages, figure=figure))
-    shutil.rmtree(site, ignore_errors=True)
-    fresh.rename(site)
+    replace_folder(fresh, site)
     return (site / "index.html").resolve()
 
 
@@ -102,10 +107,10 @@ def read_page(path: Path) -> Page:
     record = node.metadata.get("fusionlib", {})
     first = next((cell.source for cell in node.cells if cell.cell_type == "markdown"), "")
     return Page(
-        name=about.name,
+        name=notebook_name(path),
         title=about.title,
         summary=about.summary,
-        status=record.get("status", "executed"),
+        status="kept" if failed_since(path) else record.get("status", "executed"),
         seconds=record.get("seconds"),
         parameters=dict(record.get("parameters", {})),
         provenance=dict(record.get("provenance", {})),
@@ -137,7 +142,7 @@ def render_page(
             html, _ = exporter.from_notebook_node(node, resources={"fusionlib": context})
         except UserWarning as warning:
             raise SiteError(f"{path.stem}: an output would be missing: {warning}; give it a text/plain form") from None
-    return with_contents(html)
+    return page_links(with_contents(html), {other.name for other in pages})
 
 
 def _says_headless_only(cell: nbformat.NotebookNode) -> bool:

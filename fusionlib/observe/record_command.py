@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from fusionlib.notebooks.errors import UsageError
+from fusionlib.notebooks.files import replace_folder, require_writable
 from fusionlib.observe.failure import in_a_line
 
 MANIFEST_NAME = "MANIFEST.json"
@@ -73,13 +74,15 @@ def run(namespace: argparse.Namespace) -> int:
             recording.resolved()
     except RecordError as error:
         raise UsageError(str(error)) from error
+    out = out or data_folder() / "traces"
+    require_writable(out, "name a folder that can be written with --out FOLDER")
     if not gpu:
         print(_ON_A_CPU)
     words = ["fusionlib", "record", "--variants", *namespace.variants, "--tokens"]
     words += [*map(str, dict.fromkeys(recording.tokens for recording in recordings)), "--steps", str(namespace.steps)]
     words += ["--graphs", namespace.graphs, "--seed", str(namespace.seed)]
     with own_tuning():
-        return write_traces(recordings, out or data_folder() / "traces", " ".join(words))
+        return write_traces(recordings, out, " ".join(words))
 
 
 def write_traces(recordings: list, out: Path, command: str) -> int:
@@ -116,7 +119,7 @@ def write_traces(recordings: list, out: Path, command: str) -> int:
             print(f"nothing was recorded; {target} is as it was", file=sys.stderr)
             return 1
         write_manifest(partial, make_manifest(command, recordings[0].seed, machine=machine, files=files))
-        _replace(target, partial)
+        replace_folder(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"traces: {target}")
@@ -129,16 +132,6 @@ def _is_ours(folder: Path) -> bool:
         return True
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
     return all(name == MANIFEST_NAME or name.endswith(".json.gz") for name in names)
-
-
-def _replace(target: Path, made: Path) -> None:
-    """Put the folder `made` in place of `target`, which is gone only once `made` is there."""
-    old = made.with_name(f"{made.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    made.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

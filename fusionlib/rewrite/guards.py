@@ -18,7 +18,7 @@ class GraphFacts:
     """What guards need to know of a whole graph, found in one walk."""
 
     order: dict[fx.Node, int] = field(default_factory=dict)
-    writes: list[tuple[int, fx.Node, fx.Node]] = field(default_factory=list)  # (position, writer, storage written)
+    writes: dict[fx.Node, list[tuple[int, fx.Node]]] = field(default_factory=dict)  # storage: (position, writer)
     training: bool = False
 
     @classmethod
@@ -29,7 +29,8 @@ class GraphFacts:
             facts.order[node] = position
             if node.op == "placeholder" and str(node.target).startswith(("primals_", "tangents_")):
                 facts.training = True
-            facts.writes += [(position, node, storage(written)) for written in _written(node)]
+            for written in _written(node):
+                facts.writes.setdefault(storage(written), []).append((position, node))
         return facts
 
 
@@ -81,9 +82,8 @@ def _no_write_between(site: SitePlan, facts: GraphFacts) -> None:
     end = facts.order[site.normed]
     for node in site.inputs():
         begin = min((facts.order[user] for user in node.users if user in site.cone), default=end)
-        base = storage(node)
-        for position, writer, written in facts.writes:
-            if begin < position <= end and written is base:
+        for position, writer in facts.writes.get(storage(node), ()):
+            if begin < position <= end:
                 raise Stop("mutation", writer, f"%{node.name} unchanged until %{site.normed.name}", describe(writer))
 
 
@@ -99,9 +99,11 @@ def _no_other_users(site: SitePlan) -> None:
 def _supported(site: SitePlan) -> None:
     norm = site.first.norm
     x, gate = (_as_read(node, site) for node in (norm.x, norm.gate))
-    weight = x.new_ones(norm.spec.norm_size) if norm.weight is None else value(norm.weight).reshape(-1)
+    bias = None if norm.bias is None else value(norm.bias).reshape(-1)
+    size = norm.spec.norm_size if bias is None else bias.numel()
+    weight = x.new_ones(size) if norm.weight is None else value(norm.weight).reshape(-1)
     for quant in site.quants:
-        problem = supports(x, gate, weight, norm.spec, quant.spec)
+        problem = supports(x, gate, weight, norm.spec, quant.spec, bias)
         if problem is not None:
             raise Stop("unsupported", quant.match.anchor, "tensors that the fused op can run", problem)
 

@@ -2,7 +2,7 @@
 
 A scale starts row-major. If all that leave the site are copies of it into one other layout, the op writes that layout
 and the copies are replaced: column-major storage, spelled as `s.t().contiguous().t()` or as a copy into
-`empty_strided`, or exponents packed into int32.
+`empty_strided`, its columns padded or not, or exponents packed into int32.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fusionlib.match.graph import aten, dtype, equal, is_call, numel, peel_exact, shape, value
+from fusionlib.match.graph import aten, below, dtype, is_call, numel, peel_exact, shape, value
 from fusionlib.match.result import Match
+from fusionlib.match.sizes import same_shape
+from fusionlib.reference import scale_storage
 from fusionlib.rewrite.packing import packed_copy
 from fusionlib.spec import ScaleLayout
 
@@ -39,25 +41,26 @@ def scale_target(match: Match) -> ScaleTarget | None:
         node = stack.pop()
         for user in node.users:
             if user in inside:
-                stack += [user] if _follows(user, root) else []
-            elif (transposed := _column_major_copy(user, match)) is not None:
+                stack += [user] if _follows(user, node) else []
+            elif (laid_out := _column_copy(user, match)) is not None:
+                layout, transposed = laid_out
                 copies.append((user, transposed))
-                layouts.add("column_major")
+                layouts.add(layout)
             elif (packed := packed_copy(user, match)) is not None:
                 copies.append((packed, False))
                 layouts.add("packed_int32")
-            elif _follows(user, root):
+            elif _follows(user, node):
                 stack.append(user)
             else:
                 return None
     return ScaleTarget(layouts.pop(), tuple(copies)) if len(layouts) == 1 else None
 
 
-def _follows(user: fx.Node, root: fx.Node) -> bool:
+def _follows(user: fx.Node, node: fx.Node) -> bool:
     """Whether a user of the scale is it in another shape, or transposed: what leaves the site lies further on."""
-    if is_call(user, *_TRANSPOSES) and len(shape(user)) == 2:
-        return True
-    return user.op == "call_function" and value(user) is not None and peel_exact(user) is root
+    return (is_call(user, *_TRANSPOSES) and len(shape(user)) == 2) or (
+        user.op == "call_function" and below(user) is node
+    )
 
 
 def _quotient_side(match: Match) -> set[fx.Node]:
@@ -72,25 +75,18 @@ def _quotient_side(match: Match) -> set[fx.Node]:
     return seen
 
 
-def _column_major_copy(node: fx.Node, match: Match) -> bool | None:
-    """Whether `node` copies the scale into storage of strides (1, tokens): True for the transpose, False for the
-    scale itself, None for neither."""
-    if not is_call(node, aten.clone.default, aten.copy.default) or len(shape(node)) != 2:
+def _column_copy(node: fx.Node, match: Match) -> tuple[ScaleLayout, bool] | None:
+    """(layout, transposed) where `node` copies the scale column by column: as it is, or as its transpose."""
+    if not is_call(node, aten.clone.default, aten.copy.default) or dtype(node) is not torch.float32:
         return None
-    groups = match.hidden // match.quant.spec.group_size
-    tokens = numel(match.normed) // match.hidden
-    rows, columns = shape(node)
-    strides = value(node).stride()
-    if dtype(node) is not torch.float32:
-        return None
-    source = node.args[1] if node.target is aten.copy.default else node.args[0]
-    turned = _is_turned(source, match.quant.scale)
-    if turned is None:
-        return None
-    if turned and equal(rows, groups) and equal(columns, tokens) and equal(strides[0], tokens) and strides[1] == 1:
-        return True
-    if not turned and equal(rows, tokens) and equal(columns, groups) and strides[0] == 1 and equal(strides[1], tokens):
-        return False
+    turned = _is_turned(node.args[1] if node.target is aten.copy.default else node.args[0], match.quant.scale)
+    tokens, groups = numel(match.normed) // match.hidden, match.hidden // match.quant.spec.group_size
+    for layout in ("column_major", "column_major_padded") if turned is not None else ():
+        size, stride, _ = scale_storage(tokens, groups, match.quant.spec.with_layout(layout))
+        if turned:
+            size, stride = size[::-1], stride[::-1]
+        if same_shape(shape(node), size) and same_shape(value(node).stride(), stride):
+            return layout, turned
     return None
 
 

@@ -10,20 +10,9 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from fusionlib.match.graph import (
-    aten,
-    dtype,
-    equal,
-    is_call,
-    is_cast,
-    literal,
-    numel,
-    peel_views,
-    same_shape,
-    shape,
-    value,
-)
+from fusionlib.match.graph import aten, dtype, is_call, is_cast, literal, numel, peel_views, shape, value
 from fusionlib.match.result import Match
+from fusionlib.match.sizes import equal, same_shape
 from fusionlib.reference import scale_storage
 
 _SHIFTS = (aten.__rshift__.Scalar, aten.bitwise_right_shift.Tensor_Scalar)

@@ -10,8 +10,9 @@ import torch
 from torch import fx
 
 from fusionlib.layout import row_layout
-from fusionlib.match.graph import aten, equal, is_call, numel, peel_exact, same_shape, shape, value
+from fusionlib.match.graph import aten, below, is_call, numel, shape, value
 from fusionlib.match.result import Match
+from fusionlib.match.sizes import equal, same_shape
 from fusionlib.rewrite.layout import ScaleTarget, scale_target
 from fusionlib.spec import GroupQuant
 
@@ -30,11 +31,19 @@ class QuantPlan:
 
 @dataclass
 class SitePlan:
-    """All quantisations of one normed value: what one call replaces."""
+    """All quantisations of one normed value: what one call replaces.
+
+    `cone` are the tensor nodes between the inputs and the codes and scales, these included; `roots` says of each whose
+    values it has, below reshapes, copies and exact casts; `dependent` are those that are computed from x or the gate,
+    and `rebuilt` those that the fused call gives back: the normed value, codes and scales.
+    """
 
     normed: fx.Node
     quants: list[QuantPlan]
     cone: set[fx.Node] = field(default_factory=set)
+    roots: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    dependent: set[fx.Node] = field(default_factory=set)
+    rebuilt: set[fx.Node] = field(default_factory=set)
     wants_normed: bool = False
 
     @property
@@ -43,9 +52,9 @@ class SitePlan:
         return self.quants[0].match
 
     def inputs(self) -> list[fx.Node]:
-        """x, gate and, where there is one, weight."""
+        """x, gate and, where there are any, weight and bias."""
         norm = self.first.norm
-        return [node for node in (norm.x, norm.gate, norm.weight) if node is not None]
+        return [node for node in (norm.x, norm.gate, norm.weight, norm.bias) if node is not None]
 
 
 def plan_sites(matches: list[Match]) -> list[SitePlan]:
@@ -58,13 +67,19 @@ def plan_sites(matches: list[Match]) -> list[SitePlan]:
         site = by_normed.setdefault(match.normed, SitePlan(match.normed, []))
         site.quants.append(QuantPlan(match, spec, target))
     for site in by_normed.values():
+        site.rebuilt = {site.normed}.union(*((q.match.quant.codes, q.match.quant.scale) for q in site.quants))
         site.cone = _cone(site)
+        inputs = site.inputs()
+        for node in sorted(site.cone):
+            source = below(node)
+            site.roots[node] = node if source is None else site.roots.get(source, source)
+            if any(n in site.dependent or n in inputs[:2] for n in node.all_input_nodes):
+                site.dependent.add(node)
         site.wants_normed = _wants_normed(site)
     return list(by_normed.values())
 
 
 def _cone(site: SitePlan) -> set[fx.Node]:
-    """Every tensor node between the inputs of the site and its codes and scales, these included."""
     stop = set(site.inputs())
     ends = [q.match.quant.codes for q in site.quants] + [q.match.quant.scale for q in site.quants]
     stack, cone = [node for node in ends if node is not None], set()
@@ -85,42 +100,31 @@ def is_tuple(node: fx.Node) -> bool:
 
 
 def outside_users(node: fx.Node, cone: set[fx.Node]) -> list[fx.Node]:
-    """The users of a node that are no part of the site; an output that is taken and not read is none."""
-    unread = (user for user in node.users if user.target is operator.getitem and not user.users)
-    skip = set(unread)
-    return [user for user in node.users if user not in cone and user not in skip]
+    """The users of a node that are no part of the site."""
+    return [user for user in node.users if user not in cone and not needs_nothing(user)]
+
+
+def needs_nothing(user: fx.Node) -> bool:
+    """Whether a node has neither a result that is read nor an effect: an output taken and left, a check of a dtype.
+
+    `torch.export` puts such checks behind casts; what they say of a tensor is known when it is traced.
+    """
+    return not user.users and (user.target is operator.getitem or is_call(user, aten._assert_tensor_metadata.default))
 
 
 def _wants_normed(site: SitePlan) -> bool:
     if any(q.spec != site.quants[0].spec for q in site.quants):
         return True
-    forms = (node for node in site.cone if peel_exact(node) is site.normed)
+    forms = (node for node in site.cone if site.roots[node] is site.normed)
     return any(outside_users(node, site.cone) for node in forms)
 
 
 def free_to_use(node: fx.Node, site: SitePlan) -> bool:
     """Whether a node of the cone may have users outside: it stays valid, or is rebuilt from the fused result."""
-    root = peel_exact(node)
+    root = site.roots[node]
     while is_call(root, aten.expand.default):
-        root = peel_exact(root.args[0])
-    rebuilt = {site.normed} | {q.match.quant.codes for q in site.quants} | {q.match.quant.scale for q in site.quants}
-    if root in rebuilt or root in site.inputs():
-        return True
-    return not _depends(node, site)
-
-
-def _depends(node: fx.Node, site: SitePlan) -> bool:
-    """Whether a node is computed from the value or the gate; a weight plus one or a constant is not."""
-    norm = site.first.norm
-    stack, seen = [node], set()
-    while stack:
-        current = stack.pop()
-        if current in (norm.x, norm.gate):
-            return True
-        if current in site.cone and current not in seen:
-            seen.add(current)
-            stack.extend(current.all_input_nodes)
-    return False
+        root = site.roots.get(root.args[0], root.args[0])
+    return root in site.rebuilt or root in site.inputs() or node not in site.dependent
 
 
 def input_sizes(node: fx.Node, hidden: int) -> list[int] | None:
@@ -145,7 +149,7 @@ def readable(node: fx.Node, site: SitePlan) -> tuple[fx.Node, bool]:
     """
     hidden = site.first.hidden
     tensors = (n for n in site.cone if n is not node and value(n) is not None)
-    forms = [n for n in tensors if value(n).dtype == value(node).dtype and peel_exact(n) is node]
+    forms = [n for n in tensors if value(n).dtype == value(node).dtype and site.roots[n] is node]
     for form in (node, *sorted(forms)):
         if _lies_well(reshaped(value(form), input_sizes(form, hidden))):
             return form, False

@@ -8,9 +8,18 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fusionlib.match.graph import aten, dtype, prims, shape, value
+from fusionlib.match.graph import aten, dtype, numel, prims, shape, value
 from fusionlib.op import norm_arguments, quant_arguments
-from fusionlib.rewrite.plan import QuantPlan, SitePlan, Size, input_sizes, output_sizes, readable, tokens_of
+from fusionlib.rewrite.plan import (
+    QuantPlan,
+    SitePlan,
+    Size,
+    input_sizes,
+    needs_nothing,
+    output_sizes,
+    readable,
+    tokens_of,
+)
 from fusionlib.spec import GroupQuant
 
 _INHERITED = ("stack_trace", "nn_module_stack", "source_fn_stack", "seq_nr", "original_aten")
@@ -113,11 +122,11 @@ def _plan_outputs(site: SitePlan) -> dict[fx.Node, list[Size] | None]:
 def _fused_call(editor: Editor, site: SitePlan) -> tuple[fx.Node, fx.Node, fx.Node | None]:
     norm = site.first.norm
     x, gate = (_input(editor, node, site) for node in (norm.x, norm.gate))
-    weight = _weight(editor, site)
+    weight, bias = _weight(editor, site), _flat(editor, norm.bias)
     name = "rms_norm_gated_group_quant" + "_with_norm" * site.wants_normed
     target = getattr(torch.ops.fusionlib, name).default
     scalars = (*norm_arguments(norm.spec), *quant_arguments(site.quants[0].spec))
-    call = editor.call(target, x, gate, weight, None, *scalars)
+    call = editor.call(target, x, gate, weight, bias, *scalars)
     normed = editor.item(call, 2) if site.wants_normed else None
     return editor.item(call, 0), editor.item(call, 1), normed
 
@@ -132,9 +141,13 @@ def _input(editor: Editor, node: fx.Node, site: SitePlan) -> fx.Node:
 def _weight(editor: Editor, site: SitePlan) -> fx.Node:
     norm = site.first.norm
     if norm.weight is None:  # a norm without a weight: times one, which changes nothing
-        size, device = norm.spec.norm_size, value(norm.x).device
+        size, device = norm.spec.norm_size if norm.bias is None else numel(norm.bias), value(norm.x).device
         return editor.call(aten.full.default, [size], 1.0, dtype=torch.float32, device=device)
-    return norm.weight if len(shape(norm.weight)) == 1 else editor.reshape(norm.weight, [-1])
+    return _flat(editor, norm.weight)
+
+
+def _flat(editor: Editor, vector: fx.Node | None) -> fx.Node | None:
+    return vector if vector is None or len(shape(vector)) == 1 else editor.reshape(vector, [-1])
 
 
 def _quant_call(editor: Editor, normed: fx.Node, spec: GroupQuant) -> tuple[fx.Node, fx.Node]:
@@ -165,7 +178,7 @@ def _erase(site: SitePlan) -> None:
     for quant in site.quants:
         for node, _ in quant.target.nodes if quant.target is not None else ():
             dead.update(_between(node, quant.match.quant.scale))
-    dead.update(user for node in tuple(dead) for user in node.users if user.target is operator.getitem)
+    dead.update(user for node in tuple(dead) for user in node.users if needs_nothing(user))
     for node in sorted(dead, reverse=True):
         if not node.users:
             node.graph.erase_node(node)

@@ -11,13 +11,13 @@ from fusionlib.spec import GatedNorm
 _NAME = "fusionlib::rms_norm_gated"
 _SCHEMA = (
     "(Tensor x, Tensor gate, Tensor weight, float eps, str activation, bool norm_before_gate, int weight_offset, "
-    "int norm_size, str rounding) -> Tensor"
+    "int norm_size, str rounding, ScalarType? out_dtype) -> Tensor"
 )
 
 
-def _spec(eps, activation, norm_before_gate, weight_offset, norm_size, rounding) -> GatedNorm:
+def _spec(eps, activation, norm_before_gate, weight_offset, norm_size, rounding, out_dtype) -> GatedNorm:
     points = frozenset(rounding.split(",")) if rounding else frozenset()
-    return GatedNorm(norm_size, eps, activation, norm_before_gate, weight_offset, points)
+    return GatedNorm(norm_size, eps, activation, norm_before_gate, weight_offset, points, out_dtype)
 
 
 def _compute(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, *scalars) -> torch.Tensor:

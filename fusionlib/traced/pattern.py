@@ -17,7 +17,7 @@ from torch._inductor import pattern_matcher
 from torch._inductor.pattern_matcher import Match, PatternMatcherPass
 
 from fusionlib.contract import supports
-from fusionlib.match.graph import same_shape
+from fusionlib.match.sizes import same_shape
 from fusionlib.op import rms_norm_gated_group_quant
 from fusionlib.spec import GatedNorm, GroupQuant
 from fusionlib.traced.matchers import MatcherGroupQuant, MatcherRMSNormGated

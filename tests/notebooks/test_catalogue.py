@@ -36,6 +36,27 @@ def test_selection_keeps_the_order_of_the_files_and_names_the_known_ones(checkou
         select_notebooks([], [])
 
 
+def test_a_number_is_a_name(checkout):
+    for name in ("00_a", "05_b", "5b", "12_c", "notes"):
+        checkout.add(name)
+    notebooks = find_notebooks(checkout.root)
+    assert [nb.name for nb in select_notebooks(notebooks, ["12", "0"])] == ["00_a", "12_c"]
+    with pytest.raises(UsageError, match="several notebooks have the number 05: 05_b, 5b"):
+        select_notebooks(notebooks, ["05"])
+    with pytest.raises(UsageError, match="no notebook called 1;"):
+        select_notebooks(notebooks, ["1"])
+
+
+def test_a_notebook_in_another_language_is_refused_only_when_it_is_chosen(checkout):
+    checkout.add("python")
+    path = checkout.add("other")
+    path.write_text(path.read_text().replace('"name": "python",', '"name": "R",'))
+    notebooks = find_notebooks(checkout.root)
+    assert [nb.name for nb in select_notebooks(notebooks, ["python"])] == ["python"]
+    with pytest.raises(UsageError, match="other is written in r; only Python notebooks"):
+        select_notebooks(notebooks, [])
+
+
 def test_the_checkout_is_found_from_inside_it_and_else_the_packages_own(checkout, tmp_path_factory, monkeypatch):
     inside, elsewhere = checkout.root / "notebooks", tmp_path_factory.mktemp("elsewhere")
     assert repository_root(inside) == checkout.root.resolve()
@@ -46,8 +67,9 @@ def test_the_checkout_is_found_from_inside_it_and_else_the_packages_own(checkout
         repository_root(elsewhere)
 
 
-def test_a_damaged_notebook_is_named(checkout):
+@pytest.mark.parametrize("damage", ["{}", "[]", "null", "", '{"cells": 5}', '{"cells": [], "metadata": []}'])
+def test_a_damaged_notebook_is_named(checkout, damage):
     path = checkout.root / "notebooks" / "bad.ipynb"
-    path.write_text("{}")
+    path.write_text(damage)
     with pytest.raises(UsageError, match=r"bad\.ipynb is not a notebook"):
         describe(path)

@@ -6,6 +6,7 @@ JupyterLab's own part, from the mouse to the kernel and back to the page, is `te
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -57,14 +58,23 @@ def test_which_notebooks_have_controls():
 
 
 @pytest.mark.parametrize("path", WITH_CONTROLS, ids=lambda path: path.stem)
-def test_every_control_redraws(path):
+def test_every_control_redraws(path, tmp_path):
+    """In a folder that is not the notebook's own, as other tools run it: data are found through the package."""
     nbclient = pytest.importorskip("nbclient", reason="the notebooks extra is not installed")
     node = nbformat.read(path, as_version=4)
     node.cells.append(nbformat.v4.new_code_cell(MOVE_ALL, id="move-all"))
-    nbclient.NotebookClient(node, timeout=180, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    nbclient.NotebookClient(node, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = json.loads("".join(out.text for out in node.cells[-1].outputs if out.output_type == "stream"))
     assert said["errors"] == []
     assert said["controls"]
     for name, (drawings, different) in said["controls"].items():
         assert drawings >= 2, f"{name}: moved, and nothing was drawn"
         assert different >= 2, f"{name}: whatever its value, the same was drawn"
+
+
+def test_no_notebook_looks_for_files_beside_itself():
+    """Each runs from any folder, whatever tool runs it: what it reads, it finds through the package."""
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        near = [line for line in "\n".join(code).splitlines() if re.search(r"""["']\.{1,2}/|getcwd|\.cwd\(""", line)]
+        assert near == [], path.name

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fusionlib.observe import asm
+from fusionlib.observe import asm, asm_command
 from fusionlib.observe.codegen import TARGETS
 
 needs_triton = pytest.mark.skipif(
@@ -16,9 +16,15 @@ needs_triton = pytest.mark.skipif(
 
 def call(*words):
     parser = argparse.ArgumentParser(prog="fusionlib")
-    asm.register(parser.add_subparsers(required=True))
+    asm_command.register(parser.add_subparsers(required=True))
     namespace = parser.parse_args(["asm", *words])
     return namespace.run(namespace)
+
+
+def test_the_commands_words_are_the_modules_own():
+    """They stand in the parser, which must not import torch to know them."""
+    for name in ("TARGETS", "NORMS", "QUANTS", "STAGES", "DTYPES"):
+        assert getattr(asm_command, name) == tuple(getattr(asm, name))
 
 
 @needs_triton

@@ -187,6 +187,15 @@ def test_on_a_cpu_it_pretends_nothing(capsys, monkeypatch, arguments, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.skipif(HAS_GPU, reason="is about a machine without a GPU")
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_recorded(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(record_command, "write_traces", lambda *a: pytest.fail("recorded"))
+    assert cli.main(["record", "--out", str(tmp_path / "file" / "traces")]) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write to {tmp_path / 'file' / 'traces'}: Not a directory" in said and "--out FOLDER" in said
+
+
 def test_the_commands_variants_are_the_recorders():
     assert record_command.VARIANTS == record.VARIANTS and record_command.MANIFEST_NAME == MANIFEST_NAME
 

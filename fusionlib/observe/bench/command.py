@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionlib.notebooks.errors import UsageError
+from fusionlib.notebooks.files import require_writable
 
 VARIANTS = ("eager", "two_kernel", "inductor", "aiter", "fla", "fused", "light", "reciprocal")
 CONTEXTS = ("alone", "producer", "chain")
@@ -146,7 +147,9 @@ def _destination(namespace: argparse.Namespace, device: str) -> Path | None:
     if namespace.out is None:
         return None
     path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{device}{_kind(namespace)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise UsageError(f"--out {path} is a folder; a name that ends in .json is that of a file")
+    require_writable(path.parent, "name a file or folder that can be written with --out")
     return path
 
 

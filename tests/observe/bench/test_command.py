@@ -7,6 +7,7 @@ import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from fusionlib import cli
+from fusionlib.notebooks.errors import UsageError
 from fusionlib.observe import evidence
 from fusionlib.observe.bench import cases, chain, command, results, sweep, variants
 from tests.observe.bench.fakes import FakeTimer
@@ -78,6 +79,16 @@ def test_runs_of_different_kinds_do_not_overwrite_each_other(tmp_path, words, na
     assert command._destination(parsed(*words, "--out", str(tmp_path)), "gpu") == tmp_path / name
     file = tmp_path / "mine.json"
     assert command._destination(parsed(*words, "--out", str(file)), "gpu") == file
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "folder", tmp_path / "file" / "mine.json"):
+        with pytest.raises(UsageError, match=r"cannot write to .*/file.*: .*; name a file or folder .* with --out"):
+            command._destination(parsed("--out", str(out)), "gpu")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(UsageError, match=r"folder\.json is a folder"):
+        command._destination(parsed("--out", str(tmp_path / "folder.json")), "gpu")
 
 
 def test_what_is_measured_by_default():

@@ -1,0 +1,57 @@
+"""Sizes of tensors, which may be symbolic: what is equal for every value of the symbols. No question adds a guard."""
+
+from __future__ import annotations
+
+from math import lcm
+
+import sympy
+import torch
+from torch.fx.experimental.sym_node import SymNode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
+from torch.utils._sympy.functions import FloorDiv
+
+
+def equal(a, b) -> bool:
+    """Whether two sizes are equal for every value of the symbols in them."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    if statically_known_true(a == b):
+        return True
+    difference = a - b
+    return isinstance(difference, torch.SymInt) and _without_divisions(difference) == 0
+
+
+def same_shape(a: tuple, b: tuple) -> bool:
+    """Whether two shapes are equal for every value of the symbols in them."""
+    return len(a) == len(b) and all(equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+def plain(size: int | torch.SymInt) -> int | torch.SymInt:
+    """A size as a number where it is the same one for every value of its symbols.
+
+    `reshape(-1, 128)` of [tokens, 64] has a last dimension of `64 * (tokens // (tokens // 2))`: 128 for all even
+    numbers, which are those that the reshape lets pass.
+    """
+    if isinstance(size, int):
+        return size
+    expression = _without_divisions(size)
+    return int(expression) if expression.is_Integer else size
+
+
+def _without_divisions(size: torch.SymInt) -> sympy.Expr:
+    """The expression of `size` in multiples: a symbol with a known divisor becomes that divisor times a new symbol."""
+    expression, env = size.node.expr, size.node.shape_env
+    divisors: dict[sympy.Symbol, int] = {}
+    for division in expression.atoms(FloorDiv):
+        base, divisor = division.args
+        if base.is_Symbol and divisor.is_Integer and _holds(sympy.Eq(base, divisor * division), env):
+            divisors[base] = lcm(divisors.get(base, 1), int(divisor))
+    multiples = {
+        base: divisor * sympy.Symbol(f"{base}_over_{divisor}", integer=True, positive=True)
+        for base, divisor in divisors.items()
+    }
+    return sympy.expand(expression.xreplace(multiples)) if multiples else expression
+
+
+def _holds(condition: sympy.Basic, env: ShapeEnv) -> bool:
+    return statically_known_true(torch.SymBool(SymNode(condition, env, bool, None)))
