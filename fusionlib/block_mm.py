@@ -2,12 +2,14 @@
 
 `torch.nn.functional.scaled_mm` breaks the graph under `torch.compile` in PyTorch 2.11, and a broken graph parts the
 norm from its quantisation. On CPU the op is the float32 product of the dequantised operands, which is what the hardware
-approximates; its gradient is that product's on every device. The weight is a constant and gets none.
+approximates; its gradient is that product's on every device.
 """
 
 from __future__ import annotations
 
 import torch
+
+from fusionlib import gradient
 
 BLOCK = 128
 
@@ -68,18 +70,6 @@ def fill_rows(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, t
     return filled, torch.nn.functional.pad(scale.t(), (0, missing)).t()
 
 
-def _keep_operands(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:-1])
-
-
-def _backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    codes, scale, weight, weight_scale = ctx.saved_tensors
-    activation = grad.float() @ dequantised(weight, weight_scale, BLOCK)  # the gradient of the dequantised one
-    of_codes = (activation * scale.repeat_interleave(BLOCK, 1)).to(codes.dtype)
-    of_scale = (activation * codes.float()).unflatten(1, (-1, BLOCK)).sum(-1)
-    return of_codes, of_scale, None, None, None
-
-
 def _fake(codes, scale, weight, weight_scale, dtype) -> torch.Tensor:
     return codes.new_empty((codes.shape[0], weight.shape[0]), dtype=dtype)
 
@@ -96,7 +86,7 @@ def _register() -> None:
     torch.library.impl("fusionlib::block_scaled_mm", "cpu", _cpu)
     torch.library.impl("fusionlib::block_scaled_mm", "cuda", _cuda)
     torch.library.register_fake("fusionlib::block_scaled_mm", _fake)
-    torch.library.register_autograd("fusionlib::block_scaled_mm", _backward, setup_context=_keep_operands)
+    gradient.register("fusionlib::block_scaled_mm", _cpu)
 
 
 _register()

@@ -6,7 +6,7 @@ these answers and the rewrite refuses a site by them; nobody else decides. They 
 
 from __future__ import annotations
 
-from math import prod
+from math import lcm, prod
 
 import torch
 
@@ -20,6 +20,11 @@ MAX_UNIT = 16384
 
 #: Most units of one launch: the row index has 32 bits, and the last program may count up to 63 rows beyond.
 MAX_UNITS = 2**31 - 64
+
+
+def unit_size(norm: GatedNorm, quant: GroupQuant) -> int:
+    """Elements of a unit, what one row of the kernel covers: the fewest that are whole norms and whole groups."""
+    return lcm(norm.norm_size, quant.group_size)
 
 
 def _differ(a: int, b: int) -> bool:
@@ -54,6 +59,21 @@ def _division_problem(hidden: int, field: str, size: int) -> str | None:
     return None
 
 
+def _stored_problem(hidden: int, y_dtype: torch.dtype, quant: GroupQuant) -> str | None:
+    """What rows of `hidden` elements of `y_dtype` cannot be quantised to."""
+    if quant.scale_layout == "vector" and _differ(hidden, quant.group_size):
+        return (
+            f"scale_layout='vector' holds one scale a token, and group_size={quant.group_size} makes several of its "
+            f"{hidden} elements; use group_size={hidden} or scale_layout='row_major'"
+        )
+    if quant.floor_in(y_dtype) != quant.floor:
+        return (
+            f"floor={quant.floor:g} on amax is no floor: round_scale takes its scale to 0 in {y_dtype}; use "
+            "floor=None, which computes the same, or floor_on='scale'"
+        )
+    return None
+
+
 def _vector_problem(name: str, vector: torch.Tensor, hidden: int, norm_size: int) -> str | None:
     if vector.dtype not in ACTIVATION_DTYPES:
         return f"{name} is {vector.dtype}; it must be bfloat16, float16 or float32"
@@ -70,7 +90,11 @@ def quant_problem(y: torch.Tensor, quant: GroupQuant) -> str | None:
     problem = _tensor_problem("y", y, ACTIVATION_DTYPES)
     if problem is None and y.ndim != 2:
         problem = f"y has shape {list(y.shape)}; it must be [tokens, hidden]: use y.flatten(1) or y.reshape(tokens, -1)"
-    return problem or _division_problem(y.shape[1], "group_size", quant.group_size)
+    return (
+        problem
+        or _division_problem(y.shape[1], "group_size", quant.group_size)
+        or _stored_problem(y.shape[1], y.dtype, quant)
+    )
 
 
 def contract_problem(
@@ -95,6 +119,7 @@ def contract_problem(
     problem = (
         _division_problem(hidden, "norm_size", norm.norm_size)
         or _division_problem(hidden, "group_size", quant.group_size)
+        or _stored_problem(hidden, norm.output_dtype(x.dtype), quant)
         or _vector_problem("weight", weight, hidden, norm.norm_size)
     )
     if problem is None and bias is not None:
@@ -130,11 +155,12 @@ def supports(
 
 def kernel_problem(x: torch.Tensor, gate: torch.Tensor, norm: GatedNorm, quant: GroupQuant) -> str | None:
     """What the kernel's tiling or addressing cannot do with tensors that fit their specs, or None."""
-    unit, part = max(norm.norm_size, quant.group_size), min(norm.norm_size, quant.group_size)
-    if unit % part != 0:
-        return f"norm_size={norm.norm_size} and group_size={quant.group_size}: one must divide the other"
+    unit = unit_size(norm, quant)
     if unit > MAX_UNIT:
-        return f"a unit of {unit} elements (max of norm_size and group_size) is above the kernel's {MAX_UNIT}"
+        return (
+            f"norm_size={norm.norm_size} and group_size={quant.group_size} have {unit} elements as their least common "
+            f"multiple, above the {MAX_UNIT} that one program of the kernel holds; choose sizes with a smaller one"
+        )
     units = x.shape[0] * (prod(x.shape[1:]) // unit)
     if isinstance(units, int) and units > MAX_UNITS:
         return f"{units} units are more than the kernel's 32-bit row index holds ({MAX_UNITS}); split the tokens"

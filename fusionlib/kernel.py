@@ -1,11 +1,13 @@
 """The Triton kernel: gated RMS norm and FP8 group quantisation of one unit a row, in one pass over memory.
 
-A *unit* is what one kernel row covers: max(norm_size, group_size) elements, the smaller dividing the larger. It is laid
-out as SEGMENTS segments of SEGMENT = min(norm_size, group_size) elements, so that one code path serves all three cases:
+A *unit* is what one kernel row covers: the fewest elements that are whole norms and whole groups, lcm(norm_size,
+group_size). It is laid out as SEGMENTS segments of SEGMENT = gcd(norm_size, group_size) elements, so that one code path
+serves all cases; a norm is NORM_SEGMENTS of them and a group GROUP_SEGMENTS:
 
     norm == group   one segment; both reductions run over it                      (Gated DeltaNet)
     norm >  group   the mean runs over all segments, amax over each               (the Mamba2 family)
     norm <  group   the mean runs over each segment, amax over all                (64-wide heads, per-token)
+    else            both run over runs of segments, three of a head of 96 and four of a group of 128
 
 Per element x and gate are read once, the code is written once; the weight is loaded before the first reduction so that
 its latency hides behind it. Nothing here knows of graphs or modules; which specs and tensors may come is decided in
@@ -21,7 +23,15 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from fusionlib import ptx
-from fusionlib.kernel_quant import _float32, _group_scale, _quotient, _rounded, _store_scale, _to_fp8
+from fusionlib.kernel_quant import (
+    _float32,
+    _group_scale,
+    _quotient,
+    _rounded,
+    _store_scale,
+    _to_fp8,
+    run_of_segment,
+)
 
 
 @dataclass(frozen=True)
@@ -87,10 +97,18 @@ def are_units(row, units, EVEN: tl.constexpr):
 
 
 @triton.jit
-def _span_sum(value, SPANS: tl.constexpr):
-    """Sum of [R, S, E] over each segment, or over the whole unit if SPANS; broadcastable against [R, S, E]."""
+def _run_sum(value, RUN: tl.constexpr, SEGMENTS: tl.constexpr):
+    """Sum of [R, S, E] over each run of RUN segments; broadcastable against [R, S, E]."""
     total = tl.sum(value, axis=2)  # [R, S]
-    return tl.sum(total, axis=1)[:, None, None] if SPANS else total[:, :, None]
+    if RUN == SEGMENTS:
+        total = tl.sum(total, axis=1)[:, None]
+    elif RUN != 1:
+        run = run_of_segment(total.shape[1], RUN)
+        each = total
+        for i in range(SEGMENTS // RUN):
+            of_run = tl.sum(tl.where(run == i, each, 0.0), axis=1)
+            total = tl.where(run == i, of_run[:, None], total)
+    return total[:, :, None]
 
 
 @triton.jit
@@ -162,45 +180,51 @@ def weight_offsets(
     UNITS: tl.constexpr,
     SEGMENTS: tl.constexpr,
     SEGMENT: tl.constexpr,
-    NORM_SPANS: tl.constexpr,
+    NORM_SEGMENTS: tl.constexpr,
     WEIGHT_PER_TOKEN: tl.constexpr,
 ):
     """Where the weight of the elements of units `row` lies."""
     if WEIGHT_PER_TOKEN:
         offset = (row % UNITS)[:, None, None] * (SEGMENTS * SEGMENT) + segment * SEGMENT + element
-    elif NORM_SPANS:
+    elif NORM_SEGMENTS == SEGMENTS:
         offset = segment * SEGMENT + element
-    else:
+    elif NORM_SEGMENTS == 1:
         offset = element
+    else:
+        offset = (segment % NORM_SEGMENTS) * SEGMENT + element
     return offset
 
 
 @triton.jit
 def store_unit_scales(
     scale_ptr,
-    scale,  # [R] if QUANT_SPANS, else [R, S]
+    scale,  # [R] where the unit is one group, else [R, S], the same for each segment of a group
     row,  # [R]
     units,
     stride_token,
     stride_group,
     UNITS: tl.constexpr,
     SEGMENTS: tl.constexpr,
-    QUANT_SPANS: tl.constexpr,
+    GROUP_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENTS: tl.constexpr,
     PACKED: tl.constexpr,
     PTX: tl.constexpr,
     EVEN: tl.constexpr,
 ):
     """Store the scales of units `row`."""
+    IN_UNIT: tl.constexpr = SEGMENTS // GROUP_SEGMENTS  # groups
     known = are_units(row, units, EVEN)
-    if QUANT_SPANS:
+    if IN_UNIT == 1:
         token, group = row // UNITS, row % UNITS
     else:
         in_unit = tl.arange(0, BLOCK_SEGMENTS)[None, :]
-        token = (row // UNITS)[:, None]
-        group = (row % UNITS)[:, None] * SEGMENTS + in_unit
         known = known[:, None] & (in_unit < SEGMENTS)
-    GROUPS: tl.constexpr = UNITS if QUANT_SPANS else UNITS * SEGMENTS
+        if GROUP_SEGMENTS != 1:
+            known = known & (in_unit % GROUP_SEGMENTS == 0)
+            in_unit = in_unit // GROUP_SEGMENTS
+        token = (row // UNITS)[:, None]
+        group = (row % UNITS)[:, None] * IN_UNIT + in_unit
+    GROUPS: tl.constexpr = UNITS * IN_UNIT
     _store_scale(scale_ptr, scale, token.to(tl.int64), group, stride_token, stride_group, known, GROUPS, PACKED, PTX)
 
 
@@ -227,8 +251,8 @@ def rms_norm_gated_group_quant_kernel(
     UNITS: tl.constexpr,  # units in a token
     SEGMENTS: tl.constexpr,
     SEGMENT: tl.constexpr,
-    NORM_SPANS: tl.constexpr,  # the mean runs over the whole unit
-    QUANT_SPANS: tl.constexpr,  # the group is the whole unit
+    NORM_SEGMENTS: tl.constexpr,  # segments that one mean runs over
+    GROUP_SEGMENTS: tl.constexpr,  # segments of a group
     X_OUTER: tl.constexpr,
     X_INNER: tl.constexpr,
     GATE_OUTER: tl.constexpr,
@@ -244,8 +268,10 @@ def rms_norm_gated_group_quant_kernel(
     ROUND_NORM: tl.constexpr,
     ROUND_WEIGHT: tl.constexpr,
     ROUND_OUTPUT: tl.constexpr,
+    OUT_DTYPE: tl.constexpr,  # what the output is rounded to; None for x's dtype
     FP8_MAX: tl.constexpr,
     FLOOR_ON: tl.constexpr,
+    SCALE_RECIPROCAL: tl.constexpr,
     RECIPROCAL: tl.constexpr,
     UE8M0: tl.constexpr,
     PACKED: tl.constexpr,
@@ -260,9 +286,10 @@ def rms_norm_gated_group_quant_kernel(
 ):
     """Norm, gate and quantise ROWS units a program; the module's docstring has the words."""
     UNIT: tl.constexpr = SEGMENTS * SEGMENT
-    NORM_SIZE: tl.constexpr = UNIT if NORM_SPANS else SEGMENT
+    NORM_SIZE: tl.constexpr = NORM_SEGMENTS * SEGMENT
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    Y_DTYPE: tl.constexpr = X_DTYPE if ROUND_OUTPUT else tl.float32
+    ROUNDED_DTYPE: tl.constexpr = X_DTYPE if OUT_DTYPE is None else OUT_DTYPE
+    Y_DTYPE: tl.constexpr = ROUNDED_DTYPE if ROUND_OUTPUT else tl.float32
 
     segment = tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
     element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
@@ -275,7 +302,7 @@ def rms_norm_gated_group_quant_kernel(
                    SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     gate = load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
                       GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-    weight_offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SPANS, WEIGHT_PER_TOKEN)
+    weight_offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SEGMENTS, WEIGHT_PER_TOKEN)
     # In the shape of x and not in its own: a smaller tensor would get another layout, and x would have to
     # follow it through shared memory.
     weight_offset = tl.broadcast_to(weight_offset, mask.shape)
@@ -291,7 +318,7 @@ def rms_norm_gated_group_quant_kernel(
     activated = _rounded(activated, X_DTYPE, ROUND_ACTIVATION, PTX)
     if not NORM_BEFORE_GATE:
         value = _rounded(value * activated, X_DTYPE, ROUND_GATE, PTX)
-    squares = _span_sum(value * value, NORM_SPANS)
+    squares = _run_sum(value * value, NORM_SEGMENTS, SEGMENTS)
     if NORM_SIZE & (NORM_SIZE - 1) == 0:
         mean = squares * (1.0 / NORM_SIZE)  # exact: the reciprocal is a power of two
     else:
@@ -302,12 +329,13 @@ def rms_norm_gated_group_quant_kernel(
         value += bias
     if NORM_BEFORE_GATE:
         value = _rounded(value, X_DTYPE, ROUND_WEIGHT, PTX) * activated
-    y = _rounded(value, X_DTYPE, ROUND_OUTPUT, PTX)
+    y = _rounded(value, Y_DTYPE, ROUND_OUTPUT, PTX)
     if BLOCK_SEGMENTS != SEGMENTS or BLOCK_SEGMENT != SEGMENT:
         y = tl.where(inside, y, 0.0)  # with eps = 0 the padding's own norm is 0 * inf
 
-    scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, QUANT_SPANS, PTX, ROW_IS_WARP)
-    divisor = scale[:, None, None] if QUANT_SPANS else scale[:, :, None]
+    scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, ROUND_SCALE, UE8M0,
+                         GROUP_SEGMENTS, SEGMENTS, PTX, ROW_IS_WARP)  # fmt: skip
+    divisor = scale[:, None, None] if GROUP_SEGMENTS == SEGMENTS else scale[:, :, None]
     quotient = _quotient(y, divisor, RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
     out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
     # Eight codes a thread at a time, though sixteen would fit a store: the layout follows the longest access, and
@@ -320,7 +348,7 @@ def rms_norm_gated_group_quant_kernel(
         tl.store(normed_ptr + out_offset, y.to(Y_DTYPE), mask=mask)
 
     store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
-                      QUANT_SPANS, BLOCK_SEGMENTS, PACKED, PTX, EVEN)  # fmt: skip
+                      GROUP_SEGMENTS, BLOCK_SEGMENTS, PACKED, PTX, EVEN)  # fmt: skip
 
 
 @triton.jit
@@ -337,6 +365,7 @@ def group_quant_kernel(
     GROUP: tl.constexpr,
     FP8_MAX: tl.constexpr,
     FLOOR_ON: tl.constexpr,
+    SCALE_RECIPROCAL: tl.constexpr,
     RECIPROCAL: tl.constexpr,
     UE8M0: tl.constexpr,
     PACKED: tl.constexpr,
@@ -357,19 +386,10 @@ def group_quant_kernel(
     y = tl.load(y_ptr + token * y_stride_token + group * GROUP + element, mask=mask, other=0.0)
     y = _float32(y, PTX)  # [R, 1, E]
     Y_DTYPE: tl.constexpr = y_ptr.dtype.element_ty
-    scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, ROUND_SCALE, UE8M0, False, PTX, ROW_IS_WARP)
-    quotient = _quotient(y, scale[:, :, None], RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
+    scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, ROUND_SCALE, UE8M0,
+                         1, 1, PTX, ROW_IS_WARP)  # fmt: skip
+    quotient = _quotient(y, scale[:, None, None], RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
     out_offset = row.to(tl.int64)[:, None, None] * GROUP + element
     tl.store(codes_ptr + out_offset, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX, PTX), mask=mask)
-    _store_scale(
-        scale_ptr,
-        scale,
-        (row // GROUPS).to(tl.int64)[:, None],
-        (row % GROUPS)[:, None],
-        scale_stride_token,
-        scale_stride_group,
-        known[:, None],
-        GROUPS,
-        PACKED,
-        PTX,
-    )
+    _store_scale(scale_ptr, scale, (row // GROUPS).to(tl.int64), row % GROUPS, scale_stride_token, scale_stride_group,
+                 known, GROUPS, PACKED, PTX)  # fmt: skip

@@ -42,16 +42,38 @@ def _over_fp8_max(amax, FP8_MAX: tl.constexpr):
 
 
 @triton.jit
-def _amax(y, SPANS: tl.constexpr, ROW_IS_WARP: tl.constexpr):
-    """Largest magnitude of each segment [R, S], or of the unit [R] if SPANS; NaN where one is among them."""
+def run_of_segment(BLOCK_SEGMENTS: tl.constexpr, RUN: tl.constexpr):
+    """The run [1, S] of RUN neighbouring segments that each segment belongs to."""
+    return (tl.arange(0, BLOCK_SEGMENTS) // RUN)[None, :]
+
+
+@triton.jit
+def _run_amax(amax, RUN: tl.constexpr, SEGMENTS: tl.constexpr):
+    """Largest of [R, S] over each run of RUN segments, in the place of every segment of the run."""
+    run = run_of_segment(amax.shape[1], RUN)
+    largest = tl.zeros_like(amax)
+    for i in range(SEGMENTS // RUN):
+        of_run = tl.reduce(tl.where(run == i, amax, tl.zeros_like(amax)), 1, _larger)
+        largest = tl.where(run == i, of_run[:, None], largest)
+    return largest
+
+
+@triton.jit
+def _amax(y, RUN: tl.constexpr, SEGMENTS: tl.constexpr, ROW_IS_WARP: tl.constexpr):
+    """Largest magnitude over runs of RUN segments; NaN where one is among them.
+
+    [R] where the run is the whole unit, else [R, S] with the run's in the place of each of its segments.
+    """
     magnitude = tl.abs(y)
     if ROW_IS_WARP:
         # As integers: their order is the same, with NaN above infinity. And the largest integer of a warp is one
         # instruction (redux.sync), the largest float five exchanges between threads.
         magnitude = magnitude.to(tl.int32, bitcast=True)
     amax = tl.reduce(magnitude, 2, _larger)
-    if SPANS:
+    if RUN == SEGMENTS:
         amax = tl.reduce(amax, 1, _larger)
+    elif RUN != 1:
+        amax = _run_amax(amax, RUN, SEGMENTS)
     return amax.to(tl.float32, bitcast=True)
 
 
@@ -62,17 +84,21 @@ def _group_scale(
     Y_DTYPE: tl.constexpr,
     FP8_MAX: tl.constexpr,
     FLOOR_ON: tl.constexpr,  # 0 none, 1 amax, 2 scale
-    ROUND_SCALE: tl.constexpr,
-    UE8M0: tl.constexpr,
-    SPANS: tl.constexpr,
+    SCALE_RECIPROCAL: tl.constexpr = False,  # amax times 1 / FP8_MAX instead of amax over FP8_MAX
+    ROUND_SCALE: tl.constexpr = False,
+    UE8M0: tl.constexpr = False,
+    RUN: tl.constexpr = 1,  # segments of a group
+    SEGMENTS: tl.constexpr = 1,  # segments of a unit
     PTX: tl.constexpr = False,
     ROW_IS_WARP: tl.constexpr = False,  # each unit lies in the threads of one warp
 ):
-    """Scale of each segment [R, S], or of the unit [R] if SPANS."""
-    amax = _amax(y, SPANS, ROW_IS_WARP)
+    """Scale of each segment's group [R, S], or of the unit [R] where that is one group."""
+    amax = _amax(y, RUN, SEGMENTS, ROW_IS_WARP)
     if FLOOR_ON == 1:
         amax = _larger(amax, floor)
-    if PTX and FLOOR_ON == 1:
+    if SCALE_RECIPROCAL:
+        scale = amax * (1.0 / FP8_MAX)
+    elif PTX and FLOOR_ON == 1:
         scale = _over_fp8_max(amax, FP8_MAX)  # over the floor, quotients are normal
     else:
         scale = tl.div_rn(amax, tl.full(amax.shape, FP8_MAX, tl.float32))
@@ -98,13 +124,16 @@ def _quotient(
     Y_DTYPE: tl.constexpr = tl.float32,
     ROUND_SCALE: tl.constexpr = False,
 ):
-    """y / scale, correctly rounded (or y * (1 / scale) where the spec says so); scale is [R, S, 1] or [R, 1, 1]."""
+    """y / scale, correctly rounded (or y * (1 / scale) where the spec says so), with the sign of y where it is zero.
+
+    scale is [R, S, 1] or [R, 1, 1].
+    """
     # y are bf16 values, and the scale is one of them, or a floor, over FP8_MAX.
     TWO_PARTS: tl.constexpr = (
         PTX and FLOOR_ON == 1 and tl.bfloat16 == Y_DTYPE and not ROUND_SCALE and not RECIPROCAL and not UE8M0
     )
     if TWO_PARTS:
-        reciprocal = ptx.approximate_reciprocal(scale)
+        reciprocal = ptx.reciprocal_from_below(scale)
     elif PTX and FLOOR_ON != 0 and not UE8M0:  # the floor keeps the scale and its reciprocal normal
         reciprocal = ptx.reciprocal(scale)
     else:
@@ -116,16 +145,18 @@ def _quotient(
         quotient = tl.div_rn(y, scale)
     elif TWO_PARTS:
         # The reciprocal to twice the digits, in two parts, whichever float32 near it the first is. Before it is rounded
-        # the quotient is off by less than 2^-44, and no bf16 value over such a scale lies so near to a tie
-        # (tests/test_kernel_quant.py goes through them all).
+        # the quotient is off by less than 2^-41, and no bf16 value over such a scale lies so near to a tie
+        # (tests/test_kernel_quant.py goes through them all). The rest is no less than zero, so that the sum of the two
+        # products of a -0 is one of two -0.
         rest = tl.fma(-reciprocal, finite, 1.0) * reciprocal
         quotient = tl.fma(y, reciprocal, y * rest)
     else:
         # Markstein: with r = RN(1/s), one residual step makes y*r the correctly rounded quotient, at two instructions
-        # an element instead of a division. The floor keeps s and r normal.
+        # an element instead of a division. The floor keeps s and r normal. What is left is taken the other way round,
+        # r*s - y and then less: y - r*s of a -0 is +0, and the sum of the two no longer -0.
         estimate = y * reciprocal
-        residual = tl.fma(estimate, -finite, y)
-        quotient = tl.fma(residual, reciprocal, estimate)
+        excess = tl.fma(estimate, finite, y * -1.0)
+        quotient = tl.fma(excess, -reciprocal, estimate)
     return quotient
 
 

@@ -6,17 +6,21 @@ how the work is cut.
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from triton import knobs
 
 from fusionlib import kernel
+from fusionlib.contract import unit_size
 from fusionlib.layout import RowLayout, row_layout
 from fusionlib.spec import GatedNorm, GroupQuant
 
 _FLOOR_ON = {"amax": 1, "scale": 2}
+_DTYPES = {None: None, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
 def threads_per_warp() -> int:
@@ -34,6 +38,7 @@ def quant_constants(quant: GroupQuant) -> dict[str, Any]:
     return {
         "FP8_MAX": quant.limit,
         "FLOOR_ON": 0 if quant.floor is None else _FLOOR_ON[quant.floor_on],
+        "SCALE_RECIPROCAL": quant.scale_division == "reciprocal",
         "RECIPROCAL": quant.division == "reciprocal",
         "UE8M0": quant.scale_format == "ue8m0",
         "PACKED": quant.scale_layout == "packed_int32",
@@ -57,14 +62,14 @@ def fused_constants(
     interpret: bool = False,
 ) -> dict[str, Any]:
     """Every compile-time constant of the fused kernel, by name; `units` are what is launched."""
-    segment = min(norm.norm_size, quant.group_size)
-    unit = max(norm.norm_size, quant.group_size)
+    segment = gcd(norm.norm_size, quant.group_size)
+    unit = unit_size(norm, quant)
     return quant_constants(quant) | {
         "UNITS": hidden // unit,
         "SEGMENTS": unit // segment,
         "SEGMENT": segment,
-        "NORM_SPANS": norm.norm_size == unit,
-        "QUANT_SPANS": quant.group_size == unit,
+        "NORM_SEGMENTS": norm.norm_size // segment,
+        "GROUP_SEGMENTS": quant.group_size // segment,
         "X_OUTER": x.outer,
         "X_INNER": x.inner,
         "GATE_OUTER": gate.outer,
@@ -80,6 +85,7 @@ def fused_constants(
         "ROUND_NORM": "norm" in norm.rounding,
         "ROUND_WEIGHT": "weight" in norm.rounding,
         "ROUND_OUTPUT": "output" in norm.rounding,
+        "OUT_DTYPE": _DTYPES[norm.out_dtype],
         "EXACT": interpret or quant.floor is None,
         "PTX": ptx,
         "ROWS": config.rows,
@@ -99,6 +105,11 @@ def may_contract(constants: dict[str, Any]) -> bool:
     return constants["PTX"] and not constants["HAS_BIAS"]
 
 
+def scale_strides(scale: torch.Tensor) -> tuple[int, int]:
+    """Elements from one token's scale to the next, and from one group's (or word of four) to the next."""
+    return scale.stride() if scale.ndim == 2 else (*scale.stride(), 0)
+
+
 def launch_fused(
     x: torch.Tensor,
     gate: torch.Tensor,
@@ -113,7 +124,7 @@ def launch_fused(
 ) -> None:
     """Run the fused kernel into `codes`, `scale` and, unless None, `normed`. `config` overrides the heuristic."""
     tokens, hidden = codes.shape
-    unit = max(norm.norm_size, quant.group_size)
+    unit = unit_size(norm, quant)
     units = tokens * (hidden // unit)
     if units == 0:
         return
@@ -150,7 +161,7 @@ def launch_fused(
         gate_layout.token_stride,
         gate_layout.outer_stride,
         gate_layout.inner_stride,
-        *scale.stride(),
+        *scale_strides(scale),
         **constants,
         num_warps=config.num_warps,
         enable_fp_fusion=may_contract(constants),
@@ -172,7 +183,7 @@ def launch_group_quant(y: torch.Tensor, quant: GroupQuant, codes: torch.Tensor, 
         quant.floor or 0.0,
         units,
         y.stride(0),
-        *scale.stride(),
+        *scale_strides(scale),
         GROUPS=groups,
         GROUP=quant.group_size,
         **quant_constants(quant),

@@ -14,7 +14,7 @@ from math import prod
 
 import torch
 
-from fusionlib import reference
+from fusionlib import gradient, reference
 from fusionlib.contract import contract_problem, device_problem, kernel_problem, quant_problem, quant_supports
 from fusionlib.spec import GatedNorm, GroupQuant
 
@@ -89,28 +89,18 @@ def _empty_quantised(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, 
     return codes, torch.empty_strided(size, stride, dtype=dtype, device=y.device)
 
 
-def _empty_outputs(x: torch.Tensor, norm: GatedNorm, quant: GroupQuant) -> tuple[torch.Tensor, ...]:
-    normed = x.new_empty((x.shape[0], prod(x.shape[1:])), dtype=norm.output_dtype(x.dtype))
-    return *_empty_quantised(x, quant), normed
-
-
 def _fused_fake(x, gate, weight, bias, *scalars) -> tuple:
     norm, quant = _specs(*scalars)
     _raise(contract_problem(x, gate, weight, norm, quant, bias))
-    return _empty_outputs(x, norm, quant)
+    codes, scale = _empty_quantised(x, quant)
+    return codes, scale, torch.empty_like(codes, dtype=norm.output_dtype(x.dtype))
 
 
-def _fused_reference(x, gate, weight, bias, norm: GatedNorm, quant: GroupQuant) -> tuple:
-    if x.shape[0] == 0:  # reductions of nothing have strides of their own
-        return _empty_outputs(x, norm, quant)
-    normed = reference.rms_norm_gated(x, gate, weight, norm, bias)
-    return *reference.group_quant(normed, quant), normed
-
-
-def _fused_cpu(x, gate, weight, bias, *scalars) -> tuple:
+def _fused_reference(x, gate, weight, bias, *scalars) -> tuple:
     norm, quant = _specs(*scalars)
     _raise(contract_problem(x, gate, weight, norm, quant, bias))
-    return _fused_reference(x, gate, weight, bias, norm, quant)
+    normed = reference.rms_norm_gated(x, gate, weight, norm, bias)
+    return *reference.group_quant(normed, quant), normed
 
 
 def _fused_cuda(x, gate, weight, bias, *scalars, want_normed: bool) -> tuple:
@@ -119,7 +109,7 @@ def _fused_cuda(x, gate, weight, bias, *scalars, want_normed: bool) -> tuple:
     reason = kernel_problem(x, gate, norm, quant) or device_problem(x.device, quant.dtype)
     if reason is not None:
         _warn_once(reason)
-        return _fused_reference(x, gate, weight, bias, norm, quant)
+        return _fused_reference(x, gate, weight, bias, *scalars)
     from fusionlib.launch import launch_fused
 
     codes, scale = _empty_quantised(x, quant)
@@ -135,14 +125,10 @@ def _quant_fake(y, *scalars) -> tuple:
     return _empty_quantised(y, quant)
 
 
-def _quant_reference(y: torch.Tensor, quant: GroupQuant) -> tuple:
-    return reference.group_quant(y, quant) if y.shape[0] else _empty_quantised(y, quant)
-
-
-def _quant_cpu(y, *scalars) -> tuple:
+def _quant_reference(y, *scalars) -> tuple:
     quant = _quant_spec(*scalars)
     _raise(quant_problem(y, quant))
-    return _quant_reference(y, quant)
+    return reference.group_quant(y, quant)
 
 
 def _quant_cuda(y, *scalars) -> tuple:
@@ -151,7 +137,7 @@ def _quant_cuda(y, *scalars) -> tuple:
     reason = quant_supports(y, quant)
     if reason is not None:
         _warn_once(reason)
-        return _quant_reference(y, quant)
+        return _quant_reference(y, *scalars)
     from fusionlib.launch import launch_group_quant
 
     codes, scale = _empty_quantised(y, quant)
@@ -176,7 +162,7 @@ def _register() -> None:
         "fusionlib::group_quant", f"(Tensor y, {_QUANT_SCHEMA}) -> (Tensor codes, Tensor scale)", tags=tags
     )
     implementations = {
-        "cpu": (_fused_cpu, _quant_cpu),
+        "cpu": (_fused_reference, _quant_reference),
         "cuda": (_fused_cuda, _quant_cuda),
     }
     for device, (fused_impl, quant_impl) in implementations.items():
@@ -188,6 +174,9 @@ def _register() -> None:
     torch.library.register_fake(f"fusionlib::{fused}", lambda *a: _fused_fake(*a)[:2])
     torch.library.register_fake(f"fusionlib::{with_norm}", _fused_fake)
     torch.library.register_fake("fusionlib::group_quant", _quant_fake)
+    gradient.register(f"fusionlib::{fused}", lambda *a: _fused_reference(*a)[:2])
+    gradient.register(f"fusionlib::{with_norm}", _fused_reference)
+    gradient.register("fusionlib::group_quant", _quant_reference)
 
 
 _register()

@@ -82,6 +82,16 @@ def approximate_reciprocal(value):
 
 
 @triton.jit
+def reciprocal_from_below(value):
+    """A float32 not above 1 / value, and below it by 7 / 2^24 at most; for normal values with a normal reciprocal.
+
+    Zero for infinity. The instruction is off by 2^-23 either way, so it is asked for the reciprocal of a value that is
+    larger by 2^-22. The tests compare all 2^23 mantissas.
+    """
+    return approximate_reciprocal(value * (1 + 2**-22))
+
+
+@triton.jit
 def reciprocal(value):
     """1 / value, correctly rounded, for normal values with a normal reciprocal; zero for infinity.
 

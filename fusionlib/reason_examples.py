@@ -162,6 +162,15 @@ def opaque_quant():
     return explain(lambda *args: group_quant(norm(*args), GroupQuant()), *tensors())
 
 
+def unknown_quant_op():
+    @torch.library.custom_op("somebody::quant", mutates_args=())
+    def opaque(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return quant(groups(y))
+
+    opaque.register_fake(lambda y: quant(groups(y)))
+    return explain(lambda *args: opaque(norm(*args)), *tensors())
+
+
 # What is normed, and how.
 
 
@@ -274,6 +283,12 @@ def intermediate_used(x, gate, weight):
     root = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
     y = x.float() * root * weight * F.silu(gate.float())
     return *quant(groups(y.to(x.dtype).flatten(1))), root
+
+
+def replacement_differs():
+    x, gate = (t.transpose(0, 1) for t in torch.randn(2, 4, 6, 128, dtype=torch.bfloat16))  # one head after the other
+    path = lambda x, gate: quant((rms(x.float()) * F.silu(gate.float())).to(x.dtype).float())  # noqa: E731
+    return explain(path, x, gate)
 
 
 def internal_error():

@@ -31,7 +31,7 @@ def rms_norm_gated(
         bias: like weight, added behind it.
 
     Returns:
-        [tokens, hidden], of `norm.output_dtype(x.dtype)`.
+        [tokens, hidden] contiguous, of `norm.output_dtype(x.dtype)`.
     """
 
     def rounded(value: torch.Tensor, point: str) -> torch.Tensor:
@@ -53,7 +53,7 @@ def rms_norm_gated(
     value = scaled(value)
     if norm.norm_before_gate:
         value = rounded(value, "weight") * activated
-    return value.to(norm.output_dtype(x.dtype)).flatten(1)
+    return _fresh(value.to(norm.output_dtype(x.dtype)).flatten(1))
 
 
 def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,8 +63,8 @@ def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch
         y: [tokens, hidden], bf16, fp16 or fp32.
 
     Returns:
-        codes [tokens, hidden] of `quant.dtype`, and scales in `quant.scale_layout`: float32 [tokens, groups], or packed
-        int32 [tokens, ceil(groups / 4)].
+        codes [tokens, hidden] contiguous of `quant.dtype`, and scales in `quant.scale_layout`: float32
+        [tokens, groups] or [tokens], or packed int32 [tokens, ceil(groups / 4)].
     """
     groups = y.unflatten(1, (-1, quant.group_size)).float()  # [tokens, groups, group_size]
     amax = groups.abs().amax(-1, keepdim=True)
@@ -83,7 +83,12 @@ def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch
         scale = power_of_two_at_least(scale)
     quotient = groups / scale if quant.division == "divide" else groups * (1.0 / scale)
     codes = quotient.clamp(-quant.limit, quant.limit).to(quant.dtype)
-    return codes.flatten(1), lay_out_scales(scale.squeeze(-1), quant)
+    return _fresh(codes.flatten(1)), lay_out_scales(scale.squeeze(-1), quant)
+
+
+def _fresh(rows: torch.Tensor) -> torch.Tensor:
+    """`rows` [tokens, elements] in a fresh tensor's strides: results inherit those of x, and a size of 1 has any."""
+    return rows if rows.stride() == (rows.shape[1], 1) else rows.clone(memory_format=torch.contiguous_format)
 
 
 def dequantise(codes: torch.Tensor, scale: torch.Tensor, quant: GroupQuant) -> torch.Tensor:
@@ -121,8 +126,9 @@ def scale_storage(tokens: int, groups: int, quant: GroupQuant) -> tuple[tuple, t
 
 def lay_out_scales(scale: torch.Tensor, quant: GroupQuant) -> torch.Tensor:
     """Store float32 scales [tokens, groups] the way `quant.scale_layout` asks for."""
+    scale = _fresh(scale)
     if quant.scale_layout == "row_major":
-        return scale.contiguous()
+        return scale
     size, stride, dtype = scale_storage(scale.shape[0], scale.shape[1], quant)
     if quant.scale_layout == "packed_int32":
         scale = torch.nn.functional.pad(scale, (0, -scale.shape[1] % 4))

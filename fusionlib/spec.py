@@ -7,7 +7,7 @@ two words; nothing below this module knows about graphs, devices or launches.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -21,6 +21,15 @@ ScaleFormat = Literal["float32", "ue8m0"]
 ScaleLayout = Literal["row_major", "column_major", "column_major_padded", "packed_int32", "vector"]
 
 ROUNDING_POINTS: tuple[str, ...] = get_args(RoundingPoint)
+
+#: The least eps beside 0: what float32 holds as a normal number.
+LEAST_EPS = torch.finfo(torch.float32).tiny
+
+#: Of amax or scale: between them a scale (amax / 57344 at the least) and its reciprocal are normal float32 numbers.
+LEAST_FLOOR, GREATEST_FLOOR = 1e-30, 1e30
+
+#: Most elements of a norm or of a group: a token's row is addressed with 32 bits.
+MOST_ELEMENTS = 2**31 - 1
 
 #: What a normed value can be rounded to.
 OUTPUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -39,19 +48,51 @@ class SpecError(ValueError):
     """A spec that cannot be: the message names the field, its value, the limit and the way out."""
 
 
+def _shown(value: object) -> str:
+    """A value as an error message quotes it: any object, however large."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of more digits than Python prints, an object whose repr fails
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
 def _one_of(field: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        listed = ", ".join(repr(a) for a in allowed)
-        raise SpecError(f"{field}={value!r} is unknown; choose one of {listed}")
+    # The type must be the same, too: 1.0 and True equal 1, and an op's schema takes neither for an integer.
+    if not any(type(value) is type(each) and value == each for each in allowed):
+        listed = ", ".join(repr(each) for each in allowed)
+        raise SpecError(f"{field}={_shown(value)} is unknown; choose one of {listed}")
 
 
-def _positive_int(field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SpecError(f"{field}={value!r} must be a positive integer (a number of elements)")
+def _elements(field: str, value: object) -> None:
+    if type(value) is not int or not 1 <= value <= MOST_ELEMENTS:
+        raise SpecError(
+            f"{field}={_shown(value)} must be a positive integer of at most 2^31 - 1 (a number of elements); "
+            f"give a Python int, such as {field}=128"
+        )
 
 
-#: Of amax or scale: over it a scale (amax / 57344 at the least) and its reciprocal are normal float32 numbers.
-LEAST_FLOOR = 1e-30
+def _flag(field: str, value: object) -> None:
+    if type(value) is not bool:
+        raise SpecError(f"{field}={_shown(value)} must be True or False")
+
+
+def _number(field: str, value: object, needed: str) -> float:
+    """`value` as a float. What float32 holds as infinity is not finite, since all arithmetic is float32."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SpecError(f"{field}={_shown(value)} must be a Python number, {needed}; convert it with float(...)")
+    if not abs(value) <= torch.finfo(torch.float32).max:
+        raise SpecError(f"{field}={_shown(value)} is not finite in float32 (up to 3.4e38); it must be {needed}")
+    return float(value) + 0.0  # +0.0: a -0.0 is 0.0
+
+
+def _rounding_points(value: object) -> frozenset[str]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise SpecError(f"rounding={_shown(value)} must be a set of rounding points, such as {{'output'}}")
+    points = tuple(value)
+    for point in points:
+        _one_of("rounding", point, ROUNDING_POINTS)
+    return frozenset(points)
 
 
 @dataclass(frozen=True)
@@ -70,7 +111,7 @@ class GatedNorm:
 
     Args:
         norm_size: elements one mean is taken over (head_dim for Gated DeltaNet, the group for Mamba2).
-        eps: added to the mean of squares; finite and >= 0.
+        eps: added to the mean of squares; 0, or at least `LEAST_EPS` and finite in float32.
         activation: `silu` (gate * sigmoid(gate)) or `sigmoid`.
         norm_before_gate: True for Gated DeltaNet, False for the Mamba2 family.
         weight_offset: 0, or 1 for models that store the weight as its distance from one.
@@ -89,14 +130,15 @@ class GatedNorm:
     out_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        _positive_int("norm_size", self.norm_size)
-        if not (isinstance(self.eps, (int, float)) and math.isfinite(self.eps) and self.eps >= 0):
-            raise SpecError(f"eps={self.eps!r} must be a finite number >= 0; models use 1e-5 or 1e-6")
+        _elements("norm_size", self.norm_size)
+        eps = _number("eps", self.eps, "0 or more; models use 1e-5 or 1e-6")
+        if eps < 0 or (eps > 0 and eps < LEAST_EPS):
+            raise SpecError(f"eps={eps!r} must be 0, or a normal float32 number >= {LEAST_EPS:g}; models use 1e-6")
+        object.__setattr__(self, "eps", eps)
         _one_of("activation", self.activation, get_args(Activation))
+        _flag("norm_before_gate", self.norm_before_gate)
         _one_of("weight_offset", self.weight_offset, (0, 1))
-        object.__setattr__(self, "rounding", frozenset(self.rounding))
-        for point in sorted(self.rounding):
-            _one_of("rounding", point, ROUNDING_POINTS)
+        object.__setattr__(self, "rounding", _rounding_points(self.rounding))
         absent, use = ("gate", "output") if self.norm_before_gate else ("weight", "output")
         if absent in self.rounding:
             order = "norm_before_gate" if self.norm_before_gate else "gate-first"
@@ -169,12 +211,17 @@ class GroupQuant:
     What is not a number stays one. A NaN in a group makes its scale and all its codes NaN; an infinity makes the scale
     infinite, its own code NaN and the codes of finite elements zero (under `ue8m0` the scale is 2^127 at most and an
     infinity saturates). With no floor, a group of zeros has scale 0 and NaN codes (as in torchao), except that the
-    least ue8m0 scale is 2^-126. The sign of a NaN code is unspecified.
+    least ue8m0 scale is 2^-126. The sign of a NaN code is unspecified, that of a zero is the value's: -0 is 0x80, and
+    plain zero in e4m3fnuz, which has no -0.
+
+    `round_scale` can undo a floor on amax: 1e-10 / 448 is 0 in float16, and so is every scale that the floor would
+    raise. PyTorch computes just that; where y is float16 the op refuses such a floor (`floor_in`), since None says the
+    same.
 
     Args:
         group_size: elements per scale; the whole row for per-token quantisation.
         dtype: float8_e4m3fn, float8_e4m3fnuz (MI300) or float8_e5m2.
-        floor: smallest value of amax or scale, None for no floor; finite and at least `LEAST_FLOOR`.
+        floor: smallest value of amax or scale, from `LEAST_FLOOR` to `GREATEST_FLOOR`; None for no floor.
         floor_on: whether `floor` binds `amax` or `scale`.
         division: `divide` (correctly rounded) or `reciprocal` (one rounding of 1/scale, one of the product).
         scale_format: `float32`, or `ue8m0`: rounded up to a power of two 2^(e-127) with 1 <= e <= 254.
@@ -202,20 +249,26 @@ class GroupQuant:
     scale_division: Division = "divide"
 
     def __post_init__(self) -> None:
-        _positive_int("group_size", self.group_size)
+        _elements("group_size", self.group_size)
         _one_of("dtype", self.dtype, tuple(FP8_MAXIMA))
-        if self.floor is not None and not (math.isfinite(self.floor) and self.floor >= LEAST_FLOOR):
-            raise SpecError(
-                f"floor={self.floor!r} must be finite and at least {LEAST_FLOOR:g}, so that scales and their "
-                "reciprocals are normal float32 numbers; use None for no floor"
-            )
+        if self.floor is not None:
+            limits = f"at least {LEAST_FLOOR:g} and at most {GREATEST_FLOOR:g}, or None for no floor"
+            floor = _number("floor", self.floor, limits)
+            if not LEAST_FLOOR <= floor <= GREATEST_FLOOR:
+                raise SpecError(
+                    f"floor={floor!r} must be {limits}, so that scales and their reciprocals are normal float32 numbers"
+                )
+            object.__setattr__(self, "floor", floor)
         _one_of("floor_on", self.floor_on, get_args(FloorOn))
         _one_of("division", self.division, get_args(Division))
         _one_of("scale_division", self.scale_division, get_args(Division))
         _one_of("scale_format", self.scale_format, get_args(ScaleFormat))
         _one_of("scale_layout", self.scale_layout, get_args(ScaleLayout))
+        _flag("round_scale", self.round_scale)
         if self.fp8_max is not None:
-            _one_of("fp8_max", self.fp8_max, FP8_MAXIMA[self.dtype])
+            fp8_max = _number("fp8_max", self.fp8_max, f"one of {FP8_MAXIMA[self.dtype]}, or None")
+            _one_of("fp8_max", fp8_max, FP8_MAXIMA[self.dtype])
+            object.__setattr__(self, "fp8_max", fp8_max)
         if self.scale_layout == "packed_int32" and self.scale_format != "ue8m0":
             raise SpecError(
                 f"scale_layout='packed_int32' packs exponents, so scale_format={self.scale_format!r} cannot be stored; "
@@ -226,6 +279,12 @@ class GroupQuant:
     def limit(self) -> float:
         """The largest magnitude of a code: `fp8_max`, or the dtype's own maximum."""
         return FP8_MAXIMA[self.dtype][0] if self.fp8_max is None else self.fp8_max
+
+    def floor_in(self, dtype: torch.dtype) -> float | None:
+        """The floor as it binds where y is of `dtype`: None if the scale's rounding takes the least scale to 0."""
+        if self.floor is None or not self.round_scale or self.floor_on == "scale":
+            return self.floor
+        return self.floor if torch.tensor(self.floor / self.limit).to(dtype) > 0 else None
 
     def with_layout(self, scale_layout: ScaleLayout) -> GroupQuant:
         """The same quantisation with its scales stored in another layout."""
@@ -247,7 +306,9 @@ class GroupQuant:
 
         Written in PyTorch. Source: vLLM model_executor/layers/quantization/input_quant_fp8.py.
         """
-        fp8_max = FP8_MAXIMA[changes.get("dtype", torch.float8_e4m3fn)][-1]
+        dtype = changes.get("dtype", torch.float8_e4m3fn)
+        _one_of("dtype", dtype, tuple(FP8_MAXIMA))
+        fp8_max = FP8_MAXIMA[dtype][-1]
         return cls(group_size, **{"floor": 1.0 / (fp8_max * 512.0), "floor_on": "scale", "fp8_max": fp8_max} | changes)
 
     @classmethod

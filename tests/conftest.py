@@ -1,17 +1,35 @@
 """Fixtures for the whole suite: seeded draws, and GPU tests that say why they skip."""
 
+import secrets
+
 import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("suite", deadline=None, print_blob=True)  # no timed tests: the machine may be busy
+SEED = 20_260_427
+# No timed tests: the machine may be busy. No database: what an earlier run found must not decide this one.
+settings.register_profile("suite", deadline=None, print_blob=True, database=None)
 settings.load_profile("suite")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """Properties draw from one seed, so that two runs are alike; `--hypothesis-seed=random` draws others each time."""
+    given = config.getoption("--hypothesis-seed")
+    if given in (None, "random"):
+        config.option.hypothesis_seed = SEED if given is None else secrets.randbelow(2**32)  # workers get it, too
+
+
+def pytest_report_header(config):
+    """What to give to a later run for the same draws, or for others."""
+    seed = config.getoption("--hypothesis-seed")
+    return f"properties: --hypothesis-seed={seed} (--hypothesis-seed=random or another number for fresh ones)"
 
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Inputs are random but the same in every run; hypothesis draws its own seeds."""
-    torch.manual_seed(20_260_427)
+    """Inputs are random but the same in every run."""
+    torch.manual_seed(SEED)
 
 
 def pytest_collection_modifyitems(items):

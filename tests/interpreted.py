@@ -32,6 +32,8 @@ def plain(norm_size: int, **changes) -> GatedNorm:
 
 torch.manual_seed(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
 PACKED = {"scale_format": "ue8m0", "scale_layout": "packed_int32"}
+BY_RECIPROCAL = {"scale_division": "reciprocal"}
+TO_BF16 = GatedNorm(128, out_dtype=torch.bfloat16)
 STRIDED_GROUPS = rows(6000).as_strided((3, 4, 2, 128), (2000, 480, 160, 1))
 
 CASES = {
@@ -64,6 +66,33 @@ CASES = {
     "packed, per token": (rows(6, 512), rows(6, 512), plain(128), GroupQuant(512, **PACKED)),
     "e5m2": (rows(6, 512), rows(6, 512), plain(128), GroupQuant(dtype=torch.float8_e5m2)),
     "zeros, no eps": (torch.zeros(3, 384), rows(3, 384), plain(64, eps=0.0), GroupQuant(384)),
+    "heads of 96, groups of 128": (rows(5, 4, 96), rows(5, 4, 96), plain(96), GroupQuant()),
+    "heads of 96, strided": (rows(5, 8, 128)[..., :96], rows(5, 768), plain(96), GroupQuant()),
+    "heads of 192, groups of 128": (rows(3, 4, 192), rows(3, 2, 400)[..., :384], plain(192), GroupQuant()),
+    "heads of 72, groups of 128": (rows(2, 16, 72), rows(2, 1152), plain(72, activation="sigmoid"), GroupQuant()),
+    "gate first, groups across norms": (
+        rows(3, 768),
+        rows(3, 768),
+        plain(384, norm_before_gate=False),
+        GroupQuant(256),
+    ),
+    "neither a power of two": (rows(3, 120), rows(3, 120), plain(20), GroupQuant(24)),
+    "zeros across norms, no eps": (torch.zeros(3, 384), rows(3, 384), plain(96, eps=0.0), GroupQuant(128)),
+    "packed, groups across heads": (rows(6, 768), rows(6, 768), plain(96), GroupQuant(**PACKED)),
+    "column major, padded": (rows(6, 512), rows(6, 512), plain(128), GroupQuant(scale_layout="column_major_padded")),
+    "padded, groups across heads": (
+        rows(6, 768),
+        rows(6, 768),
+        plain(96),
+        GroupQuant(scale_layout="column_major_padded"),
+    ),
+    "vector": (rows(6, 4, 128), rows(6, 512), plain(128), GroupQuant(512, scale_layout="vector")),
+    "vector, group above the norm": (rows(6, 384), rows(6, 384), plain(96), GroupQuant(384, scale_layout="vector")),
+    "scale by reciprocal": (rows(5, 512), rows(5, 512), plain(128), GroupQuant(scale_division="reciprocal")),
+    "scale by reciprocal, ue8m0": (rows(5, 768), rows(5, 768), plain(128), GroupQuant(**PACKED, **BY_RECIPROCAL)),
+    "zeros of either sign": (torch.relu(rows(5, 512)), rows(5, 512), plain(128), GroupQuant()),
+    "zeros of either sign, no floor": (torch.relu(rows(5, 512)), rows(5, 512), plain(128), GroupQuant(floor=None)),
+    "output in bf16": (rows(5, 512), rows(5, 512), TO_BF16, GroupQuant()),
 }
 
 
@@ -74,10 +103,11 @@ def check(name: str, weight_per_element: bool, biased: bool) -> None:
     weight = torch.rand(hidden if weight_per_element else norm.norm_size) + 0.5
     bias = torch.randn_like(weight) if biased else None
     codes, scale = poisoned_outputs(tokens, hidden, quant, "cpu")
-    normed = torch.full((tokens, hidden), torch.nan if "zeros" not in name else 7.0)
+    normed = torch.full((tokens, hidden), 7.0 if "no eps" in name else torch.nan, dtype=norm.output_dtype(x.dtype))
     launch_fused(x, gate, weight, bias, norm, quant, codes, scale, normed)
     expected = reference.rms_norm_gated(x, gate, weight, norm, bias)
-    torch.testing.assert_close(normed, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+    rtol = 1e-5 if normed.dtype is torch.float32 else 2**-7
+    torch.testing.assert_close(normed, expected, rtol=rtol, atol=1e-6, equal_nan=True)
 
     # From here on the kernel's own normed value, so that only the quantisation is in question.
     groups = hidden // quant.group_size
@@ -86,12 +116,14 @@ def check(name: str, weight_per_element: bool, biased: bool) -> None:
     torch.testing.assert_close(scale, expected_scale, rtol=0, atol=0, equal_nan=True)
     each = reference.unpack_scales(scale, groups, quant).repeat_interleave(quant.group_size, 1)
     quotient = normed / each if quant.division == "divide" else normed * (1.0 / each)
-    quotient = quotient.clamp(-quant.limit, quant.limit)
+    quotient = quotient.float().clamp(-quant.limit, quant.limit)
     if not quotient.isnan().any():
         # The interpreter's multiply-add is not fused, so a quotient may be one float32 step off, and with it, once in
         # some 10^5 codes, a code that sits on the edge.
         steps = code_steps(codes, interpreters_codes(quotient, quant.dtype))
         assert steps.max() <= 1 and steps.sum() <= 2, (steps.max(), steps.sum())
+        zeros = normed == 0
+        assert torch.equal((codes.view(torch.uint8) == 0x80)[zeros], normed.signbit()[zeros])
 
     again, scale_again = poisoned_outputs(tokens, hidden, quant, "cpu")
     launch_group_quant(normed, quant, again, scale_again)  # the unfused half is the same arithmetic

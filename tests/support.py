@@ -14,10 +14,12 @@ FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal shapes, strides and values; NaN equals NaN whatever its bits."""
+    """Equal shapes, strides, dtypes and bits (-0 is not 0); NaN equals NaN whatever its bits."""
     if a.shape != b.shape or a.stride() != b.stride() or a.dtype != b.dtype:
         return False
-    return bool(((a.float() == b.float()) | (a.float().isnan() & b.float().isnan())).all())
+    nan = a.float().isnan() & b.float().isnan()
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[a.element_size()]
+    return bool(((a.view(bits) == b.view(bits)) | nan).all())
 
 
 def poisoned_outputs(tokens: int, hidden: int, quant: GroupQuant, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,6 +30,11 @@ def poisoned_outputs(tokens: int, hidden: int, quant: GroupQuant, device: str) -
     return codes, torch.empty_strided(size, stride, dtype=dtype, device=device).fill_(poison)
 
 
+def codes_bytes(codes: torch.Tensor) -> torch.Tensor:
+    """The bytes of FP8 codes with one byte for all NaN, whose sign is unspecified; -0 and 0 are two bytes."""
+    return torch.where(codes.float().isnan(), 0xFF, codes.view(torch.uint8))
+
+
 def norms(norm_size: int) -> st.SearchStrategy[GatedNorm]:
     """Any valid GatedNorm of `norm_size`."""
 
@@ -35,26 +42,31 @@ def norms(norm_size: int) -> st.SearchStrategy[GatedNorm]:
     def build(draw) -> GatedNorm:
         before = draw(st.booleans())
         points = [p for p in ROUNDING_POINTS if p != ("gate" if before else "weight")]
+        rounding = draw(st.frozensets(st.sampled_from(points)))
         return GatedNorm(
             norm_size,
             draw(st.sampled_from([0.0, 1e-6, 1e-5, 1e-2])),
             draw(st.sampled_from(["silu", "sigmoid"])),
             before,
             draw(st.sampled_from([0, 1])),
-            draw(st.frozensets(st.sampled_from(points))),
+            rounding,
+            draw(st.sampled_from((None, *FLOAT_DTYPES))) if "output" in rounding else None,
         )
 
     return build()
 
 
-def quants(group_size: int, dtypes: tuple[torch.dtype, ...] = tuple(FP8_MAXIMA)) -> st.SearchStrategy[GroupQuant]:
-    """Any valid GroupQuant of `group_size`."""
+def quants(
+    group_size: int, dtypes: tuple[torch.dtype, ...] = tuple(FP8_MAXIMA), *, per_token: bool = False
+) -> st.SearchStrategy[GroupQuant]:
+    """Any valid GroupQuant of `group_size`, for rows of one group only if `per_token`."""
 
     @st.composite
     def build(draw) -> GroupQuant:
         dtype = draw(st.sampled_from(dtypes))
         ue8m0 = draw(st.booleans())
-        layouts = ["row_major", "column_major"] + ["packed_int32"] * ue8m0
+        layouts = ["row_major", "column_major", "column_major_padded"] + ["packed_int32"] * ue8m0
+        layouts += ["vector"] * per_token
         return GroupQuant(
             group_size,
             dtype,
@@ -65,6 +77,7 @@ def quants(group_size: int, dtypes: tuple[torch.dtype, ...] = tuple(FP8_MAXIMA))
             draw(st.sampled_from(layouts)),
             draw(st.booleans()),
             draw(st.sampled_from((None, *FP8_MAXIMA[dtype]))),
+            draw(st.sampled_from(["divide", "reciprocal"])),
         )
 
     return build()

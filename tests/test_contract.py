@@ -24,7 +24,7 @@ def test_another_device_is_named():
 @pytest.mark.parametrize(
     ("shape", "norm_size", "group_size", "words"),
     [
-        ((1, 384), 128, 192, ["norm_size=128", "group_size=192", "divide"]),
+        ((1, 127 * 256), 127, 256, ["norm_size=127", "group_size=256", "32512", "16384", "smaller"]),
         ((1, 32768), 128, 32768, ["32768", "16384"]),
         ((2**25, 64, 128), 128, 128, ["32-bit", "split"]),
     ],

@@ -7,6 +7,8 @@ from fractions import Fraction
 import pytest
 import torch
 
+from fusionlib.spec import FP8_MAXIMA
+
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
 
@@ -40,31 +42,59 @@ def test_the_residual_step_is_the_correctly_rounded_division():
     for value, s in zip(as_fractions(y), as_fractions(scale), strict=True):
         reciprocal = rounded(1 / s)
         estimate = rounded(value * reciprocal)
-        residual = rounded(value - estimate * s)
-        quotient = rounded(estimate + residual * reciprocal)
+        excess = rounded(estimate * s - value)
+        quotient = rounded(estimate + excess * -reciprocal)
         assert quotient == rounded(value / s)
         plain_differs += estimate != quotient
     assert plain_differs > 0  # the step is not idle: the reciprocal alone would often be one off
 
 
-@pytest.mark.parametrize("fp8_max", [448, 57344])
-def test_the_two_part_reciprocal_is_the_correctly_rounded_division_for_all_that_bf16_can_be(fp8_max):
+def _float32(exact: torch.Tensor) -> torch.Tensor:
+    """float64 rounded to float32 once, as float64 again."""
+    return exact.float().double()
+
+
+@pytest.mark.parametrize("scale_division", ["divide", "reciprocal"])
+@pytest.mark.parametrize("fp8_max", [448.0, 57344.0])
+def test_the_two_part_reciprocal_is_the_correctly_rounded_division_for_all_that_bf16_can_be(fp8_max, scale_division):
     """Every bf16 value over every scale made of one, or of a floor: exponents do not matter, so these are all.
 
-    And every float32 near the reciprocal that an approximate instruction may start from. Over another floor's scale the
+    And every float32 that `ptx.reciprocal_from_below` may return. In float64 each product here is exact, the sum of the
+    two as well, and a quotient of two float32 rounds to float32 as the exact one does. Over another floor's scale the
     quotient may miss by one float32 step, and no code by that: only ties of bf16 values over bf16 values are so near.
     """
-    amaxima = [Fraction(significand) for significand in range(128, 256)]
-    amaxima += as_fractions(torch.tensor([1e-10, 1e-4, 1e-12, 1e-8, 1e-6, 1e-5]))  # floors in use
-    plain_differs = 0
-    for amax in amaxima:
-        s = rounded(amax / fp8_max)
-        exact = rounded(1 / s)
-        ulp = rounded(exact * (1 + Fraction(1, 2**23))) - exact
-        for reciprocal in (exact + step * ulp for step in range(-3, 4)):  # the hardware's is within 2^-23
-            rest = rounded(rounded(1 - s * reciprocal) * reciprocal)
-            for y in range(128, 256):
-                quotient = rounded(y * reciprocal + rounded(y * rest))
-                assert quotient == rounded(y / s), (y, amax, reciprocal)
-                plain_differs += rounded(y * reciprocal) != quotient
-    assert plain_differs > 0
+    amax = torch.cat([torch.arange(128.0, 256.0), torch.tensor([1e-10, 1e-4, 1e-12, 1e-8, 1e-6, 1e-5])]).double()
+    y = torch.arange(128.0, 256.0).double().view(-1, 1, 1)
+    factor = _float32(torch.tensor(1 / fp8_max, dtype=torch.float64))
+    scale = _float32(amax / fp8_max if scale_division == "divide" else amax * factor).view(-1, 1)
+    exact = (1 / scale).float().view(torch.int32)
+    reciprocal = (exact + torch.arange(-8, 1, dtype=torch.int32)).view(torch.float32).double()
+    assert ((1 - reciprocal * scale).amax(1) >= 7 * 2**-24).all()  # the steps reach as far as the hardware's may
+    rest = _float32(_float32(1 - reciprocal * scale) * reciprocal)
+    quotient = _float32(y * reciprocal + _float32(y * rest))
+    assert torch.equal(quotient, _float32(y / scale).expand_as(quotient))
+    assert not torch.equal(_float32(y * reciprocal), quotient)  # the second part is not idle
+
+
+def test_a_two_part_quotient_keeps_the_sign_of_zero_where_the_rest_is_not_negative():
+    """-0 times both parts is -0 twice, and their sum -0; a negative rest would make it +0, which plain zero stays."""
+    reciprocal = torch.tensor(3.0)
+    for zero in (torch.tensor(0.0), torch.tensor(-0.0)):
+        kept, lost = (zero * reciprocal + zero * torch.tensor(rest) for rest in (1e-7, -1e-7))
+        assert kept.signbit() == zero.signbit() and not lost.signbit()
+
+
+def test_a_residual_step_from_the_other_side_keeps_the_sign_of_zero():
+    """`_quotient`'s excess r*s - y of a -0 is +0, and times -r it is -0; the residual y - r*s lost the sign."""
+    reciprocal, scale = torch.tensor(3.0), torch.tensor(0.33)
+    for zero in (torch.tensor(0.0), torch.tensor(-0.0)):
+        estimate = zero * reciprocal
+        excess = estimate * scale + zero * -1.0
+        assert (excess * -reciprocal + estimate).signbit() == zero.signbit()
+        assert not ((zero - estimate * scale) * reciprocal + estimate).signbit()
+
+
+@pytest.mark.parametrize("fp8_max", sorted({limit for limits in FP8_MAXIMA.values() for limit in limits}))
+def test_the_factor_of_a_reciprocal_scale_is_the_float32_reciprocal(fp8_max):
+    """Triton and the reference round 1 / fp8_max from float64, PyTorch divides in float32: the same number."""
+    assert torch.tensor(1 / fp8_max) == torch.tensor(1.0) / torch.tensor(fp8_max)

@@ -1,7 +1,9 @@
 """The ops on CPU: equal to the reference to the bit, exact fakes, clear errors, one registration, honest fallback."""
 
 import importlib
+import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,26 +18,31 @@ FUSED = torch.ops.fusionlib.rms_norm_gated_group_quant.default
 WITH_NORM = torch.ops.fusionlib.rms_norm_gated_group_quant_with_norm.default
 QUANT = torch.ops.fusionlib.group_quant.default
 
-SIZES = [(128, 128, 512), (64, 128, 512), (256, 32, 512), (96, 96, 288), (64, 384, 384)]  # norm, group, hidden
+#: norm, group, hidden; the last two divide a token's row and not each other
+SIZES = [(128, 128, 512), (64, 128, 512), (256, 32, 512), (96, 96, 288), (64, 384, 384), (96, 64, 384), (6, 4, 24)]
 
 
 @st.composite
 def calls(draw):
     """A whole call: specs, tensors of mixed dtypes, strided or not, and values from zero to overflowing."""
     norm_size, group_size, hidden = draw(st.sampled_from(SIZES))
-    norm, quant = draw(norms(norm_size)), draw(quants(group_size))
+    norm, quant = draw(norms(norm_size)), draw(quants(group_size, per_token=group_size == hidden))
     torch.manual_seed(draw(st.integers(0, 2**16)))
     tokens = draw(st.sampled_from([0, 1, 2, 7]))
-    head = draw(st.sampled_from([d for d in (32, 64, hidden) if hidden % d == 0]))
+    head = draw(st.sampled_from([d for d in (1, 32, 64, hidden) if hidden % d == 0]))
 
     def rows(magnitude: float) -> torch.Tensor:
-        wide = torch.randn(tokens, hidden // head, head + draw(st.sampled_from([0, 8]))) * magnitude
+        padding = draw(st.sampled_from([0, 8])) if head > 1 else 0
+        wide = torch.randn(tokens, hidden // head, head + padding) * magnitude
         wide = wide.to(draw(st.sampled_from(FLOAT_DTYPES)))
         special = draw(st.sampled_from([None, 0.0, -0.0, torch.inf, torch.nan]))
         if special is not None and tokens:
             wide[0, 0, : head // 2] = special
         view = wide[..., :head]
-        return view.flatten(1) if draw(st.booleans()) else view
+        form = draw(st.sampled_from(["rows", "heads", "heads outside"]))
+        if form == "heads outside" and head == 1:  # [tokens, heads, 1] of a [heads, tokens, 1]
+            return view.transpose(0, 1).contiguous().transpose(0, 1)
+        return view.flatten(1) if form == "rows" else view
 
     def vector() -> torch.Tensor:
         size = draw(st.sampled_from([norm_size, hidden]))
@@ -44,6 +51,7 @@ def calls(draw):
     x, gate = (rows(draw(st.sampled_from([1e-30, 1e-3, 1.0, 50.0, 3e4]))) for _ in range(2))
     weight = vector()
     bias = torch.randn_like(weight) if draw(st.booleans()) else None
+    quant = replace(quant, floor=quant.floor_in(norm.output_dtype(x.dtype)))
     return x, gate, weight, bias, norm, quant
 
 
@@ -60,10 +68,9 @@ def test_the_op_is_the_reference(call):
     )
     expected = reference.rms_norm_gated(x, gate, weight, norm, bias)
     expected_codes, expected_scale = reference.group_quant(expected, quant)
-    if x.shape[0]:
-        assert same(normed, expected)
-        assert same(codes, expected_codes)
-        assert same(scale, expected_scale)
+    assert same(normed, expected)
+    assert same(codes, expected_codes)
+    assert same(scale, expected_scale)
     two = fusionlib.rms_norm_gated_group_quant(x, gate, weight, norm=norm, quant=quant, bias=bias)
     assert len(two) == 2 and same(two[0], codes) and same(two[1], scale)
     unfused = fusionlib.group_quant(normed, quant)
@@ -84,14 +91,54 @@ def test_the_fake_has_the_shapes_strides_and_dtypes_of_the_real(call):
         assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
 
 
-@pytest.mark.parametrize("layout", ["row_major", "column_major", "packed_int32"])
+def odd_rows(draw, tokens: int, sizes: tuple[int, ...]) -> torch.Tensor:
+    """[tokens, *sizes] with any strides, 0 and overlapping ones too, as long as the last dimension is contiguous."""
+    strides = [draw(st.integers(0, 12)) for _ in (tokens, *sizes)]
+    if sizes[-1] > 1:
+        strides[-1] = 1
+    values = torch.randn(12 * (tokens + sum(sizes)) + 1).bfloat16()
+    return values.as_strided((tokens, *sizes), strides)
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_strides_of_any_kind_leave_results_as_fresh_tensors(data):
+    """Sizes of 0 and 1 carry any stride, and elementwise results inherit their inputs': neither reaches a result."""
+    from torch._subclasses import FakeTensorMode
+
+    tokens = data.draw(st.integers(0, 3))
+    sizes = data.draw(st.sampled_from([(4,), (1,), (4, 1), (1, 4), (2, 2), (2, 1, 2), (1, 1), (6, 4, 1)]))
+    hidden = math.prod(sizes)
+    norm = GatedNorm(data.draw(st.sampled_from([size for size in (1, 2, 4) if hidden % size == 0])))
+    group_size = data.draw(st.sampled_from([size for size in (1, 2, 4) if hidden % size == 0]))
+    quant = data.draw(quants(group_size, per_token=group_size == hidden))
+    x, gate = odd_rows(data.draw, tokens, sizes), odd_rows(data.draw, tokens, sizes)
+    y = odd_rows(data.draw, tokens, (hidden,))
+    calls = [
+        (FUSED, (x, gate, torch.ones(norm.norm_size), None, *scalars(norm, quant))),
+        (WITH_NORM, (x, gate, torch.ones(norm.norm_size), None, *scalars(norm, quant))),
+        (QUANT, (y, *op.quant_arguments(quant))),
+    ]
+    for call, arguments in calls:
+        with FakeTensorMode() as mode:
+            fake = call(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+        real = call(*arguments)
+        for a, b in zip(real, fake, strict=True):
+            assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+        contiguous = [a.contiguous() if isinstance(a, torch.Tensor) else a for a in arguments]
+        assert all(same(a, b) for a, b in zip(real, call(*contiguous), strict=True))
+        assert real[0].stride() == (hidden, 1)
+
+
+@pytest.mark.parametrize("layout", ["row_major", "column_major", "column_major_padded", "packed_int32", "vector"])
 @pytest.mark.parametrize("tokens", [0, 1, 5])
 def test_opcheck(layout, tokens):
     """Schema, fake and dynamic shapes as PyTorch itself checks them, with a strided gate."""
     x = torch.randn(tokens, 4, 128, dtype=torch.bfloat16)
     gate = grouped_gate(tokens, 2, 2, 128, torch.bfloat16)
     weight = torch.randn(128)
-    norm, quant = GatedNorm.qwen3_next(), GroupQuant(scale_format="ue8m0", scale_layout=layout)
+    norm = GatedNorm.qwen3_next()
+    quant = GroupQuant(512 if layout == "vector" else 128, scale_format="ue8m0", scale_layout=layout)
     for fused in (FUSED, WITH_NORM):
         torch.library.opcheck(fused, (x, gate, weight, None, *scalars(norm, quant)))
     torch.library.opcheck(QUANT, (x.flatten(1), *op.quant_arguments(quant)))
@@ -131,6 +178,11 @@ def test_a_projections_gate_needs_no_copy_and_changes_nothing():
         ({"gate": torch.randn(3, 128, 4).mT}, ["gate has strides [512, 1, 4]", "contiguous"]),
         ({"norm": GatedNorm(96)}, ["norm_size=96", "512"]),
         ({"quant": GroupQuant(100)}, ["group_size=100", "512", "divisor"]),
+        ({"quant": GroupQuant(128, scale_layout="vector")}, ["'vector'", "group_size=128", "512", "'row_major'"]),
+        (
+            {"norm": GatedNorm(128, out_dtype=torch.float16), "quant": GroupQuant(round_scale=True)},
+            ["floor=1e-10", "float16", "floor=None", "floor_on='scale'"],
+        ),
         ({"weight": torch.randn(64)}, ["weight has shape [64]", "[128]", "[512]"]),
         ({"weight": torch.randn(256)[::2]}, ["weight", "strides [2]", "contiguous"]),
         ({"weight": torch.ones(128, dtype=torch.int64)}, ["weight is torch.int64"]),
@@ -153,11 +205,12 @@ def test_bad_input_is_named(changes, words):
         (torch.randn(3, 100), ["group_size=128", "100"]),
         (torch.randn(128, 3).t()[:, :128], ["y has strides", "contiguous"]),
         (torch.ones(3, 128, dtype=torch.int8), ["y is torch.int8"]),
+        (torch.randn(3, 256), ["'vector'", "group_size=128", "256", "'row_major'"]),
     ],
 )
 def test_bad_input_of_the_quant_op_is_named(y, words):
     with pytest.raises(ValueError) as error:
-        fusionlib.group_quant(y, GroupQuant())
+        fusionlib.group_quant(y, GroupQuant(scale_layout="vector" if "'vector'" in words else "row_major"))
     for word in words:
         assert word in str(error.value)
 

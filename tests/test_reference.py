@@ -1,6 +1,7 @@
 """The reference against things it does not share a line with: other people's modules, float64, and the FP8 table."""
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,9 +82,9 @@ def test_every_rounding_point_rounds(norm, seed):
     weight = torch.rand(16, dtype=torch.bfloat16) + 0.5
     full = reference.rms_norm_gated(x, gate, weight, norm)
     for point in norm.rounding:
-        fewer = GatedNorm(
-            16, norm.eps, norm.activation, norm.norm_before_gate, norm.weight_offset, norm.rounding - {point}
-        )
+        if point == "output" and norm.out_dtype is torch.float32:
+            continue  # what has been float32 all along
+        fewer = replace(norm, rounding=norm.rounding - {point}, out_dtype=None if point == "output" else norm.out_dtype)
         value = reference.rms_norm_gated(x, gate, weight, fewer)
         assert value.dtype != full.dtype or not torch.equal(value, full), point
 

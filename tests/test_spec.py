@@ -1,11 +1,14 @@
 """Specs validate themselves, and the presets are the contracts their sources state."""
 
 import re
+from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 
-from fusionlib import GatedNorm, GroupQuant, SpecError
+from fusionlib import GatedNorm, GroupQuant, SpecError, reference
+from tests.support import same
 
 
 @pytest.mark.parametrize(
@@ -14,8 +17,35 @@ from fusionlib import GatedNorm, GroupQuant, SpecError
         ({"norm_size": 0}, ["norm_size=0", "positive integer"]),
         ({"norm_size": 12.8}, ["norm_size=12.8", "positive integer"]),
         ({"norm_size": True}, ["norm_size=True"]),
-        ({"eps": -1e-6}, ["eps=-1e-06", ">= 0"]),
+        ({"norm_size": 2**63}, ["norm_size=9223372036854775808", "at most 2^31 - 1"]),
+        ({"norm_size": 10**5000}, ["norm_size=<int>", "at most"]),
+        ({"norm_size": numpy.int64(128)}, ["norm_size=np.int64(128)", "a Python int"]),
+        ({"norm_size": [128]}, ["norm_size=[128]"]),
+        ({"eps": -1e-6}, ["eps=-1e-06", "must be 0", "1e-6"]),
         ({"eps": float("nan")}, ["eps=nan", "finite"]),
+        ({"eps": float("inf")}, ["eps=inf", "finite"]),
+        ({"eps": 1e39}, ["eps=1e+39", "not finite in float32", "1e-6"]),
+        ({"eps": 10**400}, ["eps=1000", "(401 characters)", "not finite in float32"]),
+        ({"eps": 1e-50}, ["eps=1e-50", "1.17549e-38", "1e-6"]),
+        ({"eps": "1e-6"}, ["eps='1e-6'", "float(...)"]),
+        ({"eps": True}, ["eps=True", "number"]),
+        ({"eps": None}, ["eps=None", "number"]),
+        ({"eps": numpy.float32(1e-6)}, ["eps=np.float32(1e-06)", "float(...)"]),
+        ({"eps": torch.tensor([1e-6, 1e-5])}, ["eps=tensor(", "float(...)"]),
+        ({"activation": ["silu"]}, ["activation=['silu']", "'sigmoid'"]),
+        ({"norm_before_gate": "yes"}, ["norm_before_gate='yes'", "True or False"]),
+        ({"norm_before_gate": 1}, ["norm_before_gate=1", "True or False"]),
+        ({"weight_offset": 1.0}, ["weight_offset=1.0", "0, 1"]),
+        ({"weight_offset": True}, ["weight_offset=True", "0, 1"]),
+        ({"weight_offset": torch.ones(2)}, ["weight_offset=tensor(", "0, 1"]),
+        ({"rounding": None}, ["rounding=None", "{'output'}"]),
+        ({"rounding": "output"}, ["rounding='output'", "set", "{'output'}"]),
+        ({"rounding": 3}, ["rounding=3", "{'output'}"]),
+        ({"rounding": [["output"]]}, ["rounding=['output']", "'weight'"]),
+        ({"rounding": {"output", 1}}, ["rounding=1", "'weight'"]),
+        ({"out_dtype": torch.float64}, ["out_dtype=torch.float64", "None", "torch.bfloat16"]),
+        ({"out_dtype": "bfloat16"}, ["out_dtype='bfloat16'", "torch.bfloat16"]),
+        ({"out_dtype": torch.bfloat16, "rounding": {"norm"}}, ["out_dtype=torch.bfloat16", "'output'"]),
         ({"activation": "gelu"}, ["activation='gelu'", "'silu'", "'sigmoid'"]),
         ({"weight_offset": 2}, ["weight_offset=2", "0, 1"]),
         ({"rounding": {"bf16"}}, ["rounding='bf16'", "'output'"]),
@@ -35,8 +65,20 @@ def test_gated_norm_refuses(changes, names):
     [
         ({"group_size": -128}, ["group_size=-128", "positive integer"]),
         ({"dtype": torch.int8}, ["dtype=torch.int8", "float8_e4m3fn"]),
+        ({"group_size": 2**63}, ["group_size=9223372036854775808", "at most 2^31 - 1"]),
+        ({"dtype": [torch.float8_e4m3fn]}, ["dtype=[torch.float8_e4m3fn]", "torch.float8_e5m2"]),
         ({"floor": 0.0}, ["floor=0.0", "None for no floor"]),
-        ({"floor": float("inf")}, ["floor=inf", "finite"]),
+        ({"floor": float("inf")}, ["floor=inf", "finite", "None for no floor"]),
+        ({"floor": float("nan")}, ["floor=nan", "finite", "None for no floor"]),
+        ({"floor": 1e39}, ["floor=1e+39", "not finite in float32", "at most 1e+30"]),
+        ({"floor": 1e35}, ["floor=1e+35", "at most 1e+30"]),
+        ({"floor": "1e-6"}, ["floor='1e-6'", "float(...)"]),
+        ({"floor": True}, ["floor=True", "number"]),
+        ({"fp8_max": True}, ["fp8_max=True", "448.0"]),
+        ({"fp8_max": "448"}, ["fp8_max='448'", "448.0"]),
+        ({"round_scale": 1}, ["round_scale=1", "True or False"]),
+        ({"scale_division": "approx"}, ["scale_division='approx'", "'reciprocal'"]),
+        ({"scale_layout": {}}, ["scale_layout={}", "'vector'"]),
         ({"floor": 1e-38}, ["floor=1e-38", "at least 1e-30", "None for no floor"]),
         ({"floor_on": "max"}, ["floor_on='max'", "'amax'", "'scale'"]),
         ({"division": "approx"}, ["division='approx'", "'reciprocal'"]),
@@ -51,6 +93,45 @@ def test_group_quant_refuses(changes, names):
         GroupQuant(**changes)
     for name in names:
         assert name in str(error.value)
+
+
+def test_numbers_are_floats_however_they_are_given():
+    """So that specs which are equal print and hash the same, and an op's schema takes them."""
+    specs = [GatedNorm(64, eps) for eps in (0, 0.0, -0.0, numpy.float64(0))]
+    assert len({repr(spec) for spec in specs}) == len(set(specs)) == 1
+    assert all(type(spec.eps) is float for spec in specs)
+    quant = GroupQuant(floor=numpy.float64(1e-4), fp8_max=448)
+    assert (type(quant.floor), type(quant.fp8_max)) == (float, float)
+
+
+def test_a_preset_names_a_wrong_dtype():
+    with pytest.raises(SpecError, match=r"dtype=torch\.int8"):
+        GroupQuant.vllm_native(dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "floor"),
+    [
+        ({"round_scale": True}, torch.float16, None),
+        ({"round_scale": True}, torch.bfloat16, 1e-10),
+        ({"round_scale": True}, torch.float32, 1e-10),
+        ({}, torch.float16, 1e-10),
+        ({"round_scale": True, "floor_on": "scale"}, torch.float16, 1e-10),
+        ({"round_scale": True, "floor": 1e-2}, torch.float16, 1e-2),
+        ({"round_scale": True, "floor": 1e-2, "dtype": torch.float8_e5m2}, torch.float16, 1e-2),
+        ({"round_scale": True, "floor": 1e-3, "dtype": torch.float8_e5m2}, torch.float16, None),
+        ({"round_scale": True, "floor": None}, torch.float16, None),
+    ],
+)
+def test_a_floor_binds_as_the_scales_rounding_leaves_it(changes, dtype, floor):
+    """Where it binds, zeros have finite codes; where not, PyTorch makes NaN of them, with the floor and without."""
+    quant = GroupQuant(4, **changes)
+    assert quant.floor_in(dtype) == floor
+    y = torch.tensor([[0.0] * 4, [1e-6, -3e-7, 0.0, 6e-8]]).to(dtype)
+    codes, scale = reference.group_quant(y, quant)
+    assert codes[0].float().isnan().all() == (floor is None)
+    without = reference.group_quant(y, replace(quant, floor=floor))
+    assert same(codes, without[0]) and same(scale, without[1])
 
 
 def test_specs_are_values():

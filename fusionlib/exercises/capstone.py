@@ -10,21 +10,41 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from fusionlib.exercises.exercise import Exercise
+from fusionlib.exercises import folded
+from fusionlib.exercises.exercise import Exercise, source_of
 from fusionlib.exercises.worked import graph_judges, judges, offline, traps
 from fusionlib.exercises.worked import silu_and_mul as worked
-from fusionlib.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul, check_site, define_op, inside
+from fusionlib.exercises.worked.silu_and_mul import (
+    Found,
+    Refused,
+    SiluAndMul,
+    check_site,
+    define_op,
+    inside,
+    same_layout,
+)
 
-__all__ = ["Found", "Refused", "SiluAndMul", "check_site", "define_op", "inside", "use", "worked_test"]
+__all__ = ["Found", "Refused", "SiluAndMul", "check_site", "define_op", "inside", "same_layout", "use", "worked_test"]
 
 
-def use(exercise: Exercise, answer: Any) -> Any:
-    """`answer` where the judge accepts it, else the worked solution; prints which of the two, and what is wrong."""
+def use(exercise: Exercise, answer: Any, *, interactive: bool = True) -> Any:
+    """`answer` where the judge accepts it, else the worked solution; prints which of the two, and what is wrong.
+
+    Where nobody can ask for them, `interactive=False`, hints and solution follow, folded.
+    """
+    try:
+        return _answer_or_solution(exercise, answer)
+    finally:
+        if not interactive:
+            folded.publish(exercise)
+
+
+def _answer_or_solution(exercise: Exercise, answer: Any) -> Any:
     name = exercise.name.removeprefix("capstone_").upper()
     if is_stub(answer):
         print(f"Not attempted. The notebook goes on with the worked solution; capstone.{name}.hint() helps.")
         return exercise.solution
-    wrong = exercise.verdict(answer)
+    wrong = exercise.attempt(answer)
     if wrong is None:
         print(f"Correct. The notebook goes on with your answer.\n{textwrap.fill(exercise.explanation, 96)}")
         return answer
@@ -54,13 +74,14 @@ def worked_test(op: Callable) -> None:
     wide = 3 * torch.randn(7, 3 * 256, generator=torch.Generator().manual_seed(0)).bfloat16()
     gate, up = wide[:, :256], wide[:, 256:512]  # strided rows
     gate[2] = 0.0  # a group of zeros lives by the floor
-    for act in (True, False):
-        for out in (True, False):
-            codes, scale = op(gate, up, act, out, 128, 1e-10)
-            y = worked.silu_and_mul(gate, up, SiluAndMul(act, out))
-            want_codes, want_scale = reference.group_quant(y, GroupQuant(128, floor=1e-10))
-            assert torch.equal(codes.view(torch.uint8), want_codes.view(torch.uint8)), f"codes, {act=} {out=}"
-            assert torch.equal(scale, want_scale), f"scales, {act=} {out=}"
+    for group_size, floor in ((128, 1e-10), (64, 0.25)):
+        for act in (True, False):
+            for out in (True, False):
+                codes, scale = op(gate, up, act, out, group_size, floor)
+                y = worked.silu_and_mul(gate, up, SiluAndMul(act, out))
+                want_codes, want_scale = reference.group_quant(y, GroupQuant(group_size, floor=floor))
+                assert torch.equal(codes.view(torch.uint8), want_codes.view(torch.uint8)), f"codes, {act=} {out=}"
+                assert torch.equal(scale, want_scale), f"scales, {act=} {out=}"
 
 
 REFERENCE = Exercise(
@@ -74,13 +95,21 @@ REFERENCE = Exercise(
         traps.reference_exchanged,
         traps.reference_sigmoid,
         3,
+        traps.reference_drops_nan,
+        traps.reference_saturates,
+        traps.reference_loses_the_sign_of_zero,
+        traps.reference_wrong_at_the_end,
+        traps.reference_rounds_otherwise_at_the_end,
+        traps.reference_empties_its_inputs,
+        traps.reference_leaves,
+        traps.reference_never_ends,
     ),
     hints=(
         "Go to float32 first; `.to(gate.dtype).float()` rounds and comes back.",
         "Two ifs: one behind silu, one at the end. Without round_output the result stays float32.",
     ),
     explanation="Every rounding is a line that one can point at. The kernel and the matcher are held to this function.",
-    solution_text=inspect.getsource(worked.silu_and_mul),
+    seconds=60,
 )
 
 BYTES = Exercise(
@@ -89,13 +118,19 @@ BYTES = Exercise(
     "one byte, scales four.",
     judges.moved_bytes,
     solution=worked.moved_bytes,
-    traps=(traps.bytes_forget_the_detour, traps.bytes_without_scales, lambda *sizes: 3, 9.03),
+    traps=(
+        traps.bytes_forget_the_detour,
+        traps.bytes_without_scales,
+        lambda *sizes: 3,
+        9.03,
+        traps.bytes_of_groups_of_128,
+        traps.bytes_of_one_size,
+    ),
     hints=(
         "List what each kernel reads and what it writes.",
         "The product is written by the first kernel and read again by the second.",
     ),
     explanation="The detour of the product is what the fusion saves; inputs and results move either way.",
-    solution_text=inspect.getsource(worked.moved_bytes),
 )
 
 TEST = Exercise(
@@ -110,13 +145,18 @@ TEST = Exercise(
         traps.checks_without_zeros,
         traps.turns_all_down,
         "assert",
+        traps.checks_one_group_size,
+        traps.checks_one_floor,
+        traps.checks_the_name,
+        traps.checks_the_first_only(),
     ),
     hints=(
         "Compare every code and every scale with the reference's: torch.equal, on a view as bytes.",
         "Which inputs would show a forgotten stride, a forgotten floor, a forgotten rounding?",
     ),
     explanation="A test is as good as the wrong programs that it turns down.",
-    solution_text=inspect.getsource(worked_test).replace("worked.", ""),  # the notebook has its own
+    solution_text=source_of(worked_test).replace("worked.", ""),  # the notebook has its own
+    seconds=60,
 )
 
 FAKE = Exercise(
@@ -130,13 +170,17 @@ FAKE = Exercise(
         traps.fake_scale_of_the_inputs_dtype,
         traps.fake_on_the_cpu,
         lambda *a: a[0],
+        traps.fake_of_groups_of_128,
+        traps.fake_of_seven_tokens,
+        traps.fake_of_a_number,
+        traps.fake_scale_transposed,
     ),
     hints=(
         "gate.new_empty(shape, dtype=...) keeps the device and is contiguous.",
         "One float32 scale for each group of each token.",
     ),
     explanation="The compiler plans memory by these shapes and strides without ever running the op.",
-    solution_text=inspect.getsource(worked.fake),
+    seconds=60,
 )
 
 READ = Exercise(
@@ -150,6 +194,13 @@ READ = Exercise(
         traps.read_without_rounding,
         traps.read_nothing,
         lambda y: None,
+        traps.read_any_gate_shape,
+        traps.read_any_rounding_dtype,
+        traps.read_any_strides,
+        traps.read_below_roundings,
+        traps.read_the_widened_gate,
+        traps.read_the_first_placeholder,
+        traps.read_and_change,
     ),
     hints=(
         "peel_exact(y) is the node below reshapes and widenings; is_narrowing says that a cast rounds.",
@@ -157,7 +208,7 @@ READ = Exercise(
         "What if up is broadcast, or has another dtype than the gate?",
     ),
     explanation="It recognises the computation and not its spelling; what it cannot spell exactly it leaves alone.",
-    solution_text=inspect.getsource(worked.read_silu_and_mul),
+    seconds=240,
 )
 
 REPLACE = Exercise(
@@ -171,6 +222,13 @@ REPLACE = Exercise(
         traps.replace_at_the_anchor,
         traps.replace_by_the_default_spec,
         traps.replace_nothing,
+        traps.replace_by_one_group_size,
+        traps.replace_by_one_floor,
+        traps.replace_in_another_shape,
+        traps.replace_in_another_layout,
+        traps.replace_with_numbers,
+        traps.replace_twice,
+        traps.replace_and_empty_an_input,
     ),
     hints=(
         "Editor(before, origin, mode) inserts calls: call(op, *args), item(node, index), reshape(node, sizes).",
@@ -178,7 +236,7 @@ REPLACE = Exercise(
         "quant.codes and quant.scale have shapes of their own: [-1, *shape(node)[1:]].",
     ),
     explanation="Results that come from a poisoned op prove that the call is really used.",
-    solution_text=inspect.getsource(worked.replace),
+    seconds=240,
 )
 
 PASS = Exercise(
@@ -195,6 +253,18 @@ PASS = Exercise(
         traps.ForgetsGradients,
         traps.ForgetsOtherReaders,
         worked.replace,
+        traps.ChecksTheFormatOnly,
+        traps.EmptiesAnInput,
+        traps.RaisesWithoutASite,
+        traps.OnlySaysThatItFused,
+        traps.OneSiteOnly,
+        traps.UuidWithoutTheReader,
+        traps.UuidWithoutTheRewriter,
+        traps.UuidWithoutItself,
+        traps.UuidBySaltedHash,
+        traps.UuidById,
+        traps.UuidByRepr,
+        traps.UuidByASet,
     ),
     hints=(
         "Collect the anchors first: the graph changes under the loop.",
@@ -204,7 +274,7 @@ PASS = Exercise(
         "functions of a notebook, type(self).__call__ among them, and not its classes.",
     ),
     explanation="No site is silent, no foreign graph breaks, and no stale artefact comes out of the cache.",
-    solution_text=inspect.getsource(worked.SiluAndMulPass),
+    seconds=400,
 )
 
 KERNEL = Exercise(
@@ -212,11 +282,21 @@ KERNEL = Exercise(
     "Write `product` in Triton, as text: silu(gate) * up of float32 blocks, rounded at both points.",
     judges.kernel,
     solution=offline.worked_product(),
-    traps=(traps.KERNEL_ROUNDS_ONCE, traps.KERNEL_SIGMOID, "silu(gate) * up"),
+    traps=(
+        traps.KERNEL_ROUNDS_ONCE,
+        traps.KERNEL_SIGMOID,
+        "silu(gate) * up",
+        traps.KERNEL_IGNORES_ROUND_OUTPUT,
+        traps.KERNEL_IGNORES_ROUND_ACTIVATION,
+        traps.KERNEL_OVERFLOWS,
+        traps.KERNEL_WITHOUT_CASES,
+        traps.KERNEL_LEAVES,
+    ),
     hints=(
         "silu(g) = g / (1 + exp(-g)), with tl.exp.",
         "_rounded(value, DTYPE, ROUND) rounds to DTYPE and comes back to float32 if ROUND.",
     ),
     explanation="The rest of the kernel is the second half of this library's: amax, scale, quotient, cast.",
     solution_text=offline.worked_product(),
+    seconds=240,
 )

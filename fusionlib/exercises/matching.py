@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fusionlib import reference
 from fusionlib.exercises.exercise import Exercise
+from fusionlib.exercises.worked.compare import same_bits
 from fusionlib.rewrite.explain import explain
 from fusionlib.rewrite.roundings import roundings_kept
 from fusionlib.spec import GatedNorm, GroupQuant
@@ -88,6 +89,7 @@ WHICH_FIRE = Exercise(
         "A cast to the dtype that a tensor has already leaves no node. A cast to another one does.",
     ),
     "What lies outside of the nodes, such as strides or the dtype of what goes in, is not compared.",
+    seconds=120.0,
 )
 
 
@@ -199,6 +201,7 @@ WHY_REFUSED = Exercise(
         "Which of them compute the very thing that the fused op computes, and return nothing else?",
     ),
     "The same values fuse however they are written; other values, or values that somebody else needs, do not.",
+    seconds=120.0,
 )
 
 
@@ -252,18 +255,59 @@ def _not_quantised(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     return gated_norm(x, gate, weight).flatten(1), x.new_ones(x.shape[0], HEADS)
 
 
+def _other_eps(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
+    return quantised(written_norm(x, gate, weight, eps=1e-2).flatten(1))
+
+
+def _other_floor(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
+    return reference.group_quant(written_norm(x, gate, weight).flatten(1), GroupQuant(HEAD_DIM, floor=1e-4))
+
+
+def _without_a_floor(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
+    return reference.group_quant(written_norm(x, gate, weight).flatten(1), GroupQuant(HEAD_DIM, floor=None))
+
+
+def _empties_its_inputs(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
+    outputs = tuple(result.clone() for result in _fixed(x, gate, weight))
+    x.zero_(), gate.zero_()
+    return outputs
+
+
+def _one_row(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
+    """Only as many rows as the judge's first inputs have."""
+    return _fixed(x.reshape(TOKENS, HEADS, HEAD_DIM), gate, weight)
+
+
+def _inputs() -> dict[str, tuple[Tensor, ...]]:
+    """Inputs on which every part of the computation shows, by what they are called."""
+    x, gate, weight = make_inputs()
+    zeros, holes = gate.clone(), x.clone()
+    zeros[1], holes[0, 0, 3], holes[1, 1, 5] = 0.0, float("nan"), float("inf")
+    return {
+        "ordinary values": (x, gate, weight),
+        "other numbers of tokens": make_inputs((TOKENS + 3, HEADS, HEAD_DIM)),
+        "an x so small that eps matters": (x * 1e-3, gate, weight),
+        "a weight so small that the floor matters": (x, gate, weight * 1e-6),
+        "a gate with zeros": (x, zeros, weight),
+        "an x with what is not a number": (holes, gate, weight),
+    }
+
+
 def _examine(fn: Any) -> str | None:
     """What keeps `fn` from being this computation, fused; None if nothing does."""
     if not callable(fn):
         return "answer with a function of x, gate and weight."
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tensors = make_inputs()
-        wrong = _wrong_value(fn(*tensors), tensors)
-        if wrong is not None:
-            return wrong
+        for name, tensors in _inputs().items():
+            want, given = quantised(gated_norm(*tensors).flatten(1)), tuple(tensor.clone() for tensor in tensors)
+            wrong = _wrong_value(fn(*given), want)
+            if wrong is None and not all(map(same_bits, given, tensors)):
+                wrong = "it writes into its inputs."
+            if wrong is not None:
+                return wrong if name == "ordinary values" else f"for {name}: {wrong}"
         with roundings_kept():
-            report = explain(fn, *tensors)
+            report = explain(fn, *make_inputs())
     if report.refused:
         site = report.refused[0]
         return f"it is refused with {site.code} at {site.line}: expected {site.expected}; found {site.found}."
@@ -272,22 +316,23 @@ def _examine(fn: Any) -> str | None:
     return None
 
 
-def _wrong_value(outputs: Any, tensors: tuple[Tensor, ...]) -> str | None:
-    hidden = HEADS * HEAD_DIM
+def _wrong_value(outputs: Any, want: Outputs) -> str | None:
     if not isinstance(outputs, tuple) or len(outputs) != 2:
         return "it must return codes and scale, and nothing else."
-    codes, scale = outputs
-    if codes.dtype is not torch.float8_e4m3fn or codes.shape != (TOKENS, hidden) or scale.shape != (TOKENS, HEADS):
-        return f"it must return float8_e4m3fn codes [{TOKENS}, {hidden}] and a scale [{TOKENS}, {HEADS}]."
+    (codes, scale), (want_codes, want_scale) = outputs, want
+    if codes.dtype is not want_codes.dtype or codes.shape != want_codes.shape or scale.shape != want_scale.shape:
+        return f"it must return float8_e4m3fn codes {list(want_codes.shape)} and a scale {list(want_scale.shape)}."
     quant = GroupQuant.vllm()
-    got = reference.dequantise(codes, scale.float(), quant)
-    want_codes, want_scale = quantised(gated_norm(*tensors).flatten(1))
-    want = reference.dequantise(want_codes, want_scale, quant)
+    got, right = (reference.dequantise(c, s.float(), quant) for c, s in ((codes, scale), (want_codes, want_scale)))
     # Where it rounds is up to the answer, so a code may be one step away: 2^-3 of the value, or the step beside zero.
-    # A scale that was rounded to bf16 adds 2^-8.
+    # A scale that was rounded to bf16 adds 2^-8, and so does a rounding of the value that is the largest.
     step = want_scale.repeat_interleave(HEAD_DIM, 1) * 2.0**-9
-    if not ((got - want).abs() <= (2.0**-3 + 2.0**-8) * want.abs() + 2 * step).all():
+    near = (got - right).abs() <= (2.0**-3 + 2.0**-8) * right.abs() + 2 * step
+    near_scale = (scale.float() - want_scale).abs() <= 2.0**-6 * want_scale
+    if not (near | (got.isnan() & right.isnan())).all():
         return "it fuses or not, but it computes something else: the values differ by more than a rounding can move."
+    if not (near_scale | (scale == want_scale) | (scale.isnan() & want_scale.isnan())).all():
+        return "it fuses or not, but its scales are others than those of the path."
     return None
 
 
@@ -296,14 +341,27 @@ FIX_IT = Exercise(
     "Change refused_twice until the semantic matcher fuses it; what it computes may change by roundings only.",
     _examine,
     _fixed,
-    (refused_twice, _fixed_scale_only, _other_gate, _not_quantised, one_scale, 448.0),
+    (
+        refused_twice,
+        _fixed_scale_only,
+        _other_gate,
+        _other_eps,
+        _other_floor,
+        _without_a_floor,
+        _empties_its_inputs,
+        _one_row,
+        _not_quantised,
+        one_scale,
+        448.0,
+    ),
     (
         "Run fusionlib.explain on it: the report says what was expected. Fix that and run it again.",
         "A product with 1 / 448 and a division by 448 round differently, since 1 / 448 is no float32 number.",
         "How many times is z * sigmoid(z) rounded when z is bf16? And when z is float32?",
     ),
-    "Both changes move a last bit here and there: the matcher refused because that change is yours to make.",
-    "divide by 448.0 where the scale is made, and take the gate to float32 before z * sigmoid(z).",
+    "Divide by 448.0 where the scale is made, and take the gate to float32 before z * sigmoid(z). Both changes move a "
+    "last bit here and there: the matcher refused because that change is yours to make.",
+    seconds=120.0,
 )
 
 
@@ -348,11 +406,12 @@ NEW_SPELLING = Exercise(
     "the semantic matcher fuses.",
     _judge_new,
     summed,
-    (_as_the_pattern, _squared_by_product, one_scale, refused_twice, _not_quantised),
+    (_as_the_pattern, _squared_by_product, _other_eps, _other_floor, one_scale, refused_twice, _not_quantised),
     (
         "There is more than one way to write a mean, a root, a sigmoid, a square and a product of four factors.",
         "sum / n; x / sqrt(...); 1 / (1 + exp(-z)); the weight times the gate first.",
     ),
-    "The matcher keeps no list of spellings: it reads what each node computes.",
-    "see fusionlib.exercises.matching.summed: a mean as sum / n, and a division by the root.",
+    "The matcher keeps no list of spellings: it reads what each node computes. Here the mean is a sum over n, and the "
+    "value is divided by the root.",
+    seconds=240.0,
 )

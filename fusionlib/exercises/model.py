@@ -106,7 +106,6 @@ SHARE = Exercise(
     ),
     hints=("Time saved in the whole step, over the time of the step.", "1 ms is 1000 µs."),
     explanation="This is Amdahl's law for a part that shrinks instead of vanishing.",
-    solution_text="def share(saved_us, layers, step_ms):\n    return saved_us * layers / (1000 * step_ms)",
 )
 
 

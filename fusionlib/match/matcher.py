@@ -14,14 +14,15 @@ from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.reasons import REASONS, Stop
 from fusionlib.match.result import Match, Miss, Trail
 from fusionlib.match.rows import hidden_size
+from fusionlib.match.unknown import is_unknown_quant, unknown_quant
 
 log = logging.getLogger(__name__)
 
 
 def anchors(graph: fx.Graph) -> Iterator[fx.Node]:
-    """The nodes at which quantisations end, in graph order: casts to FP8 and known opaque ops."""
+    """The nodes at which quantisations end, in graph order: casts to FP8, known opaque ops, and unknown ones."""
     for node in graph.nodes:
-        if is_fp8_cast(node) or is_opaque_quant(node):
+        if is_fp8_cast(node) or is_opaque_quant(node) or is_unknown_quant(node):
             yield node
 
 
@@ -29,6 +30,8 @@ def match_anchor(anchor: fx.Node) -> Match | Miss:
     """What the quantisation that ends in `anchor` is, if it quantises a gated norm, or what stopped the reading."""
     trail = Trail()
     try:
+        if not is_fp8_cast(anchor) and not is_opaque_quant(anchor):
+            raise unknown_quant(anchor)
         quant = (read_opaque_quant if is_opaque_quant(anchor) else read_fp8_cast)(anchor, trail)
         trail.add("normed", quant.y)
         norm = read_norm(quant.y, trail)

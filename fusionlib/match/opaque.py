@@ -11,6 +11,7 @@ import contextlib
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import fx
@@ -55,10 +56,19 @@ _STRIDED_VIEWS = (
 )  # fmt: skip
 
 Reader = Callable[[dict[str, object]], OpaqueQuant | OpaqueCast]
-_READERS: dict[str, Reader] = {}
 
 
-def register_quant_op(target: torch._ops.OpOverload | str, reader: Reader) -> None:
+class Registered(NamedTuple):
+    """A reader, and what its author calls the way in which it computes; None leaves that to a hash of it."""
+
+    reader: Reader
+    version: str | None = None
+
+
+_READERS: dict[str, Registered] = {}
+
+
+def register_quant_op(target: torch._ops.OpOverload | str, reader: Reader, *, version: str | None = None) -> None:
     """Let the matcher treat calls of `target` as quantisations; `reader(arguments)` says of what kind.
 
     Args:
@@ -66,6 +76,10 @@ def register_quant_op(target: torch._ops.OpOverload | str, reader: Reader) -> No
             overload is not the default one.
         reader: gets the arguments by name and returns an `OpaqueQuant` or an `OpaqueCast`. Defaults are included as the
             schema holds them, where a dtype is a number.
+        version: stands for all that the reader computes with in the key of Inductor's caches: change it whenever the
+            reader gives another answer. Without one the reader's code is hashed with everything that it reaches; where
+            that cannot be done faithfully (it looks at the environment, at a file, at an object made in C), nothing is
+            cached, and a warning says so.
 
     Registering an op again replaces its reader.
     """
@@ -74,7 +88,9 @@ def register_quant_op(target: torch._ops.OpOverload | str, reader: Reader) -> No
         raise TypeError(
             f"target={target!r} must be an overload such as torch.ops.ns.name.default, or its name ns::name"
         )
-    _READERS[name] = reader
+    if version is not None and (not isinstance(version, str) or not version):
+        raise TypeError(f"version={version!r} must be a text that is not empty, or None")
+    _READERS[name] = Registered(reader, version)
 
 
 @contextlib.contextmanager
@@ -88,19 +104,21 @@ def readers_kept() -> Iterator[None]:
         _READERS.update(before)
 
 
-def registered() -> dict[str, Reader]:
-    """The registered readers by the name of their op."""
+def registered() -> dict[str, Registered]:
+    """The registered readers, with their versions, by the name of their op."""
     return dict(_READERS)
 
 
-def _functionalised(node: fx.Node) -> torch._ops.OpOverload | None:
+def functionalised(node: fx.Node) -> torch._ops.OpOverload | None:
+    """The mutating op that `node` calls behind `auto_functionalized`, None where it calls no such wrapper."""
     wrappers = (torch.ops.higher_order.auto_functionalized, torch.ops.higher_order.auto_functionalized_v2)
     return node.args[0] if node.op == "call_function" and node.target in wrappers else None
 
 
 def _reader(node: fx.Node) -> Reader | None:
-    target = _functionalised(node) or node.target
-    return _READERS.get(target.name()) if isinstance(target, torch._ops.OpOverload) else None
+    target = functionalised(node) or node.target
+    found = _READERS.get(target.name()) if isinstance(target, torch._ops.OpOverload) else None
+    return None if found is None else found.reader
 
 
 def is_opaque_quant(node: fx.Node) -> bool:
@@ -111,7 +129,7 @@ def is_opaque_quant(node: fx.Node) -> bool:
 def read_opaque_quant(node: fx.Node, trail: Trail) -> QuantRead:
     """The quantisation that `node` computes, as its reader says."""
     trail.add("opaque quantisation", node)
-    target = _functionalised(node) or node.target
+    target = functionalised(node) or node.target
     arguments = _arguments(node, target)
     try:
         read = _reader(node)(arguments)

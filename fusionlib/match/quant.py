@@ -30,12 +30,12 @@ from fusionlib.match.scale import ScaleRead, read_scale
 from fusionlib.match.sizes import equal, same_shape
 from fusionlib.spec import FP8_MAXIMA, GroupQuant
 
-_FP8 = {torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz}
+FP8_DTYPES = {torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz}
 
 
 def is_fp8_cast(node: fx.Node) -> bool:
     """Whether `node` casts floats to FP8: where a quantisation ends. (Exponent-only scales are no codes.)"""
-    return is_cast(node) and dtype(node) in _FP8 and dtype(node.args[0]) not in _FP8
+    return is_cast(node) and dtype(node) in FP8_DTYPES and dtype(node.args[0]) not in FP8_DTYPES
 
 
 def read_fp8_cast(cast: fx.Node, trail: Trail) -> QuantRead:

@@ -55,6 +55,9 @@ _TABLE = (
      "Use float8_e4m3fn, float8_e4m3fnuz or float8_e5m2."),
     ("opaque_quant", "A known opaque quantisation op is called in a way that its reader cannot express.",
      "See what was found; register a reader for this op with fusionlib.match.register_quant_op."),
+    ("unknown_quant_op", "An op that nobody has told fusionlib about makes FP8 codes of a float tensor.",
+     "Say what it computes with fusionlib.match.register_quant_op; a bare Triton kernel first needs to be wrapped by "
+     "torch.library.custom_op."),
     # What is normed, and how.
     ("not_gated_norm", "What is quantised is not the product of a gated RMS norm.",
      "Nothing, if this is another layer; else write it as norm(x) * weight * act(gate)."),
@@ -98,6 +101,8 @@ _TABLE = (
      "Compile under torch.no_grad() or torch.inference_mode()."),
     ("intermediate_used", "A value inside the computation is used elsewhere too.",
      "Only the normed value, the codes and the scale may be used outside."),
+    ("replacement_differs", "What the fused op returns has another shape, dtype or strides than what it would replace.",
+     "Quantise a contiguous value: the fused op writes rows of tokens, and the scale in the layouts of GroupQuant."),
     ("internal_error", "fusionlib failed on this site; the graph is left as it was.",
      "Please report it with the traceback in the log."),
 )  # fmt: skip

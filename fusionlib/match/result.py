@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import fx
@@ -56,7 +57,7 @@ class QuantRead:
     scale: fx.Node | None
     row: int | None = None
 
-    @property
+    @cached_property
     def y(self) -> fx.Node:
         """The node that computes what is quantised."""
         return peel_exact(self.value)

@@ -44,7 +44,8 @@ def _rows(norm: NormRead, quant: QuantRead) -> list[int]:
         form = below(form)
     forms += [user for user in quant.codes.users if user.op == "call_function"]
     least = max(norm.spec.norm_size, quant.spec.group_size)
-    rows = [shape(node)[-1] for node in forms if len(shape(node)) >= 2 and equal(numel(node), numel(quant.y))]
+    elements = numel(quant.y)
+    rows = [shape(node)[-1] for node in forms if len(shape(node)) >= 2 and equal(numel(node), elements)]
     rows = [row for row in rows if isinstance(row, int)]
     flat = [row for row in rows if row >= least]
     # Groups of a row that is no multiple of them: the row itself says so.

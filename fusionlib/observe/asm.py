@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
-from fusionlib.contract import MAX_UNIT
+from fusionlib.contract import MAX_UNIT, unit_size
 from fusionlib.observe.codegen import TARGETS, Listing
 from fusionlib.spec import GatedNorm, GroupQuant
 
@@ -21,11 +20,11 @@ NORMS: dict[str, Callable[[int], GatedNorm]] = {
 }
 QUANTS: dict[str, Callable[[int, torch.dtype], GroupQuant]] = {
     "vllm": lambda group, dtype: GroupQuant.vllm(group, dtype=dtype),
-    "vllm_native": GroupQuant.vllm_native,
-    "aiter": GroupQuant.aiter,
-    "deepgemm": lambda group, dtype: replace(GroupQuant.deepgemm(group), dtype=dtype),
-    "deepgemm_blackwell": lambda group, dtype: replace(GroupQuant.deepgemm(group, blackwell=True), dtype=dtype),
-    "torchao": lambda group, dtype: replace(GroupQuant.torchao(group), dtype=dtype),
+    "vllm_native": lambda group, dtype: GroupQuant.vllm_native(group, dtype=dtype),
+    "aiter": lambda group, dtype: GroupQuant.aiter(group, dtype=dtype),
+    "deepgemm": lambda group, dtype: GroupQuant.deepgemm(group, dtype=dtype),
+    "deepgemm_blackwell": lambda group, dtype: GroupQuant.deepgemm(group, blackwell=True, dtype=dtype),
+    "torchao": lambda group, dtype: GroupQuant.torchao(group, dtype=dtype),
 }
 STAGES = ("ttir", "ttgir", "llir", "ptx", "amdgcn", "census")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -60,14 +59,17 @@ def _compiled(target: str, namespace: argparse.Namespace) -> Listing:
     dtype = torch.float8_e4m3fnuz if target == "gfx942" else torch.float8_e4m3fn  # what each converts to in hardware
     norm = NORMS[namespace.norm](namespace.norm_size)
     quant = QUANTS[namespace.quant](namespace.group_size, dtype)
-    small, large = sorted((norm.norm_size, quant.group_size))
-    if large % small or namespace.hidden < 1 or namespace.hidden % large:
+    unit = unit_size(norm, quant)
+    if namespace.hidden < 1 or namespace.hidden % unit:
         raise ValueError(
-            f"hidden={namespace.hidden}, norm size {norm.norm_size} and group size {quant.group_size} do not fit: of "
-            "the two sizes one must divide the other, and the larger must divide hidden"
+            f"hidden={namespace.hidden}, norm size {norm.norm_size} and group size {quant.group_size} do not fit: the "
+            f"two sizes must divide hidden, and with them their least common multiple, {unit}"
         )
-    if large > MAX_UNIT:
-        raise ValueError(f"a norm or group of {large} elements is above the kernel's {MAX_UNIT}; choose a smaller one")
+    if unit > MAX_UNIT:
+        raise ValueError(
+            f"norms of {norm.norm_size} and groups of {quant.group_size} make units of {unit} elements, above the "
+            f"kernel's {MAX_UNIT}; choose smaller ones"
+        )
     return compile_fused(target, norm, quant, hidden=namespace.hidden, x_dtype=DTYPES[namespace.dtype])
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import fx
 
 from fusionlib.observe.ledger import Bytes, Entry, ledger
-from fusionlib.rewrite.explain import apart_from_caches, stand_in_for
+from fusionlib.rewrite.explain import apart_from_caches, stand_in_for, to_the_pass
 from fusionlib.rewrite.fusion import DEVICES, FusionPass
 from fusionlib.rewrite.recorder import NodeRecord, Recording, record
 
@@ -132,10 +132,6 @@ def capture(
 
 def _to_the_pass(module: fx.GraphModule, example_inputs: Sequence[Any], *, into: dict, graph_pass: Callable, **how):
     """Stands in for Inductor's code generation: its passes behind the gradient run, and nothing else."""
-    from torch._dynamo.utils import detect_fake_mode
-    from torch._inductor.compile_fx import _recursive_post_grad_passes, view_to_reshape
-    from torch._inductor.virtualized import V
-
     stand_in = stand_in_for(module)
     if "recording" in into or how.get("is_backward"):
         return stand_in
@@ -149,9 +145,7 @@ def _to_the_pass(module: fx.GraphModule, example_inputs: Sequence[Any], *, into:
         into["after"] = Stage.of("after", graph)
         into["outcome"] = outcome[0]
 
-    view_to_reshape(module)
-    with _patched(post_grad_custom_pre_pass=listen), V.set_fake_mode(detect_fake_mode(example_inputs)):
-        _recursive_post_grad_passes(module, is_inference=bool(how.get("is_inference")))
+    to_the_pass(module, example_inputs, listen, is_inference=bool(how.get("is_inference")))
     return stand_in
 
 

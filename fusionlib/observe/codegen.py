@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fusionlib.contract import unit_size
 from fusionlib.layout import RowLayout
 from fusionlib.spec import GatedNorm, GroupQuant
 
@@ -115,7 +116,7 @@ def compile_fused(
 
     if target not in TARGETS:
         raise ValueError(f"target {target!r} is unknown; choose one of {', '.join(TARGETS)}")
-    unit = max(norm.norm_size, quant.group_size)
+    unit = unit_size(norm, quant)
     config = kernel.choose_launch(1 << 20, unit, threads_per_warp=TARGETS[target][2])
     config = kernel.LaunchConfig(rows or config.rows, num_warps or config.num_warps)
     contiguous = RowLayout(hidden, hidden, 0, hidden, 0)

@@ -1,13 +1,14 @@
-"""explain(fn, *args): what FusionPass would do with a function, without generating or running code for it.
+"""explain(fn, *args): what FusionPass would do with a function, without generating code for it.
 
-Dynamo traces the function, AOTAutograd and Inductor's early passes make the graph that the pass would get, and there
-it ends: what stands for a compiled graph returns zeros of the right shapes, so that tracing goes on behind a graph
-break, and neither kernels nor side effects of the graph happen.
+Dynamo traces the function, AOTAutograd and Inductor make of it what the pass would get, subgraphs included, and
+there it ends. What runs in place of a compiled graph is the graph as it was traced, call by call with PyTorch's own
+kernels: what comes behind a graph break gets the values that it would get, and what the function writes is written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import fx
 
 from fusionlib.rewrite.fusion import DEVICES, FusionPass
 from fusionlib.rewrite.report import CompileRecord, Report
+
+log = logging.getLogger(__name__)
 
 #: Called with every graph before and after the pass: for figures and for the command line.
 Watcher = Callable[[fx.GraphModule, CompileRecord], None]
@@ -31,8 +34,11 @@ def explain(
 ) -> Report:
     """The report that `FusionPass(devices)` would give for `fn(*args, **kwargs)`.
 
+    The function runs once, as if it were called: its asserts see true values, and a cache that it writes is
+    written. Where a graph holds an op that has no kernel for its device, the rest cannot be seen; a warning says so.
+
     Args:
-        fn: a function or module; it is traced, and Python outside of its graphs runs.
+        fn: a function or module.
         devices: where the pass would rewrite; by default wherever the tensors are.
         dynamic: as in `torch.compile`.
         watch: called with each graph, rewritten, and its record.
@@ -40,16 +46,19 @@ def explain(
     Returns:
         a Report; its refused sites are ranked, nearest miss first.
     """
-    fusion, records = FusionPass(devices), []
+    fusion, records, graphs = FusionPass(devices), [], []
 
-    def inner_compile(module: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., list]:
-        stand_in = stand_in_for(module)
-        record = fusion.rewrite(module.graph)
+    def look(graph: fx.Graph) -> None:
+        record = fusion.rewrite(graph)
         if record.sites:
             records.append(record)
         if watch is not None:
-            module.recompile()
-            watch(module, record)
+            graph.owning_module.recompile()
+            watch(graph.owning_module, record)
+
+    def inner_compile(module: fx.GraphModule, example_inputs: Sequence[Any], **how: Any) -> Callable[..., Any]:
+        graphs.append(stand_in := stand_in_for(module))
+        to_the_pass(module, example_inputs, look, is_inference=bool(how.get("is_inference")))
         return stand_in
 
     def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -57,9 +66,52 @@ def explain(
 
         return compile_fx(module, example_inputs, inner_compile=inner_compile)
 
-    with apart_from_caches():
-        torch.compile(fn, backend=backend, dynamic=dynamic)(*args, **kwargs)
+    try:
+        with apart_from_caches():
+            torch.compile(fn, backend=backend, dynamic=dynamic)(*args, **kwargs)
+    except NoKernel as stopped:
+        log.warning("fusionlib.explain saw %d graphs and stopped there: %s", len(graphs), stopped)
     return Report(tuple(records))
+
+
+class NoKernel(NotImplementedError):
+    """A graph that was traced cannot run, since an op has no kernel for its device; what is behind it is not seen."""
+
+
+class _PassRan(Exception):
+    """Ends Inductor's passes over one graph behind ours, so that the graph stays what ours left."""
+
+
+def to_the_pass(
+    module: fx.GraphModule, example_inputs: Sequence[Any], graph_pass: Callable[[fx.Graph], Any], *, is_inference: bool
+) -> None:
+    """Run `graph_pass` on every graph on which Inductor runs `post_grad_custom_pre_pass`, in its order and state.
+
+    These are the bodies of conditions, loops, maps, regions and score functions, each before the graph that calls it,
+    and each cleaned and reordered as Inductor does it first.
+    """
+    import torch._inductor.config as inductor_config
+    from torch._dynamo.utils import count_calls
+    from torch._inductor.compile_fx import _get_subgraph_names, fake_tensor_prop, post_grad_passes, view_to_reshape
+    from torch._inductor.virtualized import V
+
+    def run_and_stop(graph: fx.Graph) -> None:
+        graph_pass(graph)
+        raise _PassRan
+
+    def visit(part: fx.GraphModule) -> None:
+        for name in _get_subgraph_names(part):
+            visit(getattr(part, name))
+        with contextlib.suppress(_PassRan):
+            post_grad_passes(part, is_inference)
+
+    if not count_calls(module.graph) or not inductor_config.use_post_grad_passes:
+        return
+    view_to_reshape(module)
+    with torch.no_grad():
+        fake_mode = fake_tensor_prop(module, example_inputs)
+    with inductor_config.patch(post_grad_custom_pre_pass=run_and_stop), V.set_fake_mode(fake_mode):
+        visit(module)
 
 
 @contextlib.contextmanager
@@ -79,28 +131,28 @@ def apart_from_caches() -> Iterator[None]:
         torch._dynamo.reset()
 
 
-def stand_in_for(module: fx.GraphModule) -> Callable[..., list]:
-    """Something that takes a graph's inputs and returns zeros for its outputs."""
-    outputs = [
-        node.meta.get("val") if isinstance(node, fx.Node) else node for node in module.graph.output_node().args[0]
-    ]
+def stand_in_for(module: fx.GraphModule) -> Callable[..., Any]:
+    """Something that takes a graph's inputs and returns its outputs, whatever is done to `module` afterwards."""
+    twin = _twin(module)
 
-    def run(inputs: list) -> list:
+    def run(inputs: list) -> Any:
+        values = list(inputs)
         inputs.clear()
-        return [_zeros(output) for output in outputs]
+        try:
+            return twin(*values)
+        except NotImplementedError as error:
+            raise NoKernel(str(error)) from error
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run
 
 
-def _zeros(output: Any) -> Any:
-    if isinstance(output, torch.Tensor):
-        sizes = [_number(size) for size in output.shape]
-        strides = [_number(stride) for stride in output.stride()]
-        return torch.empty_strided(sizes, strides, dtype=output.dtype, device=output.device).zero_()
-    return _number(output) if isinstance(output, (torch.SymInt, torch.SymFloat, torch.SymBool)) else output
-
-
-def _number(size: Any) -> Any:
-    """A size as a number: a symbol's value for the example inputs."""
-    return size if isinstance(size, (int, float)) else size.node.hint
+def _twin(module: fx.GraphModule) -> fx.GraphModule:
+    """A module with the same tensors and graphs of its own, those of the modules in it included."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    twin = fx.GraphModule(module, graph)
+    for name, child in twin.named_children():
+        if isinstance(child, fx.GraphModule):
+            setattr(twin, name, _twin(child))
+    return twin

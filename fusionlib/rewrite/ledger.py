@@ -2,8 +2,8 @@
 
 Inductor stores the change of `counters["inductor"]` during a compile in the artefact and adds it again on every load,
 in any process. A counter whose *name* carries the record is therefore written and read by the cache itself: no file
-beside it can go stale or missing. On a load the name shows up; whose it is, is said by the uuid in it and by which
-pass Inductor asked for its uuid last, since it asks whenever it looks an artefact up.
+beside it can go stale or missing. On a load the name shows up, and in it the key that its pass had: the load belongs to
+the pass that Inductor asked for that key last, since it asks whenever it looks an artefact up.
 """
 
 from __future__ import annotations
@@ -16,46 +16,43 @@ from torch._dynamo.utils import counters
 
 from fusionlib.rewrite.report import CompileRecord
 
-_PREFIX = "fusionlib_record"
+_PREFIX = "fusionlib_record:"
 
 
 class Owner(Protocol):
-    """A pass that takes records: those it made, and those that a cache brought."""
+    """A pass that takes the records that a cache brought."""
 
     def take(self, record: CompileRecord) -> None:
         """Take a record that was loaded from a cache."""
 
-    def digest(self) -> str:
-        """The uuid of the pass."""
+
+_settled: Counter[str] = Counter()  # how often each name was counted when it was last looked at
+_asked: dict[str, weakref.ReferenceType[Owner]] = {}  # key -> the pass that was asked for it last
 
 
-_seen: Counter[str] = Counter()
-_current: weakref.ReferenceType[Owner] | None = None
+def asked(owner: Owner, key: str) -> None:
+    """Inductor is about to look for an artefact under `key`, which it asked `owner` for."""
+    settle()
+    _asked[key] = weakref.ref(owner)
 
 
-def _names() -> Counter[str]:
-    return Counter({name: n for name, n in counters["inductor"].items() if name.startswith(_PREFIX)})
-
-
-def write(owner: Owner, record: CompileRecord) -> None:
-    """Put the record of the compile that is going on into its counters."""
-    settle(owner)
-    name = f"{_PREFIX}:{owner.digest()}:{record.encode()}"
+def write(key: str, record: CompileRecord) -> None:
+    """Put the record of the compile that is going on, for an artefact under `key`, into its counters."""
+    settle()
+    name = f"{_PREFIX}{key}:{record.encode()}"
     counters["inductor"][name] += 1
-    _seen[name] = counters["inductor"][name]
+    _settled[name] = counters["inductor"][name]
 
 
-def settle(owner: Owner) -> None:
-    """Give loads since the last call to the pass that was current, and make `owner` current."""
-    global _current
-    previous = _current() if _current is not None else None
-    names = _names()
+def settle() -> None:
+    """Give every load since the last call to the pass that it was for; one that is gone takes it with it."""
+    names = {name: count for name, count in counters["inductor"].items() if name.startswith(_PREFIX)}
     for name, count in names.items():
-        _, digest, text = name.split(":")
-        taker = next((o for o in (previous, owner) if o is not None and o.digest() == digest), None)
-        for _ in range(count - _seen[name] if taker is not None else 0):
-            taker.take(CompileRecord.decode(text))
-    # Counters may have been cleared meanwhile: what is gone was counted already.
-    _seen.clear()
-    _seen.update(names)
-    _current = weakref.ref(owner)
+        if (loads := count - _settled[name]) > 0:
+            _, key, text = name.split(":")
+            owner = _asked[key]() if key in _asked else None
+            for _ in range(loads if owner is not None else 0):
+                owner.take(CompileRecord.decode(text))
+    # What is gone was cleared by somebody. It cannot have been counted anew since: before a load, `asked` comes here.
+    _settled.clear()
+    _settled.update(names)

@@ -1,15 +1,23 @@
-"""Putting the fused call into the graph, with the metadata that Inductor expects, and taking the old nodes out."""
+"""Putting the fused call into the graph, with the metadata that Inductor expects, and taking the old nodes out.
+
+All new nodes are made first, then each is compared with what it replaces, and only then do users change over. Whatever
+stops a rewrite before its end, the graph is as it was.
+"""
 
 from __future__ import annotations
 
 import operator
+from math import prod
 
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fusionlib.match.graph import aten, dtype, numel, prims, shape, value
+from fusionlib.match.graph import aten, describe, dtype, numel, prims, shape, value
+from fusionlib.match.reasons import Stop
+from fusionlib.match.sizes import equal, same_shape
 from fusionlib.op import norm_arguments, quant_arguments
+from fusionlib.rewrite.journal import Journal
 from fusionlib.rewrite.plan import (
     QuantPlan,
     SitePlan,
@@ -22,19 +30,20 @@ from fusionlib.rewrite.plan import (
 )
 from fusionlib.spec import GroupQuant
 
+Sizes = dict[fx.Node, list[Size] | None]
+
 _INHERITED = ("stack_trace", "nn_module_stack", "source_fn_stack", "seq_nr", "original_aten")
 
 
 class Editor:
     """Inserts calls before one node, each with the fake value of its result and the history of `origin`."""
 
-    def __init__(self, before: fx.Node, origin: fx.Node, mode: FakeTensorMode) -> None:
-        self._graph, self._before, self._origin, self._mode = before.graph, before, origin, mode
+    def __init__(self, journal: Journal, before: fx.Node, origin: fx.Node, mode: FakeTensorMode) -> None:
+        self._journal, self._before, self._origin, self._mode = journal, before, origin, mode
 
     def call(self, target, *args, **kwargs) -> fx.Node:
         """A call of `target`; its fake implementation decides its shapes and strides."""
-        with self._graph.inserting_before(self._before):
-            node = self._graph.call_function(target, args, kwargs)
+        node = self._journal.insert(self._before, target, args, kwargs)
         fakes = fx.map_arg(args, lambda arg: arg.meta["val"])
         with self._mode:
             node.meta["val"] = target(*fakes, **kwargs)
@@ -49,12 +58,11 @@ class Editor:
 
     def at(self, node: fx.Node) -> Editor:
         """An editor that inserts before `node` instead: there every size that `node` needs is known."""
-        return Editor(node, self._origin, self._mode)
+        return Editor(self._journal, node, self._origin, self._mode)
 
     def item(self, node: fx.Node, index: int) -> fx.Node:
         """One result of a call that returns several."""
-        with self._graph.inserting_before(self._before):
-            item = self._graph.call_function(operator.getitem, (node, index))
+        item = self._journal.insert(self._before, operator.getitem, (node, index), {})
         item.meta["val"] = node.meta["val"][index]
         self._inherit(item)
         return item
@@ -73,12 +81,28 @@ class Editor:
         return node if dtype(node) == wanted else self.call(prims.convert_element_type.default, node, wanted)
 
 
-def rewrite_site(site: SitePlan) -> None:
-    """Replace one site by one fused call, and a quantisation of the same norm by another spec by one more call."""
+def rewrite_site(site: SitePlan, journal: Journal) -> None:
+    """Replace one site by one fused call, and a quantisation of the same norm by another spec by one more call.
+
+    Raises:
+        Stop: where a new value is not laid out as the one that it replaces.
+
+    Whatever is raised, `journal.undo()` brings the graph back.
+    """
     # Everything that the norm reads comes before its value, everything that is replaced comes at or behind it.
-    editor = Editor(site.normed, site.first.anchor, value(site.normed).fake_mode)
-    sizes = _plan_outputs(site)
+    editor = Editor(journal, site.normed, site.first.anchor, value(site.normed).fake_mode)
+    replacements = _new_values(editor, site, _plan_outputs(site))
+    for old, new in replacements:
+        _check_alike(old, new)
+    for old, new in replacements:
+        journal.replace(old, new)
+    _erase(site, journal)
+
+
+def _new_values(editor: Editor, site: SitePlan, sizes: Sizes) -> list[tuple[fx.Node, fx.Node]]:
+    """Insert the fused calls and what brings their results into shape; every old value with its new one."""
     codes, scale, normed = _fused_call(editor, site)
+    replacements = []
     for quant in site.quants:
         if quant is site.quants[0]:
             results = codes, scale
@@ -87,10 +111,31 @@ def rewrite_site(site: SitePlan) -> None:
         else:
             read = quant.match.quant
             results = _apart(editor, codes, read.codes), _apart(editor, scale, read.scale)
-        _replace_quant(editor, quant, results, sizes)
+        replacements += _quant_values(editor, quant, results, sizes)
     if normed is not None:
-        site.normed.replace_all_uses_with(editor.reshape(normed, sizes[site.normed]))
-    _erase(site)
+        replacements.append((site.normed, editor.reshape(normed, sizes[site.normed])))
+    return replacements
+
+
+def _check_alike(old: fx.Node, new: fx.Node) -> None:
+    """Nobody may see another tensor than before: its users were traced with these shapes, this dtype, these strides."""
+    was, now = value(old), value(new)
+    if was.dtype == now.dtype and same_shape(was.shape, now.shape) and _same_strides(was, now):
+        return
+    raise Stop("replacement_differs", old, _layout(was), _layout(now))
+
+
+def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of one shape lie alike; the stride of a dimension of one element means nothing."""
+    if any(equal(size, 0) for size in a.shape):
+        return True
+    strides = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return all(equal(size, 1) or equal(p, q) for size, p, q in strides)
+
+
+def _layout(val: torch.Tensor) -> str:
+    sizes, strides = list(val.shape), list(val.stride())
+    return f"a tensor of {str(val.dtype).removeprefix('torch.')}, shape {sizes}, strides {strides}"
 
 
 def _apart(editor: Editor, shared: fx.Node, replaced: fx.Node | None) -> fx.Node:
@@ -107,16 +152,20 @@ def _apart(editor: Editor, shared: fx.Node, replaced: fx.Node | None) -> fx.Node
     return shared
 
 
-def _plan_outputs(site: SitePlan) -> dict[fx.Node, list[Size] | None]:
+def _plan_outputs(site: SitePlan) -> Sizes:
     """The reshapes of all results; raises before anything is changed where one has none."""
     tokens, hidden = tokens_of(site), site.first.hidden
-    sizes = {site.normed: output_sizes(site.normed, site, (tokens, hidden))}
+    wanted = {site.normed: (tokens, hidden)}
     for quant in site.quants:
         read = quant.match.quant
-        sizes[read.codes] = output_sizes(read.codes, site, (tokens, hidden))
+        wanted[read.codes] = (tokens, hidden)
         if read.scale is not None and not read.opaque:
-            sizes[read.scale] = output_sizes(read.scale, site, (tokens, hidden // read.spec.group_size))
-    return sizes
+            wanted[read.scale] = (tokens, hidden // read.spec.group_size)
+    for node, flat in wanted.items():
+        if not equal(numel(node), prod(flat)):
+            expected = f"{prod(flat)} elements, as the fused op returns"
+            raise Stop("replacement_differs", node, expected, describe(node))
+    return {node: output_sizes(node, site, flat) for node, flat in wanted.items()}
 
 
 def _fused_call(editor: Editor, site: SitePlan) -> tuple[fx.Node, fx.Node, fx.Node | None]:
@@ -155,24 +204,24 @@ def _quant_call(editor: Editor, normed: fx.Node, spec: GroupQuant) -> tuple[fx.N
     return editor.item(call, 0), editor.item(call, 1)
 
 
-def _replace_quant(editor: Editor, quant: QuantPlan, results: tuple[fx.Node, fx.Node], sizes: dict) -> None:
+def _quant_values(editor: Editor, quant: QuantPlan, results: tuple[fx.Node, fx.Node], sizes: Sizes) -> list:
+    """Codes and scale of one quantisation, each with what comes in its place."""
     read, (codes, scale) = quant.match.quant, results
-    read.codes.replace_all_uses_with(editor.at(read.codes).reshape(codes, sizes[read.codes]))
+    values = [(read.codes, editor.at(read.codes).reshape(codes, sizes[read.codes]))]
     if read.scale is None:
-        return
+        return values
     if read.opaque:
-        read.scale.replace_all_uses_with(scale)
-    elif quant.target is not None:
+        return [*values, (read.scale, scale)]
+    if quant.target is not None:
         for node, transposed in quant.target.nodes:
             turned = editor.at(node).call(aten.permute.default, scale, [1, 0]) if transposed else scale
-            node.replace_all_uses_with(turned)
-    else:
-        here = editor.at(read.scale)
-        rebuilt = here.cast(here.reshape(scale, sizes[read.scale]), dtype(read.scale))
-        read.scale.replace_all_uses_with(rebuilt)
+            values.append((node, turned))
+        return values
+    here = editor.at(read.scale)
+    return [*values, (read.scale, here.cast(here.reshape(scale, sizes[read.scale]), dtype(read.scale)))]
 
 
-def _erase(site: SitePlan) -> None:
+def _erase(site: SitePlan, journal: Journal) -> None:
     """Erase what nobody needs any more: the cone, and copies of a scale that the op now writes itself."""
     dead = set(site.cone)
     for quant in site.quants:
@@ -181,7 +230,7 @@ def _erase(site: SitePlan) -> None:
     dead.update(user for node in tuple(dead) for user in node.users if needs_nothing(user))
     for node in sorted(dead, reverse=True):
         if not node.users:
-            node.graph.erase_node(node)
+            journal.erase(node)
 
 
 def _between(node: fx.Node, scale: fx.Node) -> set[fx.Node]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 from fusionlib.match.opaque import registered
+from fusionlib.rewrite.fingerprint import NoFingerprint, covered_by, fingerprint
+
+log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -28,13 +31,14 @@ DEPENDS_ON = (
 )
 
 
-def source_files(package: Path = PACKAGE) -> list[Path]:
+@functools.cache
+def source_files(package: Path = PACKAGE) -> tuple[Path, ...]:
     """The files that `source_hash` covers, sorted."""
     files: list[Path] = []
     for name in DEPENDS_ON:
         path = package / name
         files += path.rglob("*.py") if path.is_dir() else [path]
-    return sorted(files)
+    return tuple(sorted(files))
 
 
 @functools.cache
@@ -47,17 +51,32 @@ def source_hash(package: Path = PACKAGE) -> str:
     return digest.hexdigest()
 
 
-def readers_hash() -> str:
-    """SHA-256 over the registered readers of opaque ops: their names, and their source or code."""
-    digest = hashlib.sha256()
-    for target, reader in sorted(registered().items(), key=lambda item: str(item[0])):
-        digest.update(f"{target}\0".encode())
+def readers_hash() -> str | None:
+    """SHA-256 over the registered readers of opaque ops: their names, and their versions or all they compute with.
+
+    None where a reader without a version cannot be hashed faithfully; a warning says so once, and what to do.
+    """
+    digest, covered = hashlib.sha256(), covered_by(source_files())
+    for name, (reader, version) in sorted(registered().items()):
         try:
-            digest.update(inspect.getsource(reader).encode())
-        except (OSError, TypeError):  # made by exec or in a shell: its byte code is what there is
-            code = getattr(reader, "__code__", None)
-            digest.update(code.co_code + repr(code.co_consts).encode() if code else repr(reader).encode())
+            what = ("version", version) if version is not None else ("code", fingerprint(reader, covered))
+        except NoFingerprint as problem:
+            _warn_once(name, str(problem))
+            return None
+        for word in (name, *what):
+            digest.update(f"{len(word)}:{word}".encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def _warn_once(name: str, problem: str) -> None:
+    log.warning(
+        "fusionlib: Inductor's caches keep nothing that FusionPass had a part in, since what the reader of %s computes "
+        "with cannot be hashed: %s. Register it with register_quant_op(..., version=...), and give another version "
+        "whenever it computes something else.",
+        name,
+        problem,
+    )
 
 
 def combined(parts: Iterable[str]) -> str:

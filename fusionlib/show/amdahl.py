@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from fusionlib.show.controls import SLIDER, room
 from fusionlib.show.drawing import Drawing, Table
 from fusionlib.show.theme import PALETTE
 
@@ -75,11 +76,12 @@ def worth(
     )  # fmt: skip
     fig.update_yaxes(range=[0, 100 * TOP], title_text="share of the step saved, %")
     fig.update_layout(
-        height=520, margin={"b": 130}, showlegend=True, sliders=[_slider(savings, savings.index(saved_us), fixed)]
-    )
+        height=430 + SLIDER, margin={"b": 60 + SLIDER}, showlegend=True, meta=room(below=SLIDER),
+        sliders=[_slider(savings, savings.index(saved_us), fixed)],
+    )  # fmt: skip
     return Drawing(
         fig,
-        f"What {saved_us:g} µs saved in each of {layers} layers are worth.",
+        f"What a saving in each of {layers} layers is worth.",
         f"The share of a step that is saved, in percent, against the time of the step from {steps_ms[0]:g} to "
         f"{steps_ms[1]:g} ms: a curve that falls as the step grows, a shaded band from {BAND[0]:.0%} to "
         f"{BAND[1]:.0%}, a diamond at {step_ms:g} ms, and {len(claims)} published statements as marks. A slider "
@@ -124,7 +126,7 @@ def _draw_curve(
     drawn = min(share, 0.97 * TOP)  # a mark above the frame would be invisible; its text has the number
     fig.add_scatter(
         x=[step_ms], y=[100 * drawn], mode="markers+text", visible=visible, name=f"at {step_ms:g} ms",
-        text=[f"{share:.2%}"], textposition="top right", textfont={"size": 15, "color": PALETTE["blue"]},
+        text=[f"{share:.2%}"], textposition="top right", textfont={"size": 15},
         marker={"symbol": "diamond", "size": 14, "color": PALETTE["blue"]}, hoverinfo="skip", zorder=2,
     )  # fmt: skip
 
@@ -136,7 +138,7 @@ def _slider(savings: Sequence[float], active: int, fixed: int) -> dict:
         visible = [True] * fixed + [j == i for j in range(len(savings)) for _ in range(2)]
         steps.append({"method": "restyle", "args": [{"visible": visible}], "label": f"{saving:g}"})
     return {
-        "active": active, "steps": steps, "pad": {"t": 62}, "len": 1.0,
+        "name": "saved_us", "active": active, "steps": steps, "pad": {"t": 62}, "len": 1.0,
         "currentvalue": {"prefix": "saved in each layer: ", "suffix": " µs", "font": {"size": 14}},
     }  # fmt: skip
 
@@ -146,16 +148,17 @@ def _summary(saved_us: float, layers: int, step_ms: float, claims: Sequence[Clai
     share = share_of_step(saved_us, layers, 1000 * step_ms)
     slow, fast = (total / bound / 1000 for bound in BAND)
     text = (
-        f"{saved_us:g} µs in {layers} layers are {total:g} µs a step: {share:.2%} of {step_ms:g} ms. They are "
-        f"{BAND[0]:.0%} to {BAND[1]:.0%} of a step for steps of {slow:.3g} down to {fast:.3g} ms, and less for any "
+        f"If each saves {saved_us:g} µs, {layers} layers save {total:g} µs a step: {share:.2%} of {step_ms:g} ms. They "
+        f"are {BAND[0]:.0%} to {BAND[1]:.0%} of a step for steps of {slow:.3g} down to {fast:.3g} ms, and less for any "
         "longer one."
     )
     off = [c for c in claims if abs(share_of_step(saved_us, layers, c.step_us) - c.share) > 5e-4]
     if claims and not off:
-        text += " The published statements lie on this curve, each at the step time that it implies."
+        text += f" The published statements lie on the curve of {saved_us:g} µs, each at the step time that it implies."
     elif off:
         text += (
-            f" {len(off)} of {len(claims)} published statements lie off this curve: they were made of another saving."
+            f" {len(off)} of {len(claims)} published statements lie off the curve of {saved_us:g} µs: they were made "
+            "of another saving."
         )
     return text
 

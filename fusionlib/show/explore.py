@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from html import escape
 from typing import TYPE_CHECKING, Any
 
+from fusionlib.show.controls import without_controls
 from fusionlib.show.drawing import Drawing
 from fusionlib.show.figure import Shown
 
@@ -13,6 +15,11 @@ if TYPE_CHECKING:
     from ipywidgets import Widget
 
 STYLE = {"description_width": "initial"}
+#: In JupyterLab the words make way for the controls, and the complaint that there are none to be had for the words.
+STYLE_OF_WORDS = """<style>
+.jp-OutputArea:has(.widget-box) .fusionlib-still,
+.jp-OutputArea:has(.fusionlib-still) .jp-OutputArea-output.jupyter-widgets:not(:has(*)) { display: none }
+</style>"""
 
 
 @dataclass(frozen=True)
@@ -75,35 +82,62 @@ class Entry:
 
 
 def explore(draw: Callable[..., Drawing], *, interactive: bool, **controls: Span | Choice | Entry) -> None:
-    """Show `draw(**values)` with the controls' first values and, if `interactive`, controls that redraw it in place.
+    """Show `draw(**values)` with the controls' first values and, if `interactive`, controls above that redraw it.
 
-    What is stored in the notebook is the static figure either way, so it is there for readers without a kernel.
+    What is stored in the notebook is the figure either way, so it is there for readers without a kernel.
 
     Args:
         draw: makes the drawing; called with one keyword argument for every control.
         interactive: whether to add the controls, which need ipywidgets and a running kernel; otherwise a line of words
             says which there would be.
-        **controls: by the name of the argument, whose underscores become spaces in the label.
+        **controls: by the name of the argument, whose underscores become spaces in the label. A slider inside the
+            figure that has the name of one is left out, where this one is there.
     """
-    shown = Shown()
-    shown.update(draw(**{name: control.value for name, control in controls.items()}))
-    labels = {name: name.replace("_", " ") for name in controls}
-    from IPython.display import display, publish_display_data
-
-    if not interactive:
-        words = f"In JupyterLab this figure has live controls: {', '.join(labels.values())}."
-        publish_display_data(data={"text/markdown": f"*{words}*", "text/plain": words})
+    values = {name: control.value for name, control in controls.items()}
+    names = ", ".join(name.replace("_", " ") for name in controls)
+    if interactive:
+        _Live(draw, controls, names)
         return
-    import ipywidgets
+    from IPython.display import publish_display_data
 
-    widgets = {name: control.widget(labels[name]) for name, control in controls.items()}
-    messages = ipywidgets.Output()
+    Shown().update(draw(**values))
+    words = f"Run in JupyterLab with `interactive = True`, this figure has live controls: {names}."
+    publish_display_data(data={"text/markdown": f"*{words}*", "text/plain": words.replace("`", "")})
 
-    def redraw(_change: Any) -> None:
-        messages.clear_output()
-        with messages:  # an exception in a widget's callback is lost unless something shows it
-            shown.update(draw(**{name: widget.value for name, widget in widgets.items()}))
 
-    for widget in widgets.values():
-        widget.observe(redraw, names="value")
-    display(ipywidgets.VBox([*widgets.values(), messages]))
+class _Live:
+    """A figure below the controls that redraw it."""
+
+    def __init__(self, draw: Callable[..., Drawing], controls: Mapping[str, Span | Choice | Entry], names: str) -> None:
+        import ipywidgets
+
+        self._draw, self._shown = draw, Shown()
+        self._widgets = {name: control.widget(name.replace("_", " ")) for name, control in controls.items()}
+        self._messages = ipywidgets.Output()
+        _publish_controls(ipywidgets.VBox([*self._widgets.values(), self._messages]), names)
+        self._update()
+        for widget in self._widgets.values():
+            widget.observe(self._moved, names="value")
+
+    def _moved(self, _change: Any) -> None:
+        self._messages.clear_output()
+        with self._messages:  # an exception in a widget's callback is lost unless something shows it
+            self._update()
+
+    def _update(self) -> None:
+        drawing = self._draw(**{name: widget.value for name, widget in self._widgets.items()})
+        # Two sliders for one thing would contradict each other: the live one stays.
+        sliders = [slider for slider in drawing.fig.layout.sliders if slider.name not in self._widgets]
+        if len(sliders) < len(drawing.fig.layout.sliders):
+            drawing = replace(drawing, fig=without_controls(drawing.fig))
+        self._shown.update(drawing)
+
+
+def _publish_controls(box: Widget, names: str) -> None:
+    """Show `box`, and words for all who cannot: a notebook keeps no widgets, only that some were there."""
+    from IPython.display import publish_display_data
+
+    words = f"This figure has live controls while its kernel runs: {names}."
+    publish_display_data(data={"text/html": f"<p class='fusionlib-still'>{escape(words)}</p>{STYLE_OF_WORDS}",
+                               "text/plain": words})  # fmt: skip
+    publish_display_data(data=box._repr_mimebundle_() | {"text/plain": ""})

@@ -1,8 +1,9 @@
 """The one way in which a notebook shows a figure.
 
 JupyterLab strips scripts and SVG from a notebook that it does not trust, and other readers know no plotly at all. So a
-figure is one bundle of two forms: plotly's JSON, and a text that states the conclusion in words. What the figure shows
-for those who cannot see it, its caption and its conclusion travel in the output's metadata, where the site reads them.
+figure is one bundle of three forms: plotly's JSON; a still picture for those who cannot draw that (nbconvert, nbviewer,
+GitHub); and, in text, what is drawn. Its caption and its conclusion stand below it in a message of their own, once for
+all readers; they travel in the figure's metadata, too, where the site reads them.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from html import escape
 from typing import Any
 
 from fusionlib.show.drawing import Drawing
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
+SVG_MIME = "image/svg+xml"
 CAPTION_ROLE = "caption"
 TABLE_ROLE = "table"
 
@@ -27,18 +30,23 @@ def figure_bundle(drawing: Drawing) -> Bundle:
     """The message that carries the figure itself, drawn with the project's template."""
     import plotly.graph_objects as go
 
-    from fusionlib.show.theme import template
+    from fusionlib.show.still import StillError, picture
+    from fusionlib.show.theme import HEIGHT, template
 
     themed = go.Figure(drawing.fig).update_layout(template=template())
+    if themed.layout.height is None:  # JupyterLab does not look for one in the template
+        themed.layout.height = HEIGHT
     # Through plotly's own encoder, because numpy arrays and scalars are not JSON.
     payload = json.loads(themed.to_json())
     payload["config"] = {"displayModeBar": False, "responsive": True}
-    text = f"{drawing.caption}\n{drawing.summary}"
-    return {PLOTLY_MIME: payload, "text/plain": text}, {"fusionlib": drawing.words}
+    data = {PLOTLY_MIME: payload, "text/plain": drawing.alt}
+    with suppress(StillError):  # a reader's own figure may be of any kind; those of the notebooks are tested to have it
+        data[SVG_MIME] = picture(themed, drawing.caption, drawing.alt)
+    return data, {"fusionlib": drawing.words}
 
 
 def caption_bundle(drawing: Drawing) -> Bundle:
-    """The message that says a figure's words below it, for JupyterLab, which hides the figure's own text."""
+    """The message that says a figure's words below it, for every reader but the site."""
     caption, summary = drawing.caption, drawing.summary
     words = {"text/markdown": f"**{escape(caption)}** {escape(summary)}", "text/plain": f"{caption} {summary}"}
     return words, {"fusionlib": {"role": CAPTION_ROLE}}
@@ -77,6 +85,11 @@ class Shown:
         self._count = len(messages)
         for part, (data, metadata) in enumerate(messages):
             place = {"display_id": f"{self._name}-{part}"}
+            if again and PLOTLY_MIME in data:
+                # JupyterLab keeps what it drew of a plotly output, whatever is sent for it. Another type in its place
+                # takes the old plot away: the new figure stands there as a picture first, and as itself a moment later.
+                still = {kind: text for kind, text in data.items() if kind != PLOTLY_MIME}
+                publish_display_data(data=still, metadata=metadata, transient=place, update=True)
             publish_display_data(data=data, metadata=metadata, transient=place, update=again)
 
 

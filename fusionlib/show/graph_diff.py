@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from fusionlib.show import graph_parts as parts
+from fusionlib.show.controls import room
 from fusionlib.show.drawing import Drawing, Table
 from fusionlib.show.graph_focus import Focus, connected, focus, stub_label
 from fusionlib.show.graph_layout import Layout, lay_out
@@ -17,7 +18,8 @@ from fusionlib.show.graph_text import COLUMNS, Facts, amount, hover, label, oper
 if TYPE_CHECKING:
     from fusionlib.rewrite.recorder import Recording
 
-ABOVE = 196  # pixels over the graph: the sentence, the buttons, the slider, the legend
+ABOVE = 60  # pixels over the graph, for the legend
+BELOW = 164  # pixels under it, where most of what is added stands: the sentence, the buttons, the slider
 MOST_CHANGED = 120  # nodes drawn together; a site of the fusion changes about thirty
 SENTENCE_CHARACTERS = 74  # of the line above the graph, on a narrow page
 #: The kinds of box and of edge that have a trace of their own, in the traces' order.
@@ -76,7 +78,7 @@ def graph_diff(
         alt=(
             f"A graph of {len(labels)} boxes from top to bottom, {len(drawn.stubs)} of them standing for what is "
             "folded away. Removed boxes have a dashed border and a cross, added ones a heavy border and a plus, the "
-            "others a thin border. Buttons switch between before, both and after; a slider plays the events."
+            "others a thin border. Buttons switch between both, before and after; a slider plays the events."
         ),
         summary=_summary(recording, playback, drawn, facts),
         table=_table(playback, facts),
@@ -168,31 +170,33 @@ def _data(layout: Layout, labels: Mapping, view: _View) -> dict[str, list]:
 
 def _controls(layout: Layout, labels: Mapping, views: list[_View], both: _View) -> dict[str, Any]:
     """Title, buttons and slider; the title says what is seen, and a button moves the slider along."""
-    last, height = len(views) - 1, layout.height + 2 * parts.MARGIN
+    height = layout.height + 2 * parts.MARGIN
 
     def step(view: _View, name: str, slider: int | None = None) -> dict[str, Any]:
         words = {"title.text": _short(view.sentence)}
         moved = {} if slider is None else {"sliders[0].active": slider}
         return {"method": "update", "label": name, "args": [_data(layout, labels, view), words | moved]}
 
-    buttons = [step(views[0], "before", 0), step(both, "both in one"), step(views[last], "after", last)]
-    steps = [step(view, str(number)) for number, view in enumerate(views)]
+    buttons = [step(both, "both in one", 0), step(views[0], "before", 1), step(views[-1], "after", len(views))]
+    steps = [step(both, "both"), *(step(view, str(number)) for number, view in enumerate(views))]
     return {
+        "height": round(ABOVE + height + BELOW),
+        "margin": {"l": 6, "r": 6, "t": ABOVE, "b": BELOW},
+        "meta": room(below=BELOW - 6),
         "title": {
-            "text": _short(both.sentence), "font": {"size": 14}, "yref": "container", "y": 1.0, "yanchor": "top",
-            "pad": {"t": 8},
+            "text": _short(both.sentence), "font": {"size": 14}, "yref": "container", "yanchor": "top",
+            "y": (BELOW - 12) / (ABOVE + height + BELOW),
         },
         "updatemenus": [
             {
                 "type": "buttons", "direction": "right", "buttons": buttons, "showactive": False,
-                "y": 1 + (ABOVE - 34) / height, "yanchor": "top", "pad": {"t": 0},
+                "y": -40 / height, "yanchor": "top", "pad": {"t": 0},
             }
         ],
         "sliders": [
             {
-                "steps": steps, "active": 0, "y": 1 + (ABOVE - 76) / height, "yanchor": "top",
-                "pad": {"t": 0, "b": 0},
-                "currentvalue": {"prefix": "slider at step ", "font": {"size": 13}, "offset": 6},
+                "steps": steps, "active": 0, "y": -82 / height, "yanchor": "top", "pad": {"t": 0, "b": 0},
+                "currentvalue": {"prefix": "step: ", "font": {"size": 13}, "offset": 6},
             }
         ],
     }  # fmt: skip

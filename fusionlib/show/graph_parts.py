@@ -50,7 +50,7 @@ def looks() -> dict[str, Look]:
         "plain": Look("■ call", PALETTE["blue"], "solid", 1.5, "square", 8, 0.12),
         "value": Look("● input or output", PALETTE["green"], "solid", 1.5, "circle", 7),
         "stub": Look("… folded", PALETTE["grey"], "dot", 1.5, "circle-open", 7, 0.0),
-        "touched": Look("this step", PALETTE["orange"], "solid", 5.0, "circle", 6, 0.0),
+        "touched": Look("this step", PALETTE["ochre"], "solid", 5.0, "circle", 6, 0.0),
         "gone": Look("gone", PALETTE["grey"], "dot", 1.0, "circle", 6, 0.0),
     }
 
@@ -122,8 +122,8 @@ def node_trace(layout: Layout, labels: Mapping[str, Sequence[str]], hovers: Mapp
         textposition="middle right", textfont={"size": 12},
         ids=_each_once(hovers[name].partition("</b>")[0].removeprefix("<b>") for name in labels),
         hovertext=[hovers[name] for name in labels], hoverinfo="text", meta={"search": True},
-        selected={"marker": {"opacity": 1, "size": 17, "color": PALETTE["orange"]}},
-        unselected={"marker": {"opacity": 0.25}, "textfont": {"color": PALETTE["grey"]}},
+        selected={"marker": {"opacity": 1, "size": 17, "color": PALETTE["ochre"]}},
+        unselected={"marker": {"opacity": 0.25}},
     )  # fmt: skip
 
 

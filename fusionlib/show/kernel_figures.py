@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from fusionlib.show.controls import SLIDER, room
 from fusionlib.show.drawing import Drawing, Table
+from fusionlib.show.machine_figures import INSTRUCTIONS
 from fusionlib.show.theme import PALETTE
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from fusionlib.versions.chain import Chain
     from fusionlib.versions.watch import Access, View
 
-_COLOURS = ("blue", "vermillion", "green", "purple", "orange", "sky", "olive", "grey")
+_COLOURS = ("blue", "vermillion", "green", "purple", "ochre", "violet", "brown", "grey")
 _PATTERNS = ("", "/", "x", "\\", "-", "+", ".", "|")
 
 
@@ -75,9 +77,14 @@ def touch_map(view: View, program: int | None = None, where: str = "") -> Drawin
         }
         for number in range(view.programs)
     ]
-    slider = {"active": chosen, "steps": steps, "currentvalue": {"prefix": "program "}, "pad": {"t": 34}}
+    slider = {
+        "name": "program", "active": chosen, "steps": steps, "currentvalue": {"prefix": "program "}, "pad": {"t": 34},
+    }  # fmt: skip
     fig.update_xaxes(title_text="element", row=len(names), col=1)
-    fig.update_layout(height=150 + 70 * len(names), barmode="overlay", bargap=0.2, showlegend=False, sliders=[slider])
+    fig.update_layout(
+        height=90 + 70 * len(names) + SLIDER, margin={"t": 16, "b": 62 + SLIDER}, meta=room(below=SLIDER),
+        barmode="overlay", bargap=0.2, showlegend=False, sliders=[slider],
+    )  # fmt: skip
     mine = [access for access in accesses if access.program == chosen]
     return Drawing(
         fig,
@@ -228,7 +235,7 @@ def census_bars(censuses: Sequence[Census], labels: Sequence[str] | None = None,
         counts = [count(census) for census in censuses]
         fig.add_bar(
             x=counts, y=list(map(escape, names)), orientation="h", text=list(map(str, counts)), textposition="outside",
-            cliponaxis=False, marker_color=[PALETTE[_COLOURS[i % len(_COLOURS)]] for i in range(len(names))],
+            cliponaxis=False, marker_color=PALETTE["blue"],
             hovertemplate="%{y}: %{x}<extra>" + title + "</extra>", row=row + 1, col=column + 1,
         )  # fmt: skip
         fig.update_xaxes(range=[0, 1.2 * max([*counts, 1])], showticklabels=False, row=row + 1, col=column + 1)
@@ -269,10 +276,10 @@ def chain_bars(chains: Mapping[str, Chain]) -> Drawing:
     kinds = {name: chain.kinds() for name, chain in chains.items()}
     order = list(next(iter(kinds.values())))
     fig = go.Figure()
-    for number, kind in enumerate(order):
+    for kind in order:
         fig.add_bar(
             x=[kinds[name][kind] for name in names], y=list(map(escape, names)), orientation="h", name=kind,
-            marker={"color": PALETTE[_COLOURS[number]], "pattern": _pattern(_PATTERNS[number])},
+            marker={"color": PALETTE[INSTRUCTIONS[kind][0]], "pattern": _pattern(INSTRUCTIONS[kind][1])},
             hovertemplate="%{y}, " + kind + ": %{x}<extra></extra>",
         )  # fmt: skip
     lengths = [len(chains[name].mnemonics) for name in names]

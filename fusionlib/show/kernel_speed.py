@@ -13,13 +13,14 @@ import plotly.graph_objects as go
 
 from fusionlib.show.drawing import Drawing, Table
 from fusionlib.show.kernel_figures import escape
+from fusionlib.show.lines import IMPLEMENTATIONS
 from fusionlib.show.theme import PALETTE
 
 if TYPE_CHECKING:
     from fusionlib.observe.references import NumberTable
     from fusionlib.versions.timing import Timed
 
-_COLOURS = ("blue", "vermillion", "green", "purple", "orange", "sky", "olive", "grey")
+_DASHES, _SYMBOLS = ("solid", "dash", "dot", "dashdot", "longdash"), ("circle", "square", "diamond", "x", "cross")
 
 
 def survey_shares(table: NumberTable, hardware: str) -> Drawing:
@@ -29,14 +30,13 @@ def survey_shares(table: NumberTable, hardware: str) -> Drawing:
         table: shares of 1, rows by variant; from data/reference and not measured by this project.
         hardware: what it was taken on.
     """
-    fig = go.Figure()
-    dashes, symbols = ("solid", "dash", "dot", "dashdot", "longdash"), ("circle", "square", "diamond", "x", "cross")
+    fig, naive = go.Figure(), PALETTE[IMPLEMENTATIONS["naive_fused"].colour]
     for number, (name, values) in enumerate(table.rows.items()):
         fig.add_scatter(
             x=list(table.columns), y=[None if v is None else 100 * v for v in values], mode="lines+markers",
             name=escape(table.labels[name]),
-            line={"color": PALETTE[_COLOURS[number % 8]], "width": 2.5, "dash": dashes[number % 5]},
-            marker={"size": 9, "symbol": symbols[number % 5]},
+            line={"color": naive, "width": 2.5, "dash": _DASHES[number % 5]},
+            marker={"size": 9, "symbol": _SYMBOLS[number % 5]},
             hovertemplate="%{x} tokens: %{y:.0f} %<extra>" + escape(table.labels[name]) + "</extra>",
         )  # fmt: skip
     fig.add_hline(y=100, line={"dash": "dash", "width": 1.5, "color": PALETTE["grey"]})
@@ -82,14 +82,13 @@ def recorded_shares(shares: Mapping[str, Mapping[int, float]], where: str) -> Dr
     """
     if not shares or not all(shares.values()):
         raise ValueError("no shares: each case needs at least one size")
-    fig = go.Figure()
-    dashes, symbols = ("solid", "dash", "dot", "dashdot", "longdash"), ("circle", "square", "diamond", "x", "cross")
+    fig, ours = go.Figure(), PALETTE[IMPLEMENTATIONS["fused"].colour]
     for number, (case, series) in enumerate(shares.items()):
         sizes = sorted(series)
         fig.add_scatter(
             x=sizes, y=[100 * series[size] for size in sizes], mode="lines+markers", name=escape(case),
-            line={"color": PALETTE[_COLOURS[number % 8]], "width": 2.5, "dash": dashes[number % 5]},
-            marker={"size": 9, "symbol": symbols[number % 5]},
+            line={"color": ours, "width": 2.5, "dash": _DASHES[number % 5]},
+            marker={"size": 9, "symbol": _SYMBOLS[number % 5]},
             hovertemplate="%{x} tokens: %{y:.1f} %<extra>" + escape(case) + "</extra>",
         )  # fmt: skip
     columns = sorted({size for series in shares.values() for size in series})
@@ -130,7 +129,7 @@ def timings(timed: Sequence[Timed], device: str, tokens: int) -> Drawing:
         device: its name; tokens: of the call.
     """
     names = [escape(one.name) for one in timed]
-    colours = [PALETTE["grey" if one.version is None else "blue"] for one in timed]
+    colours = [PALETTE[IMPLEMENTATIONS["light" if one.version is None else "fused"].colour] for one in timed]
     fig = go.Figure()
     fig.add_bar(
         x=[one.median_us for one in timed], y=names, orientation="h", marker_color=colours,

@@ -9,9 +9,8 @@ from html import escape
 from plotly.subplots import make_subplots
 
 from fusionlib.show import Drawing, Table
-from fusionlib.show.lines import line_of, style
+from fusionlib.show.lines import IMPLEMENTATIONS, line_of, styles
 from fusionlib.show.names import us
-from fusionlib.show.theme import PALETTE
 
 Series = Mapping[str, Mapping[int, float]]
 
@@ -33,11 +32,12 @@ def latency(series: Series, *, floor: str, where: str) -> Drawing:
         subplot_titles=("time of one call, µs", f"the same, as a multiple of “{escape(floor)}”"),
     )  # fmt: skip
     names = [name for name in series if name != floor] + [floor]
+    looks = styles(names) | {floor: IMPLEMENTATIONS["light"]}
     for place, name in enumerate(names):
         times = dict(sorted(series[name].items()))
         ratios = {tokens: value / series[floor][tokens] for tokens, value in times.items() if tokens in series[floor]}
-        chosen = style(place)
-        line = {"width": 4, "color": PALETTE["grey"], "dash": "dot"} if name == floor else line_of(chosen)
+        chosen = looks[name]
+        line = line_of(chosen, 4 if name == floor else 2.5)
         for row, values in enumerate((times, ratios), start=1):
             fig.add_scatter(
                 x=list(values), y=list(values.values()), mode="lines+markers", name=escape(name), line=line,
@@ -52,7 +52,7 @@ def latency(series: Series, *, floor: str, where: str) -> Drawing:
     sizes = sorted({tokens for times in series.values() for tokens in times})
     fig.update_xaxes(type="log", tickvals=sizes, ticktext=[str(size) for size in sizes])
     fig.update_xaxes(title_text="tokens", row=2, col=1)
-    fig.update_yaxes(type="log", dtick=1, row=1, col=1)
+    fig.update_yaxes(type="log", dtick="D2", row=1, col=1)
     fig.update_yaxes(rangemode="tozero", row=2, col=1)
     fig.update_layout(height=700, legend={"y": 1.06}, margin={"t": 110})
     return Drawing(

@@ -78,19 +78,30 @@ def in_layers(count: int, edges: Collection[tuple[int, int]]) -> Layers:
 
 
 def _steps_to_the_end(count: int, edges: Collection[tuple[int, int]]) -> list[int]:
-    """The most edges on a way from each node to one that nobody reads; of a cycle, one edge is not taken."""
+    """The most edges on a way down from each node; an edge that closes a cycle is taken the other way round.
+
+    It must count nevertheless: both ends of an edge that was only left out can come to lie in one layer, side by side.
+    """
+    place = {node: at for at, node in enumerate(_downwards(count, edges))}
+    lower: list[list[int]] = [[] for _ in range(count)]
+    for edge in edges:
+        above, beneath = sorted(edge, key=place.__getitem__)
+        lower[above].append(beneath)
+    below = [0] * count
+    for node in reversed(place):
+        below[node] = 1 + max((below[other] for other in lower[node]), default=-1)
+    return below
+
+
+def _downwards(count: int, edges: Collection[tuple[int, int]]) -> list[int]:
+    """All nodes in an order in which every edge leads forwards, but for one edge of each cycle."""
     down = set(edges)
     while True:
-        readers = {node: [] for node in range(count)}
+        sources: dict[int, list[int]] = {node: [] for node in range(count)}
         for source, target in sorted(down):
-            readers[source].append(target)
+            sources[target].append(source)
         try:
-            order = list(TopologicalSorter(readers).static_order())
+            return list(TopologicalSorter(sources).static_order())
         except CycleError as error:
-            target, source = error.args[1][:2]  # graphlib follows the edges from reader to read
+            source, target = error.args[1][:2]  # graphlib follows the edges from source to target
             down.discard((source, target))
-        else:
-            below = [0] * count
-            for node in order:
-                below[node] = 1 + max((below[reader] for reader in readers[node]), default=-1)
-            return below

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from fusionlib.observe.nodes import Slice
 from fusionlib.show import Drawing, Table
+from fusionlib.show.controls import SLIDER, room
 from fusionlib.show.names import cut, short_name, us, wrapped
 from fusionlib.show.theme import PALETTE
 
@@ -57,7 +58,7 @@ def links(nodes: Sequence[str], slices: Sequence[Slice], *, what: str = "kernel"
     _node_column(fig, nodes, node_y, slices)
     _slice_column(fig, slices, slice_y)
     for entry in pairs:
-        _lines(fig, entry, 3, PALETTE["vermillion"], visible=False)
+        _lines(fig, entry, 3, PALETTE["violet"], visible=False)
     fig.update_xaxes(visible=False, range=[0, 1], fixedrange=True)
     fig.update_yaxes(visible=False, range=[rows, 0], fixedrange=True)
     heads = ((NODES, "right", "node of the graph"), (SLICES, "left", f"{what}, µs"))
@@ -66,7 +67,8 @@ def links(nodes: Sequence[str], slices: Sequence[Slice], *, what: str = "kernel"
             x=x, y=0, yanchor="bottom", xanchor=side, text=f"<b>{escape(text)}</b>", showarrow=False, font={"size": 14}
         )
     fig.update_layout(
-        height=PIXELS * rows + 170, showlegend=False, margin={"l": 8, "r": 8, "t": 40, "b": 110}, barmode="overlay",
+        height=PIXELS * rows + 60 + SLIDER, showlegend=False, margin={"l": 8, "r": 8, "t": 40, "b": 20 + SLIDER},
+        meta=room(below=SLIDER), barmode="overlay",
         bargap=0, clickmode="event+select", hovermode="closest", sliders=[_slider(nodes, place, slices)],
     )  # fmt: skip
     return Drawing(
@@ -116,7 +118,7 @@ def _node_column(fig: go.Figure, nodes: Sequence[str], node_y: dict[str, float],
         x=[NODES] * len(nodes), y=[node_y[name] for name in nodes], mode="markers+text",
         text=[escape(cut(name, 24)) + "  " for name in nodes], textposition="middle left", textfont={"size": 12},
         marker={
-            "size": 9, "color": PALETTE["blue"],
+            "size": 9, "color": PALETTE["grey"],
             "symbol": ["circle" if ran_by[name] else "circle-open" for name in nodes],
         },
         ids=list(nodes), meta={"search": True},
@@ -132,7 +134,7 @@ def _slice_column(fig: go.Figure, slices: Sequence[Slice], slice_y: Sequence[flo
     longest = max(entry.duration_us for entry in slices) or 1.0
     fig.add_bar(
         orientation="h", base=[SLICES] * len(slices), x=[LONGEST * entry.duration_us / longest for entry in slices],
-        y=list(slice_y), width=[0.6] * len(slices), marker={"color": PALETTE["vermillion"], "line": {"width": 0}},
+        y=list(slice_y), width=[0.6] * len(slices), marker={"color": PALETTE["violet"], "line": {"width": 0}},
         text=[f"{_label(entry.name)} {us(entry.duration_us)}" for entry in slices],
         textposition="outside", textfont={"size": 12}, cliponaxis=False,
         ids=[f"slice {row + 1}" for row in range(len(slices))], meta={"search": True},

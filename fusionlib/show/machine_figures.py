@@ -10,7 +10,16 @@ import plotly.graph_objects as go
 from fusionlib.show.drawing import Drawing, Table
 from fusionlib.show.theme import PALETTE
 
-_LOOKS = (("blue", ""), ("green", "x"), ("vermillion", "/"), ("purple", "\\"), ("orange", "-"), ("sky", "+"))
+#: Colour and hatching of each kind of instruction, as `versions.chain` and `observe.machine` name them.
+INSTRUCTIONS = {
+    **dict.fromkeys(("memory", "loads from memory"), ("blue", "")),
+    **dict.fromkeys(("exchanges between lanes", "exchanges and shared memory"), ("green", "x")),
+    "through shared memory": ("brown", "|"),
+    **dict.fromkeys(("divisions and roots", "slow unit: exp, reciprocals, single conversions"), ("vermillion", "/")),
+    **dict.fromkeys(("conversions", "conversions in pairs"), ("purple", "\\")),
+    "float arithmetic": ("ochre", "-"),
+    **dict.fromkeys(("arithmetic and addresses", "integers, addresses, moves"), ("grey", "+")),
+}
 
 
 def machine_bars(code: Mapping[str, tuple[Mapping[str, int], int]], of: str) -> Drawing:
@@ -30,7 +39,8 @@ def machine_bars(code: Mapping[str, tuple[Mapping[str, int], int]], of: str) -> 
     labels = [f"{html.escape(name, quote=False)}<br>({code[name][1]} a thread)" for name in names]
     fig = go.Figure()
     kinds = list(next(iter(each.values())))
-    for kind, (colour, shape) in zip(kinds, _LOOKS, strict=True):
+    for kind in kinds:
+        colour, shape = INSTRUCTIONS[kind]
         pattern = {"shape": shape, "fillmode": "overlay", "fgcolor": "rgba(255, 255, 255, 0.6)", "solidity": 0.2}
         fig.add_bar(
             x=[each[name][kind] for name in names], y=labels, orientation="h", name=html.escape(kind, quote=False),

@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 
 from fusionlib.observe.ledger import Bytes, Residual, residual
 from fusionlib.show import Drawing, Table
-from fusionlib.show.lines import line_of, style
+from fusionlib.show.lines import line_of, styles
 from fusionlib.show.names import us
 from fusionlib.show.theme import PALETTE
 
@@ -65,8 +65,9 @@ def roofline(points: Sequence[Point], bandwidth_gb_s: float, *, roof: str, where
     titles = ("achieved bandwidth, GB/s", "time, µs, and what the bytes take at the roof")
     fig = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.12, subplot_titles=titles)
     names = list(dict.fromkeys(point.name for point in points))
+    looks = styles(names)
     for place, name in enumerate(names):
-        group, chosen = lines[name], style(place)
+        group, chosen = lines[name], looks[name]
         hover = [
             f"<b>{escape(name)}</b><br>{p.tokens} tokens, {_bytes(p.moved.total)}<br>{p.gb_s:.0f} GB/s<br>"
             f"predicted {us(rest[p].predicted_us)} µs, measured {us(p.measured_us)} µs<br>"

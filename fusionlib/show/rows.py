@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -11,8 +11,10 @@ import plotly.graph_objects as go
 
 from fusionlib.observe.structure import nest
 from fusionlib.observe.trace import Kernel, Launch, Op, Trace
+from fusionlib.show.controls import room
+from fusionlib.show.lines import styles
 from fusionlib.show.names import short_name, us, wrapped
-from fusionlib.show.theme import CLEAR, GRID, PALETTE
+from fusionlib.show.theme import CLEAR, GRID, PALETTE, shades
 
 CHARACTER = 0.0125  # width of a character as a share of the plot, at 12 px on a page of 700
 ROW, GAPPED, HEADER = 1.0, 1.35, 0.8  # heights in the figure, in rows: plain, with labelled gaps, of a headline
@@ -26,12 +28,13 @@ MENU = 64  # height above the legend for the menu: on a narrow page the legend t
 _FRAME = re.compile(
     r"Torch-Compiled Region|TorchDynamo Cache Lookup|Pregraph bytecode|AOTDispatcher|CompiledFunction|## Call Compiled"
 )
-#: What a bar can be: its name in the legend, its colour, and the hatching that tells it without colour.
+#: What a bar can be: its name in the legend, its colour, and the hatching that tells it without colour. What computes
+#: has the colour of its variant, as in every other figure.
 KINDS = {
-    "launch": ("launch call (CPU)", PALETTE["blue"], ""),
-    "kernel": ("kernel (GPU), in two shades", PALETTE["vermillion"], ""),
-    "operator": ("operator (CPU), in two shades", PALETTE["blue"], ""),
-    "frame": ("torch.compile (CPU)", PALETTE["olive"], ""),
+    "launch": ("launch call (CPU)", PALETTE["grey"], ""),
+    "kernel": ("kernel (GPU), in two shades", "", ""),
+    "operator": ("operator (CPU), in two shades", "", ""),
+    "frame": ("torch.compile (CPU)", PALETTE["grey"], "."),
     "gap": ("gap: nothing runs", PALETTE["grey"], "/"),
 }
 
@@ -70,10 +73,6 @@ def extent_us(trace: Trace) -> float:
     return max((event.start_us + event.duration_us for event in events), default=0.0) - origin_us(trace)
 
 
-#: What every other bar of a kind is coloured, where neighbours may touch or overlap.
-SECOND = {"kernel": PALETTE["orange"], "operator": PALETTE["sky"]}
-
-
 @dataclass(frozen=True)
 class _Bar:
     start: float
@@ -82,6 +81,7 @@ class _Bar:
     name: str
     hover: str
     id: str
+    label: str
     nodes: str = ""
     height: float = BAR
 
@@ -94,8 +94,9 @@ class _Bar:
 class Canvas:
     """Collects bars and arrows by kind, row below row, and makes one figure of them."""
 
-    def __init__(self, extent: float) -> None:
+    def __init__(self, extent: float, labels: Iterable[str]) -> None:
         self.extent = max(extent, 1e-3)
+        self.shades = {label: shades(style.colour) for label, style in styles(labels).items()}
         self.bars: dict[str, list[_Bar]] = {kind: [] for kind in KINDS}
         self.arrows: list[tuple[float, float, float, float]] = []
         self.ticks: list[tuple[float, str]] = []
@@ -170,12 +171,13 @@ class Canvas:
         """One bar."""
         bars = self.bars[kind]
         hover = f"<b>{escape(label)}</b><br>{hover}"
-        bars.append(_Bar(start, duration, row, name, hover, f"{kind} {len(bars) + 1}", ", ".join(nodes), height))
+        bars.append(_Bar(start, duration, row, name, hover, f"{kind} {len(bars) + 1}", label, ", ".join(nodes), height))
 
     def gap(self, label: str, start: float, duration: float, row: float) -> None:
         """One hatched bar."""
         hover = f"<b>{escape(label)}</b><br>gap: {us(duration)} µs in which nothing runs here"
-        self.bars["gap"].append(_Bar(start, duration, row, "", hover, f"gap {len(self.bars['gap']) + 1}", height=GAP))
+        gaps = self.bars["gap"]
+        gaps.append(_Bar(start, duration, row, "", hover, f"gap {len(gaps) + 1}", label, height=GAP))
 
     def gap_labels(self) -> list[tuple[float, float, str]]:
         """Lengths of gaps and where they stand, below their bars: the longest first, and no two on each other."""
@@ -221,7 +223,7 @@ class Canvas:
             legend={"y": 1.0, "yanchor": "bottom"}, margin={"t": 60 + MENU * (len(self.spans) > 1)},
         )  # fmt: skip
         if len(self.spans) > 1:
-            fig.update_layout(updatemenus=[self.zoom_menu()])
+            fig.update_layout(updatemenus=[self.zoom_menu()], meta=room(above=MENU))
         return fig
 
     def zoom_menu(self) -> dict:
@@ -247,17 +249,17 @@ class Canvas:
         """The bars of one kind as one trace, so that one search finds any of them."""
         name, colour, pattern = KINDS[kind]
         # Neighbours that touch differ in lightness; the line keeps the shortest visible.
-        shades, before = [], dict.fromkeys((b.row for b in bars), 0)
+        filled, before = [], dict.fromkeys((b.row for b in bars), 0)
         for bar in bars:
-            shades.append((colour, SECOND.get(kind, colour))[before[bar.row] % 2])
+            filled.append(colour or self.shades[bar.label][before[bar.row] % 2])
             before[bar.row] += 1
-        marker = {"color": shades, "line": {"color": shades, "width": 1}}
+        marker = {"color": filled, "line": {"color": filled, "width": 1}}
         if pattern:
             marker = {
                 "color": GRID, "line": {"color": colour, "width": 1},
                 "pattern": {"shape": pattern, "fgcolor": colour, "bgcolor": CLEAR, "size": 7, "solidity": 0.2},
             }  # fmt: skip
-        found = kind in ("kernel", "operator")
+        found = not colour  # a kernel or an operator
         return go.Bar(
             orientation="h", name=name, base=[b.start for b in bars], x=[b.duration for b in bars],
             y=[b.row for b in bars], width=[b.height for b in bars], marker=marker,

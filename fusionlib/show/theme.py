@@ -6,28 +6,55 @@ import functools
 
 import plotly.graph_objects as go
 
-# Okabe and Ito's colours, told apart with any of the common colour-blindnesses, in their order of hue. Each is moved in
-# lightness until it stands out by 3:1 at least from white and from #14171a; their yellow and black cannot, so the one
-# became an olive and the other a grey.
+# After Okabe and Ito's colours: each stands out by 3:1 at least from white and from #14171a, and no two are nearly
+# alike. With some colour-blindnesses two come close, so that a dash, a symbol or a hatching tells things apart as well.
+# `lines.IMPLEMENTATIONS` says whose each is in all figures; in graphs blue is new and vermillion is gone.
 PALETTE = {
-    "blue": "#2b7fbf",
+    "blue": "#1f77c4",
     "vermillion": "#d55e00",
-    "green": "#009670",
-    "purple": "#b8679a",
-    "orange": "#b87f00",
-    "sky": "#3b95cc",
-    "olive": "#8f8a1f",
+    "green": "#00936b",
+    "purple": "#c062a0",
+    "ochre": "#a98400",
+    "violet": "#7d63c9",
+    "brown": "#8d5a3c",
     "grey": "#7d7d7d",
 }
-TEXT = "#787878"
+#: A figure's own ground and its text, in a notebook and in a picture: no grey is legible on light and on dark pages.
+GROUND, INK = "#ffffff", "#1c2024"
+HEIGHT = 420  # pixels of a figure that says nothing of it
 GRID = "rgba(128, 128, 128, 0.28)"
 CLEAR = "rgba(0, 0, 0, 0)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
 
+#: How dark and how light a colour can be: black text is legible on the first, and the second still seen on white.
+_SHADES = (0.18, 0.298)
+
+
+def shades(name: str) -> tuple[str, str]:
+    """A colour of the palette darker and lighter, for neighbours of one kind that touch."""
+    digits = PALETTE[name].removeprefix("#")
+    linear = [_linear(int(digits[at : at + 2], 16) / 255) for at in (0, 2, 4)]
+    now = sum(weight * channel for weight, channel in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    made = []
+    for wanted in _SHADES:
+        grey = max(0.0, (wanted - now) / (1 - now))  # so much white
+        part = min(1.0, wanted / now)  # or so much of the light that is there
+        made.append("#" + "".join(f"{round(255 * _shown(part * c + grey * (1 - c))):02x}" for c in linear))
+    return made[0], made[1]
+
+
+def _linear(share: float) -> float:
+    return share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
+
+
+def _shown(light: float) -> float:
+    return 12.92 * light if light <= 0.0031308 else 1.055 * light ** (1 / 2.4) - 0.055
+
+
 @functools.cache
 def template() -> go.layout.Template:
-    """Return the template. Text is the grey that both pages bear; the site's script replaces it by the page's own."""
+    """Return the template. Ground and text are a light page's; the site's script replaces them by the page's own."""
     axis = {
         "gridcolor": GRID,
         "linecolor": GRID,
@@ -35,16 +62,16 @@ def template() -> go.layout.Template:
         "automargin": True,
         "title": {"standoff": 12, "font": {"size": 14}},
     }
-    control = {"bgcolor": CLEAR, "bordercolor": TEXT, "borderwidth": 1, "font": {"size": 13}}
+    control = {"bgcolor": CLEAR, "bordercolor": PALETTE["grey"], "borderwidth": 1, "font": {"size": 13}}
     return go.layout.Template(
         layout={
-            "paper_bgcolor": CLEAR,
+            "paper_bgcolor": GROUND,
             "plot_bgcolor": CLEAR,
             "colorway": list(PALETTE.values()),
-            "font": {"family": FONT, "size": 14, "color": TEXT},
+            "font": {"family": FONT, "size": 14, "color": INK},
             "title": {"x": 0, "xref": "paper", "font": {"size": 16}},
             "margin": {"l": 56, "r": 24, "t": 48, "b": 52},
-            "height": 420,
+            "height": HEIGHT,
             "xaxis": axis,
             "yaxis": axis,
             "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
@@ -53,8 +80,8 @@ def template() -> go.layout.Template:
             "sliderdefaults": control
             | {
                 "bgcolor": PALETTE["blue"],
-                "activebgcolor": PALETTE["sky"],
-                "tickcolor": TEXT,
+                "activebgcolor": PALETTE["violet"],
+                "tickcolor": PALETTE["grey"],
                 "ticklen": 4,
                 "len": 1.0,
             },

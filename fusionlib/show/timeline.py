@@ -92,7 +92,7 @@ def timeline(variants: Mapping[str, Trace], *, where: str = "", full: Mapping[st
                 f"{label}: {count} events, over the limit of {MOST} that one figure can show; cut a part of the trace "
                 "with fusionlib.observe.sources.window, or open the file in ui.perfetto.dev"
             )
-    canvas = Canvas(max(extent_us(trace) for trace in variants.values()))
+    canvas = Canvas(max(extent_us(trace) for trace in variants.values()), variants)
     for label, trace in variants.items():
         canvas.variant(label, trace, measured[label].on_gpu)
     kinds = {True: "GPU timeline", False: "CPU timeline"}

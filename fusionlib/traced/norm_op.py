@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fusionlib import reference
+from fusionlib import gradient, reference
 from fusionlib.op import norm_arguments
 from fusionlib.spec import GatedNorm
 
@@ -37,6 +37,7 @@ def define_norm_op() -> None:
     for device in ("cpu", "cuda"):
         torch.library.impl(_NAME, device, _compute)
     torch.library.register_fake(_NAME, _fake)
+    gradient.register(_NAME, _compute)
 
 
 def rms_norm_gated(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, norm: GatedNorm) -> torch.Tensor:

@@ -76,8 +76,8 @@ def fused_kernel(
     scale = tl.div_rn(amax, tl.full(amax.shape, FP8_MAX, tl.float32))
     reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)[:, None]  # one division a row
     estimate = y * reciprocal
-    residual = tl.fma(-estimate, scale[:, None], y)  # y - estimate * scale, rounded once
-    quotient = tl.fma(residual, reciprocal, estimate)
+    residual = tl.fma(estimate, scale[:, None], y * -1.0)  # estimate * scale - y, rounded once
+    quotient = tl.fma(residual, -reciprocal, estimate)  # this way round a -0 keeps its sign
     quotient = tl.clamp(quotient, -FP8_MAX, FP8_MAX)
     tl.store(codes_ptr + offset, quotient.to(codes_ptr.dtype.element_ty), mask=mask)
     tl.store(scale_ptr + row, scale, mask=row < rows)

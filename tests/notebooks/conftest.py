@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from fusionlib.notebooks import picture
+from fusionlib.notebooks.catalogue import repository_root
 from fusionlib.notebooks.errors import UsageError
+from tests.notebooks.jupyterlab import PATIENCE, jupyterlab
 
 v4 = nbformat.v4
+ROOT = repository_root(Path(__file__))
 
 
 class Checkout:
@@ -58,3 +62,31 @@ def has_browser() -> None:
 def browser(has_browser):
     with picture.browser() as chromium:
         yield chromium
+
+
+@pytest.fixture(scope="session")
+def lab_folder(tmp_path_factory) -> Path:
+    """What JupyterLab serves: a copy of this checkout's notebooks beside its data."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    (folder / "data").symlink_to(ROOT / "data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lab(has_browser, lab_folder, tmp_path_factory) -> str:
+    """The address of a running JupyterLab."""
+    pytest.importorskip("jupyterlab", reason="the notebooks extra is not installed")
+    with jupyterlab(lab_folder, tmp_path_factory.mktemp("home"), ROOT) as address:
+        yield address
+
+
+@pytest.fixture
+def lab_page(browser):
+    """A laptop's window for JupyterLab."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    # A slow start may ask which kernel to take, and the one that is offered will do.
+    page.add_locator_handler(page.locator(".jp-Dialog"), lambda dialog: dialog.locator(".jp-mod-accept").click())
+    yield page
+    page.close()

@@ -1,4 +1,4 @@
-"""The graph diff on an offline page, in a browser: buttons, slider, search, and labels that can be read."""
+"""The graph diff on an offline page, in a browser: buttons, slider and search by keyboard, labels that can be read."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from fusionlib.show.graph_states import Playback, play
 
 v4 = nbformat.v4
 LAPTOP = {"width": 760, "height": 1200}  # the narrowest window that a page is made for: about 700 pixels of figure
+
+PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
@@ -55,50 +57,83 @@ def labels(page) -> list[str]:
     return [text.strip() for text in texts]
 
 
-def title(page) -> str:
-    return page.text_content(".plot-area .gtitle")
+def said(page) -> str:
+    return page.text_content(".plot-controls > output")
 
 
-def press(page, number: int) -> None:
-    page.locator("g.updatemenu-button").nth(number).click()
+def press(page, name: str) -> None:
+    """A button, reached and pressed without a pointer."""
+    button = page.get_by_role("button", name=name, exact=True)
+    button.focus()
+    page.keyboard.press("Enter")
     page.wait_for_timeout(300)
 
 
-def drag_to(page, step: int, steps: int) -> None:
-    rail = page.locator("rect.slider-rail-touch-rect").first.bounding_box()
-    page.mouse.click(rail["x"] + 10 + (rail["width"] - 20) * step / (steps - 1), rail["y"] + rail["height"] / 2)
+def slide(page, key: str) -> None:
+    page.get_by_role("slider").focus()
+    page.keyboard.press(key)
     page.wait_for_timeout(300)
+
+
+def step(page) -> str:
+    return page.get_by_role("slider").get_attribute("aria-valuetext")
 
 
 def test_the_buttons_switch(page, recording):
     playback: Playback = play(recording)
     drawn = len(labels(page))
-    assert title(page) == f"Before and after in one: {len(playback.removed)} removed, {len(playback.added)} added."
-    press(page, 0)
-    assert title(page) == "Before the pass." and len(labels(page)) == drawn - len(playback.added)
-    press(page, 2)
+    both = f"Before and after in one: {len(playback.removed)} removed, {len(playback.added)} added."
+    assert said(page) == both and step(page) == "both"  # the slider says what is seen
+    press(page, "before")
+    assert said(page) == "Before the pass." and step(page) == "0"
+    assert len(labels(page)) == drawn - len(playback.added)
+    press(page, "after")
     assert len(labels(page)) == drawn - len(playback.removed)
     assert "rsqrt" not in labels(page) and "rms_norm_gated_" in labels(page)
-    assert page.text_content(".slider-group .slider-label") == f"slider at step {len(recording.events)}"
+    assert step(page) == str(len(recording.events))
+    press(page, "both in one")
+    assert said(page) == both and step(page) == "both" and len(labels(page)) == drawn
 
 
 def test_the_slider_plays(page, recording):
-    steps = len(recording.events) + 1
-    drag_to(page, 1, steps)
-    assert title(page).startswith(f"Step 1 of {steps - 1}: made ") and "rms_norm_gated_" in labels(page)
-    drag_to(page, 0, steps)
-    assert "rms_norm_gated_" not in labels(page)
+    steps = len(recording.events)
+    everything = len(labels(page))
+    slide(page, "ArrowRight")
+    assert step(page) == "0" and said(page) == "Before the pass." and "rms_norm_gated_" not in labels(page)
+    slide(page, "ArrowRight")
+    assert said(page).startswith(f"Step 1 of {steps}: made ") and "rms_norm_gated_" in labels(page)
+    slide(page, "End")
+    assert said(page).startswith(f"Step {steps} of {steps}: ") and "rsqrt" not in labels(page)
+    slide(page, "Home")
+    assert step(page) == "both" and len(labels(page)) == everything
+
+
+def test_every_control_is_reached_by_the_tab_key_and_stays_in_sight(page):
+    page.locator("body").click(position={"x": 1, "y": 1})
+    reached = set()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.closest('figure') && document.activeElement.tagName"))
+    assert {"BUTTON", "INPUT", "DIV"} <= reached  # buttons, slider and search, and the frame that scrolls
+    page.set_viewport_size({"width": 1366, "height": 700})
+    page.locator(".plot-area").evaluate("area => scrollTo(0, area.getBoundingClientRect().bottom - innerHeight)")
+    assert page.evaluate("scrollY") > 300
+    assert page.get_by_role("slider").bounding_box()["y"] >= 0
 
 
 def test_the_search_finds_through_any_state(page):
-    press(page, 0)
+    press(page, "before")
     page.fill(".plot-search input", "aten.rsqrt")
     assert page.text_content(".plot-search output") == "1 found"
     page.fill(".plot-search input", "")
     assert page.text_content(".plot-search output") == ""
 
 
-def test_labels_are_large_enough_and_do_not_overlap(page):
+@pytest.mark.parametrize("window", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_labels_are_large_enough_and_do_not_overlap(page, window):
+    page.set_viewport_size(window)
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # the plot scrolls, and not the page
     boxes = page.eval_on_selector_all(
         ".plot-area .textpoint text",
         "nodes => nodes.map(n => { const r = n.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; })",

@@ -1,32 +1,41 @@
-"""Notebooks in JupyterLab, as a person opens them: trusted and run, and untrusted, as they come from elsewhere."""
+"""Notebooks in JupyterLab as they come from elsewhere, untrusted, and as they are opened again without a kernel.
+
+What their live controls do is `test_controls.py`'s.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-import subprocess
-import sys
-import time
+import urllib.request
 from pathlib import Path
 
 import nbformat
 import plotly.graph_objects as go
 import pytest
 
-from fusionlib.notebooks.catalogue import repository_root
 from fusionlib.show import Drawing, Table
-from fusionlib.show.figure import bundles
+from fusionlib.show.figure import PLOTLY_MIME, bundles
+from tests.notebooks.jupyterlab import open_notebook, run_all, wait_for_the_end
 
-TimeoutError = pytest.importorskip("playwright.sync_api", reason="the test extra is not installed").TimeoutError
 v4 = nbformat.v4
-ROOT = repository_root(Path(__file__))
 HOSTILE = "<img src=x onerror='window.pwned = true'><script>window.pwned = true</script>"
-PATIENCE = 120_000  # milliseconds; a kernel starts and imports torch on a machine that may be busy
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+LIVE = """\
+import plotly.graph_objects as go
+from fusionlib.show import Drawing, Span, explore
+
+def draw(height):
+    return Drawing(go.Figure(go.Bar(x=["norm"], y=[height])), "A bar.", "one bar", f"It is {height} high.")
+
+explore(draw, interactive=interactive, height=Span(1, 9, value=4))
+"""
 
 
-def untrusted_notebook(path: Path) -> None:
+def write(lab_folder: Path, name: str, *cells) -> None:
+    nbformat.write(v4.new_notebook(cells=list(cells), metadata={"kernelspec": KERNEL}), lab_folder / name)
+
+
+def untrusted_cell():
     """Outputs as they lie in a file that this JupyterLab has not signed: a figure, its words, its table, a script."""
     fig = go.Figure(go.Bar(x=["norm", HOSTILE], y=[4, 3]))
     drawing = Drawing(
@@ -34,103 +43,67 @@ def untrusted_notebook(path: Path) -> None:
     )
     outputs = [v4.new_output("display_data", data, metadata=about) for data, about in bundles(drawing)]
     outputs.append(v4.new_output("display_data", {"text/html": HOSTILE + "<b id='kept'>kept</b>"}))
-    cell = v4.new_code_cell("show(drawing)", id="figure", outputs=outputs, execution_count=1)
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), path)
+    return v4.new_code_cell("show(drawing)", id="figure", outputs=outputs, execution_count=1)
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> str:
-    """The address of a running JupyterLab with nobody's settings."""
-    pytest.importorskip("jupyterlab", reason="the notebooks extra is not installed")
-    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("notebooks")
-    shutil.copy(ROOT / "notebooks" / "01_one_row.ipynb", folder)
-    untrusted_notebook(folder / "untrusted.ipynb")
-    # Cells out of sight are not in the page unless it is told so, and the browser looks for them there.
-    settings = home / "config" / "lab" / "user-settings" / "@jupyterlab" / "notebook-extension"
-    settings.mkdir(parents=True)
-    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
-    environment = os.environ | {
-        "JUPYTER_CONFIG_DIR": str(home / "config"),
-        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
-        "JUPYTER_DATA_DIR": str(home / "data"),
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0"]
-    command += ["--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}", "--LabApp.check_for_updates_class="
-                "jupyterlab.handlers.announcements.NeverCheckForUpdate"]  # fmt: skip
-    log = (home / "log").open("w")
-    server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        yield _address(home / "runtime", server, Path(log.name))
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def _address(runtime: Path, server: subprocess.Popen, log: Path) -> str:
-    deadline = time.monotonic() + PATIENCE / 1000
-    while time.monotonic() < deadline and server.poll() is None:
-        for path in runtime.glob("jpserver-*.json"):
-            try:
-                return json.loads(path.read_text())["url"]
-            except ValueError:
-                pass  # not written to its end yet
-        time.sleep(0.2)
-    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
-
-
-@pytest.fixture
-def page(browser):
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(PATIENCE)
-    # A slow start may ask which kernel to take, and the one that is offered will do.
-    page.add_locator_handler(page.locator(".jp-Dialog"), lambda dialog: dialog.locator(".jp-mod-accept").click())
-    yield page
-    page.close()
-
-
-def run_all(page) -> None:
-    """Run > Run All Cells, again until a cell has started: the menu answers before the notebook is ready for it."""
-    started = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*1]\]")).first
-    for _ in range(5):
-        page.click(".lm-MenuBar-itemLabel:text-is('Run')")
-        page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
-        try:
-            return started.wait_for(state="attached", timeout=PATIENCE / 10)
-        except TimeoutError:
-            page.keyboard.press("Escape")
-    pytest.fail("Run All Cells started no cell")
-
-
-def test_run_all_draws_the_figures_and_a_slider_redraws_one_in_its_place(lab, page):
-    page.goto(f"{lab}lab/workspaces/trusted/tree/01_one_row.ipynb?token=t")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
-    run_all(page)
-    caption = page.locator(".jp-RenderedMarkdown", has_text="The cast to FP8, group 0.").first
-    try:
-        caption.wait_for(state="attached")
-    except TimeoutError:
-        pytest.fail(f"no such caption among {page.locator('.jp-OutputArea-output').all_inner_texts()}")
-    slider = page.locator(".widget-slider .noUi-handle").first
-    slider.wait_for(state="attached")
-    slider.scroll_into_view_if_needed()
-    page.wait_for_selector(".js-plotly-plot", state="attached")
-    figures = page.locator(".js-plotly-plot").count()
-    slider.focus()
-    page.keyboard.press("ArrowRight")
-    page.locator(".jp-RenderedMarkdown", has_text="The cast to FP8, group 1.").first.wait_for(state="attached")
-    assert page.locator(".jp-RenderedMarkdown", has_text="The cast to FP8, group 0.").count() == 0
-    assert page.locator(".js-plotly-plot").count() >= figures
-    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
-
-
-def test_untrusted_the_figure_and_its_words_are_there_and_no_script_runs(lab, page):
-    page.goto(f"{lab}lab/workspaces/untrusted/tree/untrusted.ipynb?token=t")
-    page.wait_for_selector(".js-plotly-plot .bars path", state="attached")
+def test_untrusted_the_figure_and_its_words_are_there_and_no_script_runs(lab, lab_folder, lab_page):
+    write(lab_folder, "untrusted.ipynb", untrusted_cell())
+    lab_page.goto(f"{lab}lab/workspaces/untrusted/tree/untrusted.ipynb?token=t")
+    lab_page.wait_for_selector(".js-plotly-plot .bars path", state="attached")
     for words in ("Fused moves half.", "kept"):  # JupyterLab draws output by output
-        page.locator(".jp-OutputArea-output", has_text=words).first.wait_for()
-    page.locator(".jp-RenderedHTMLCommon summary").click()
-    assert page.locator(".jp-RenderedHTMLCommon td").all_inner_texts() == ["norm", "4"]
-    assert page.evaluate("window.pwned") is None
+        lab_page.locator(".jp-OutputArea-output", has_text=words).first.wait_for()
+    lab_page.locator(".jp-RenderedHTMLCommon summary").click()
+    assert lab_page.locator(".jp-RenderedHTMLCommon td").all_inner_texts() == ["norm", "4"]
+    assert lab_page.evaluate("window.pwned") is None
+
+
+def said(page) -> str:
+    return "\n".join(page.locator(".jp-OutputArea").all_inner_texts())
+
+
+def test_saved_and_opened_again_without_a_kernel_the_last_figure_and_its_words_are_there(lab, lab_folder, lab_page):
+    write(lab_folder, "saved.ipynb", v4.new_code_cell(f"interactive = True\n{LIVE}", id="live"))
+    open_notebook(lab_page, lab, "saved.ipynb")
+    run_all(lab_page)
+    wait_for_the_end(lab_page)
+    lab_page.locator(".noUi-handle").press("ArrowRight")
+    lab_page.locator(".jp-RenderedMarkdown", has_text="It is 5 high.").wait_for()
+    assert "live controls" not in said(lab_page)  # they are there: nothing needs to be said
+    lab_page.wait_for_function("document.querySelector('.js-plotly-plot')?.data[0].y[0] === 5")
+    lab_page.keyboard.press("Control+s")
+    lab_page.wait_for_selector(".jp-mod-dirty", state="detached")
+    lab_page.goto("about:blank")
+    shut_down_kernels(lab)
+
+    (outputs,) = (cell.outputs for cell in nbformat.read(lab_folder / "saved.ipynb", as_version=4).cells)
+    (figure,) = (output.data[PLOTLY_MIME] for output in outputs if PLOTLY_MIME in output.data)
+    assert figure["data"][0]["y"] == [5]
+    lab_page.goto(f"{lab}lab/workspaces/again/tree/saved.ipynb?token=t")
+    lab_page.locator(".jp-OutputArea-output", has_text="It is 5 high.").wait_for()
+    # The complaint comes late, when JupyterLab has asked its new kernel for the widgets.
+    lab_page.locator(".jp-OutputArea-output", has_text="Error displaying widget").wait_for(state="attached")
+    assert said(lab_page).split("\n\n") == [
+        "This figure has live controls while its kernel runs: height.",
+        "A bar. It is 5 high.",
+    ]
+    assert lab_page.locator(".jp-RenderedPlotly").is_visible()
+
+
+def shut_down_kernels(address: str) -> None:
+    with urllib.request.urlopen(f"{address}api/sessions?token=t") as answer:
+        sessions = json.load(answer)
+    for session in sessions:
+        request = urllib.request.Request(f"{address}api/sessions/{session['id']}?token=t", method="DELETE")
+        urllib.request.urlopen(request).close()
+
+
+@pytest.mark.parametrize("interactive", [True, False])
+def test_the_words_say_which_controls_there_are(lab, lab_folder, lab_page, interactive):
+    name = f"interactive_{interactive}.ipynb"
+    write(lab_folder, name, v4.new_code_cell(f"interactive = {interactive}\n{LIVE}", id="live"))
+    open_notebook(lab_page, lab, name)
+    run_all(lab_page)
+    wait_for_the_end(lab_page)
+    lab_page.locator(".jp-RenderedMarkdown", has_text="It is 4 high.").wait_for()
+    assert lab_page.locator(".widget-slider").count() == interactive
+    assert ("Run in JupyterLab with interactive = True, this figure has live" in said(lab_page)) is not interactive

@@ -252,7 +252,7 @@ def test_a_new_scheme_keeps_what_the_reader_set_in_a_figure(open_page):
     choose(page, "dark")
     eventually(page, f"{FIGURE}.querySelector('.plot-area').layout.font.color", rgb_or_hex(page, "text"))
     assert page.evaluate(SHOWN) == [False, True]
-    assert page.evaluate(f"{FIGURE}.querySelector('.plot-area').layout.sliders[0].active") == 1
+    assert page.input_value("#cell-slider input[type=range]") == "1"
 
 
 def rgb_or_hex(page, name: str) -> str:
@@ -307,10 +307,8 @@ DATA = f"JSON.stringify({FIGURE}.querySelector('.plot-area').data.map(trace => [
 
 
 def move_slider(page) -> None:
-    rail = page.locator("#cell-slider .slider-rail-touch-rect")
-    rail.scroll_into_view_if_needed()
-    box = rail.bounding_box()
-    page.mouse.click(box["x"] + box["width"] - 2, box["y"] + box["height"] / 2)
+    page.locator("#cell-slider input[type=range]").focus()
+    page.keyboard.press("ArrowRight")
     eventually(page, SHOWN, [False, True])
 
 

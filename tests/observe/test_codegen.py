@@ -1,5 +1,7 @@
 """The kernel compiles offline for four GPUs, and its listings hold what the kernel claims of itself."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -85,6 +87,8 @@ def test_no_multiply_and_add_is_contracted(target):
         GroupQuant.deepgemm(),
         GroupQuant.deepgemm(blackwell=True),
         GroupQuant(96, scale_format="ue8m0", scale_layout="packed_int32"),
+        GroupQuant.vllm_native(scale_division="reciprocal"),
+        GroupQuant(scale_layout="column_major_padded"),
     ],
 )
 def test_every_contract_compiles(target, quant):
@@ -92,6 +96,35 @@ def test_every_contract_compiles(target, quant):
     quant = GroupQuant(**{**vars(quant), "dtype": fp8(target), "fp8_max": None})
     listing = compile_fused(target, norm, quant, hidden=32 * quant.group_size, store_normed=True)
     assert listing.resources().spills == 0
+
+
+@pytest.mark.parametrize("sizes", [(96, 128), (192, 128), (72, 128), (384, 256), (20, 24)])
+@pytest.mark.parametrize("target", TARGETS)
+def test_norms_and_groups_that_do_not_divide_each_other_compile(target, sizes):
+    norm_size, group_size = sizes
+    quant = GroupQuant(group_size, fp8(target))
+    listing = compile_fused(target, GatedNorm.qwen3_next(norm_size), quant, hidden=8 * norm_size * group_size)
+    assert listing.resources().spills == 0
+
+
+def test_a_scale_by_reciprocal_takes_fewer_instructions_and_no_division():
+    divided, multiplied = (
+        compile_fused("sm_90", GatedNorm.qwen3_next(), GroupQuant(scale_division=way))
+        for way in ("divide", "reciprocal")
+    )
+    assert len(machine_code(multiplied)) < len(machine_code(divided))
+    assert multiplied.count(r"fma\.rn\.f32") == divided.count(r"fma\.rn\.f32") - 2
+
+
+@pytest.mark.parametrize("quant", [GroupQuant(), GroupQuant.vllm_native()], ids=["two parts", "residual step"])
+def test_the_sign_of_zero_costs_an_element_nothing(quant):
+    """A product keeps it by itself; the correctly rounded quotients need no bit operation and no negation for it."""
+    product, quotient = (
+        Counter(machine_code(compile_fused("sm_90", GatedNorm.vllm(), each, rows=16, num_warps=8)))
+        for each in (GroupQuant.aiter(), quant)
+    )
+    assert quotient["LOP3.LUT"] == product["LOP3.LUT"]
+    assert quotient["FADD"] <= product["FADD"] + 1  # of a row
 
 
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float16,) * 2, (torch.float32,) * 2])

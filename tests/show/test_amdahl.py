@@ -53,10 +53,17 @@ def test_the_words_are_of_this_data():
     summary = worth(4.5, 36, 6.48, claims).summary
     assert "162 µs a step: 2.50% of 6.48 ms" in summary
     assert "16.2 down to 5.4 ms" in summary
-    assert "The published statements lie on this curve" in summary
+    assert "The published statements lie on the curve of 4.5 µs" in summary
     other = worth(1.0, 36, 6.48, claims).summary
-    assert "36 µs a step: 0.56%" in other and "1 of 1 published statements lie off this curve" in other
+    assert "36 µs a step: 0.56%" in other
+    assert "1 of 1 published statements lie off the curve of 1 µs" in other
     assert "published" not in worth(1.0, 36, 6.48).summary
+
+
+def test_the_caption_holds_wherever_the_slider_stands():
+    drawn = worth(4.5, 36, 6.48)
+    assert drawn.caption == worth(0.5, 36, 6.48).caption == "What a saving in each of 36 layers is worth."
+    assert drawn.summary.startswith("If each saves 4.5 µs, ")
 
 
 def test_a_share_above_the_frame_is_still_told():

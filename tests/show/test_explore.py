@@ -4,7 +4,10 @@ import plotly.graph_objects as go
 import pytest
 
 from fusionlib.show import Choice, Drawing, Entry, Span, explore
+from fusionlib.show.controls import SLIDER, room
+from fusionlib.show.figure import PLOTLY_MIME
 
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 CONTROLS = {
     "head": Span(0, 7, value=2),
     "share": Span(0.0, 1.0, value=0.5, step=0.25),
@@ -14,42 +17,88 @@ CONTROLS = {
 
 
 @pytest.fixture
-def messages(monkeypatch) -> dict[str, list]:
-    seen: dict[str, list] = {"published": [], "displayed": []}
-    monkeypatch.setattr("IPython.display.publish_display_data", lambda **message: seen["published"].append(message))
-    monkeypatch.setattr("IPython.display.display", lambda widget: seen["displayed"].append(widget))
+def published(monkeypatch) -> list[dict]:
+    seen: list[dict] = []
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda **message: seen.append(message))
     return seen
 
 
-def draw(**values) -> Drawing:
-    return Drawing(go.Figure(), caption="c", alt="a", summary=repr(sorted(values.items())))
+@pytest.fixture
+def widgets(monkeypatch) -> dict:
+    """The widgets that are made, by what they say."""
+    ipywidgets = pytest.importorskip("ipywidgets")
+    made = {}
+    for name in ("IntSlider", "FloatSlider", "Dropdown", "Text"):
+        kind = getattr(ipywidgets, name)
+
+        def make(*args, kind=kind, **kwargs):
+            return made.setdefault(kwargs["description"], kind(*args, **kwargs))
+
+        monkeypatch.setattr(ipywidgets, name, make)
+    return made
 
 
-def test_without_controls_there_is_the_static_figure_and_what_could_be_moved(messages):
+def draw(head=0, share=0.0, variant=0, find_node="") -> Drawing:
+    """Everything that is chosen is in the figure's data, and none of it in the words."""
+    fig = go.Figure(go.Scatter(x=[0, 1, 2], y=[head, share, variant], hovertext=[find_node]), {"height": 300})
+    return Drawing(fig, caption="c", alt="a", summary="s")
+
+
+def drawn(messages: list[dict]) -> dict:
+    """The trace of the figure that was published last."""
+    return next(m["data"][PLOTLY_MIME] for m in reversed(messages) if PLOTLY_MIME in m["data"])["data"][0]
+
+
+def test_without_controls_there_is_the_figure_and_what_would_add_them(published):
     explore(draw, interactive=False, **CONTROLS)
-    summary = messages["published"][0]["metadata"]["fusionlib"]["summary"]
-    assert summary == repr([("find_node", ""), ("head", 2), ("share", 0.5), ("variant", 2)])
-    words = messages["published"][-1]["data"]
-    assert (
-        messages["displayed"] == []
-        and words["text/plain"] == "In JupyterLab this figure has live controls: head, share, variant, find node."
-    )
-    assert words["text/markdown"] == f"*{words['text/plain']}*"
+    assert drawn(published)["y"] == [2, 0.5, 2] and drawn(published)["hovertext"] == [""]
+    words = published[-1]["data"]
+    assert words == {
+        "text/markdown": "*Run in JupyterLab with `interactive = True`, this figure has live controls: head, share, "
+        "variant, find node.*",
+        "text/plain": "Run in JupyterLab with interactive = True, this figure has live controls: head, share, "
+        "variant, find node.",
+    }
+    assert not any(WIDGET_MIME in message["data"] for message in published)
 
 
-def test_a_control_redraws_the_figure_in_its_place(messages):
+def test_a_control_redraws_the_figure_in_its_place(published, widgets):
     explore(draw, interactive=True, **CONTROLS)
-    (box,) = messages["displayed"]
-    head, share, variant, find, _output = box.children
-    assert [w.description for w in (head, share, variant, find)] == ["head", "share", "variant", "find node"]
+    head, share, variant, find = (widgets[name] for name in ("head", "share", "variant", "find node"))
     assert (head.min, head.max, head.value, share.step, variant.label) == (0, 7, 2, 0.25, "two kernels")
-    first = messages["published"][0]
+    (first,) = [message for message in published if PLOTLY_MIME in message["data"]]
+    assert drawn(published)["y"] == [2, 0.5, 2]
     head.value = 5
-    again = messages["published"][-2]
-    assert again["update"] and again["transient"] == first["transient"]
-    assert "('head', 5)" in again["metadata"]["fusionlib"]["summary"]
-    variant.value = 1
-    assert "('variant', 1)" in messages["published"][-2]["metadata"]["fusionlib"]["summary"]
+    assert drawn(published)["y"] == [5, 0.5, 2]
+    assert all(message["update"] for message in published[published.index(first) + 2 :])
+    assert {m["transient"]["display_id"] for m in published if PLOTLY_MIME in m["data"]} == {
+        first["transient"]["display_id"]
+    }
+    share.value, variant.value, find.value = 0.75, 1, "mul"
+    assert drawn(published)["y"] == [5, 0.75, 1] and drawn(published)["hovertext"] == ["mul"]
+
+
+def test_the_controls_stand_above_and_words_stand_for_them_once(published, widgets):
+    explore(draw, interactive=True, head=CONTROLS["head"])
+    words, box, figure, _caption = published
+    assert PLOTLY_MIME in figure["data"] and WIDGET_MIME in box["data"]
+    assert words["data"]["text/plain"] == "This figure has live controls while its kernel runs: head."
+    assert words["data"]["text/plain"] in words["data"]["text/html"]
+    assert box["data"]["text/plain"] == ""  # and not VBox(children=...
+
+
+def test_a_slider_in_the_figure_makes_way_for_a_live_one_of_its_name(published, widgets):
+    def with_slider(head):
+        slider = {"name": "head", "steps": [{"label": "0", "method": "restyle", "args": [{}]}]}
+        layout = {"height": 300 + SLIDER, "margin": {"b": 60 + SLIDER}, "meta": room(below=SLIDER), "sliders": [slider]}
+        return Drawing(go.Figure(go.Scatter(y=[head]), layout), caption="c", alt="a", summary="s")
+
+    explore(with_slider, interactive=True, head=CONTROLS["head"])
+    layout = published[2]["data"][PLOTLY_MIME]["layout"]
+    assert not layout.get("sliders") and (layout["height"], layout["margin"]["b"]) == (300, 60)
+    explore(with_slider, interactive=False, head=CONTROLS["head"])
+    layout = published[4]["data"][PLOTLY_MIME]["layout"]
+    assert len(layout["sliders"]) == 1 and layout["height"] == 300 + SLIDER
 
 
 @pytest.mark.parametrize(

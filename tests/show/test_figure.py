@@ -7,35 +7,37 @@ import plotly.graph_objects as go
 import pytest
 
 from fusionlib.show import Drawing, Table, show
-from fusionlib.show.figure import CAPTION_ROLE, PLOTLY_MIME, TABLE_ROLE, Shown, figure_bundle
-from fusionlib.show.theme import PALETTE, TEXT, template
+from fusionlib.show.figure import CAPTION_ROLE, PLOTLY_MIME, SVG_MIME, TABLE_ROLE, Shown, figure_bundle
+from fusionlib.show.theme import HEIGHT, template
 
 WORDS = {"caption": "Bytes per element", "alt": "two bars", "summary": "Fused reads half."}
-
-
-def luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: str, other: str) -> float:
-    low, high = sorted([luminance(one), luminance(other)])
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_the_bundle_is_json_with_numpy_inside_and_words_beside():
     fig = go.Figure(go.Scatter(x=np.arange(3), y=np.float32([1, 2, 3])), layout={"title": {"text": "t"}})
     data, metadata = figure_bundle(Drawing(fig, **WORDS))
-    assert set(data) == {PLOTLY_MIME, "text/plain"}
-    assert data["text/plain"] == "Bytes per element\nFused reads half."
+    assert set(data) == {PLOTLY_MIME, SVG_MIME, "text/plain"}
+    assert data["text/plain"] == "two bars"  # what is drawn; caption and conclusion are said below, once
     assert metadata == {"fusionlib": WORDS}
+    assert "<desc>two bars</desc>" in data[SVG_MIME] and 'stroke-width="2"' in data[SVG_MIME]
     assert json.loads(json.dumps(data)) == data
     assert data[PLOTLY_MIME]["layout"]["title"]["text"] == "t"
     restored = go.Figure(data[PLOTLY_MIME]["data"])
     assert restored.data[0].type == "scatter"
     assert data[PLOTLY_MIME]["layout"]["template"] == json.loads(template().to_plotly_json() and go.Figure(
         layout={"template": template()}).to_json())["layout"]["template"]  # fmt: skip
+
+
+def test_every_figure_says_its_height():
+    """JupyterLab takes 360 pixels where a figure says none, whatever its template says."""
+    for layout, height in ({}, HEIGHT), ({"height": 700}, 700):
+        data, _ = figure_bundle(Drawing(go.Figure(layout=layout), **WORDS))
+        assert data[PLOTLY_MIME]["layout"]["height"] == height
+
+
+def test_a_figure_of_which_there_is_no_picture_is_shown_without_one():
+    data, _ = figure_bundle(Drawing(go.Figure(go.Heatmap(z=[[1, 2]])), **WORDS))
+    assert set(data) == {PLOTLY_MIME, "text/plain"}
 
 
 def test_the_figure_of_the_caller_is_left_alone():
@@ -61,7 +63,7 @@ def published(monkeypatch) -> list:
 def test_a_drawing_is_published_with_its_words_and_its_table_below(published):
     show(Drawing(go.Figure(), **WORDS, table=Table("bytes", ("kernel", "B"), [("norm", "4"), ("quant", "3.03")])))
     figure, words, table = published
-    assert set(figure["data"]) == {PLOTLY_MIME, "text/plain"}
+    assert set(figure["data"]) == {PLOTLY_MIME, SVG_MIME, "text/plain"}
     assert figure["metadata"] == {"fusionlib": WORDS}
     assert words["data"]["text/markdown"] == "**Bytes per element** Fused reads half."
     assert words["metadata"] == {"fusionlib": {"role": CAPTION_ROLE}}
@@ -71,13 +73,19 @@ def test_a_drawing_is_published_with_its_words_and_its_table_below(published):
     assert not any(message["update"] for message in published)
 
 
-def test_an_update_takes_the_same_places(published):
+def test_an_update_takes_the_same_places_and_makes_jupyterlab_draw_anew(published):
     shown = Shown()
     shown.update(Drawing(go.Figure(), **WORDS))
-    shown.update(Drawing(go.Figure(), **WORDS | {"summary": "Other."}))
+    shown.update(Drawing(go.Figure(go.Scatter(y=[3])), **WORDS | {"summary": "Other."}))
+    figure, _, still, again, other = published
+    assert [message["update"] for message in published] == [False, False, True, True, True]
     places = [message["transient"]["display_id"] for message in published]
-    assert places[:2] == places[2:] and places[0] != places[1]
-    assert [message["update"] for message in published] == [False, False, True, True]
+    assert places[0] == places[2] == places[3] != places[1] == places[4]
+    # JupyterLab draws nothing anew while the type stays plotly's, so that another comes between.
+    assert PLOTLY_MIME in figure["data"] and PLOTLY_MIME in again["data"]
+    assert set(still["data"]) == {SVG_MIME, "text/plain"} and still["data"][SVG_MIME] == again["data"][SVG_MIME]
+    assert again["data"][PLOTLY_MIME]["data"] != figure["data"][PLOTLY_MIME]["data"]
+    assert "Other." in other["data"]["text/plain"]
     with pytest.raises(ValueError, match="needs a table exactly if"):
         shown.update(Drawing(go.Figure(), **WORDS, table=Table("t", ("a",), [])))
 
@@ -92,19 +100,3 @@ def test_words_from_a_stranger_hold_no_markup(published):
 def test_a_row_must_fit_its_table():
     with pytest.raises(ValueError, match="1 cells under 2 columns"):
         Table("t", ("a", "b"), [("only",)])
-
-
-@pytest.mark.parametrize("page", ["#ffffff", "#14171a"])
-@pytest.mark.parametrize("name", list(PALETTE))
-def test_every_colour_stands_out_on_both_pages(name, page):
-    assert contrast(PALETTE[name], page) >= 3
-
-
-@pytest.mark.parametrize("page", ["#ffffff", "#14171a"])
-def test_text_is_legible_on_both_pages(page):
-    assert contrast(TEXT, page) >= 4
-
-
-def test_the_contrast_of_this_test_is_the_one_of_wcag():
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)

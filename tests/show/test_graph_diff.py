@@ -60,7 +60,7 @@ def controls(drawing) -> tuple[list[dict], list[dict]]:
 
 def test_the_buttons_show_before_both_and_after(drawing, captured):
     playback = play(captured.recording)
-    before, both, after = map(update, controls(drawing)[0])
+    both, before, after = map(update, controls(drawing)[0])
     assert [boxes(both, kind) for kind in ("removed", "added")] == [len(playback.removed), len(playback.added)]
     assert boxes(before, "removed") == boxes(before, "added") == boxes(after, "removed") == 0
     assert boxes(after, "added") == len(playback.added)
@@ -71,19 +71,34 @@ def test_the_buttons_show_before_both_and_after(drawing, captured):
 def test_the_slider_plays_every_event(drawing, captured):
     steps = controls(drawing)[1]
     events = captured.recording.events
-    assert [step["label"] for step in steps] == [str(i) for i in range(len(events) + 1)]
-    for event, step in zip(events, steps[1:], strict=True):
+    assert [step["label"] for step in steps] == ["both", *(str(i) for i in range(len(events) + 1))]
+    for event, step in zip(events, steps[2:], strict=True):
         assert event.node.name in step["args"][1]["title.text"]
     made = sum(event.kind == "made" for event in events[:5])
-    assert boxes(update(steps[5]), "added") == made > 0
+    assert boxes(update(steps[6]), "added") == made > 0
     middle = update(steps[-2])
     assert boxes(middle, "touched") >= 1 and boxes(middle, "gone") >= 1
 
 
 def test_ends_of_the_slider_are_the_buttons(drawing):
-    (before, _, after), steps = controls(drawing)
-    assert update(steps[0]) == update(before)
+    (both, before, after), steps = controls(drawing)
+    assert update(steps[0]) == update(both)
+    assert update(steps[1]) == update(before)
     assert update(steps[-1]) == update(after)
+
+
+def test_what_is_seen_first_is_what_the_slider_and_the_title_say(drawing):
+    layout = drawing.fig.layout
+    first = layout.sliders[0].steps[layout.sliders[0].active]
+    assert first.label == "both" and layout.title.text == first.args[1]["title.text"]
+    for number, trace in enumerate(drawing.fig.data):
+        assert list(trace.x) == list(first.args[0]["x"][number])
+
+
+def test_the_controls_stand_below_beside_what_is_added(drawing):
+    layout = drawing.fig.layout
+    assert layout.sliders[0].y < 0 and layout.updatemenus[0].y < 0
+    assert layout.height * layout.title.y < layout.margin.b and layout.meta["controls"]["below"] <= layout.margin.b
 
 
 def test_nothing_moves(drawing):
@@ -177,7 +192,7 @@ def test_a_long_recording_stays_small(captured):
         assert len(json.dumps(figure_bundle(small)[0])) < MOST_BYTES
         nodes = [name for name in small.fig.data[-1].ids if not name.startswith("…")]
         assert nodes and all(name.endswith(site) for name in nodes)
-        assert len(controls(small)[1]) == len(one.events) + 1
+        assert len(controls(small)[1]) == len(one.events) + 2
 
 
 def test_a_site_that_did_not_change_is_an_error(captured):

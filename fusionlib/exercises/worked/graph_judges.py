@@ -1,24 +1,40 @@
-"""The judges of the capstone's graph work: reading a site, replacing it, and the pass around both."""
+"""The judges of the capstone's graph work: reading a site, replacing it, and the pass around both.
+
+What is wanted is computed first, by the function itself on inputs of its own; those of the rewritten graph must come
+back unchanged. The op that is put in leaves a mark on its results, so that they cannot be taken for the old ones.
+"""
 
 from __future__ import annotations
 
 import functools
+import inspect
+import logging
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import fx
 
-from fusionlib.exercises.worked import captured
+from fusionlib.exercises import elsewhere
+from fusionlib.exercises.worked import captured, compare
 from fusionlib.exercises.worked import silu_and_mul as worked
-from fusionlib.exercises.worked.captured import MUST_NOT, SPELLINGS, halves
+from fusionlib.exercises.worked.captured import MUST_NOT, NOT_FOR_ONE_CALL, REPLACED, SPELLINGS, halves
 from fusionlib.exercises.worked.judges import no_function
 from fusionlib.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul
 from fusionlib.match import QuantRead
-from fusionlib.match.graph import describe, peel_exact
+from fusionlib.match.activation import read_activation
+from fusionlib.match.graph import describe, dtype, operands, peel_exact, same_shape, shape
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.result import Trail
 from fusionlib.observe.failure import in_a_line
 from fusionlib.rewrite.run import run_edited
+
+Outputs = tuple[torch.Tensor, ...]
+
+# Step 5: reading.
 
 
 @functools.cache
@@ -36,148 +52,351 @@ def read(answer: Any) -> str | None:
     """read_silu_and_mul(y): every spelling with its spec and inputs; Refused for every neighbour."""
     if wrong := no_function(answer):
         return wrong
-    for name, (_, points) in SPELLINGS.items():
-        y = _quant(_graph(name)).y
-        want = worked.read_silu_and_mul(y)
-        try:
-            got = answer(y)
-        except Refused as reason:
-            return f"{name} is refused ({reason}), and it is the computation."
-        if not isinstance(got, Found):
-            return f"for {name} it returns {got!r}; return Found(gate, up, spec) or raise Refused."
-        if peel_exact(got.gate) is not want.gate or peel_exact(got.up) is not want.up:
-            return f"for {name} it takes {describe(got.gate)} for the gate; silu is of {describe(want.gate)}."
-        if got.spec != SiluAndMul(*points):
-            return f"for {name} it reads {got.spec}, and so it would round elsewhere than the graph."
-    for name in MUST_NOT:
-        try:
-            answer(_quant(_graph(name)).y)
-        except Refused:
-            continue
-        return f"{name}: it is read as if it were the computation. Rewriting it would change the model."
+    for name in (*SPELLINGS, *MUST_NOT):
+        graph = _graph(name)
+        before = str(graph)
+        wrong = _judge_spelling(answer, name) if name in SPELLINGS else _judge_neighbour(answer, name)
+        if str(graph) != before:
+            _graph.cache_clear()
+            return f"{name}: it changes the graph that it reads."
+        if wrong:
+            return wrong
     return None
 
 
-def _poisoned(gate, up, act, out, group, floor):
-    codes, scale = worked.fake(gate, up, act, out, group, floor)
-    return torch.full_like(codes.view(torch.uint8), 0x7E).view(codes.dtype), torch.full_like(scale, 7.0)
+def _judge_spelling(answer: Callable, name: str) -> str | None:
+    y = _quant(_graph(name)).y
+    want = worked.read_silu_and_mul(y)
+    try:
+        got = answer(y)
+    except Refused as reason:
+        return f"{name} is refused ({reason}), and it is the computation."
+    if not isinstance(got, Found):
+        return f"for {name} it returns {got!r}; return Found(gate, up, spec) or raise Refused."
+    for what, found, right in (("gate", got.gate, want.gate), ("up", got.up, want.up)):
+        if not isinstance(found, fx.Node) or peel_exact(found) is not right:
+            return f"for {name} it takes {describe(found)} for {what}; it is {describe(right)}."
+        if dtype(found) != dtype(right) or not same_shape(shape(found), shape(right)):
+            return f"for {name} its {what} is {describe(found)}; the op takes {describe(right)} as it comes."
+    if got.spec != SiluAndMul(*SPELLINGS[name][1]):
+        return f"for {name} it reads {got.spec}, and so it would round elsewhere than the graph."
+    return None
+
+
+def _judge_neighbour(answer: Callable, name: str) -> str | None:
+    try:
+        answer(_quant(_graph(name)).y)
+    except Refused:
+        return None
+    return f"{name}: it is read as if it were the computation. Rewriting it would change the model."
+
+
+# Step 6: replacing.
+
+
+def _marked(gate, up, act, out, group, floor):
+    codes, scale = worked.quantise(gate, up, act, out, group, floor)
+    return _mark(codes), _mark(scale)
+
+
+def _mark(result: torch.Tensor) -> torch.Tensor:
+    """Another tensor of the same layout, that the right one can be told from: a bit of a code, twice a scale."""
+    if result.dtype is torch.float8_e4m3fn:
+        return (result.view(torch.uint8) ^ 1).view(result.dtype)
+    return result * 2.0
 
 
 @functools.cache
-def _op(poisoned: bool) -> torch._ops.OpOverload:
-    return worked.define_op(_poisoned if poisoned else worked.quantise, worked.fake)
+def _op() -> torch._ops.OpOverload:
+    return worked.define_op(_marked, worked.fake)
 
 
-def _same(got: Any, want: Any) -> bool:
-    equal = (torch.equal(a.view(torch.uint8), b.view(torch.uint8)) and a.shape == b.shape
-             for a, b in zip(got, want, strict=True))  # fmt: skip
-    return all(equal)
-
-
-def _with_views(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The scale is used in two shapes, one of them before the codes are made."""
-    y = (torch.nn.functional.silu(gate) * up).view(gate.shape[0], -1, captured.GROUP).float()
-    scale = y.abs().amax(-1, keepdim=True).clamp(min=1e-10) / 448.0
-    doubled = scale.squeeze(-1) * 2.0
-    return (y / scale).clamp(-448.0, 448.0).to(torch.float8_e4m3fn), scale, doubled
+@functools.cache
+def _other_op() -> torch._ops.OpOverload:
+    return worked.define_op(worked.quantise, worked.fake)
 
 
 def replace(answer: Any) -> str | None:
-    """replace(graph, quant, found, op): a poisoned op, whose results must come out, and then the right one."""
+    """replace(graph, quant, found, op): in every spelling and size, also where tokens are a symbol."""
     if wrong := no_function(answer):
         return wrong
-    cases = {name: fn for name, (fn, _) in SPELLINGS.items()} | {"a scale that is used in two shapes": _with_views}
-    for name, fn in cases.items():
-        gate, up = halves(seed=1)
-        for poisoned in (True, False):
-            left: list[str] = []
+    cases = {name: (fn, 6, 256) for name, (fn, _) in SPELLINGS.items()} | REPLACED
+    for name, (fn, tokens, hidden) in cases.items():
+        if wrong := _judge_replaced(answer, name, fn, halves(tokens, hidden, seed=1)):
+            return wrong
+    fn = SPELLINGS["F.silu(gate) * up"][0]
+    wrong = _judge_replaced(answer, "an open number of tokens", fn, halves(10, 256, seed=1), dynamic=(0, 1))
+    return wrong or _judge_layout(answer)
 
-            def edit(graph: fx.Graph, poisoned=poisoned, left=left) -> None:
-                quant = _quant(graph)
-                answer(graph, quant, worked.read_silu_and_mul(quant.y), _op(poisoned))
-                graph.lint()
-                names = ("amax", "abs", "exp", "clamp")
-                left += [n.name for n in graph.nodes if n.op == "call_function" and n.name.startswith(names)]
 
-            try:
-                got = run_edited(edit, fn, gate, up)
-            except Exception as error:
-                return f"{name}: it raised {in_a_line(error)}"
-            if poisoned:
-                codes, scale = got[0].view(torch.uint8), got[1]
-                if not bool((codes == 0x7E).all()) or not bool((scale == 7.0).all()):
-                    what = "codes" if not bool((codes == 0x7E).all()) else "scale"
-                    return f"{name}: the {what} that come out are not the op's: somebody still uses the old ones."
-                if left:
-                    return f"{name}: the old computation is still in the graph ({', '.join(left[:3])}): it is dead."
-            elif not _same(got, fn(gate, up)):
-                return f"{name}: the rewritten graph gives other results than the function."
+def _judge_replaced(
+    answer: Callable, name: str, fn: Callable, inputs: Outputs, dynamic: Sequence[int] = ()
+) -> str | None:
+    found: dict[str, Any] = {}
+
+    def edit(graph: fx.Graph) -> None:
+        quant = _quant(graph)
+        answer(graph, quant, worked.read_silu_and_mul(quant.y), _op())
+        graph.lint()
+        found.update(_inventory(graph))
+
+    outcome = _run(edit, fn, inputs, dynamic)
+    if isinstance(outcome, str):
+        return f"{name}: {outcome}"
+    got, want = outcome
+    if wrong := _not_marked(got, want):
+        return f"{name}: {wrong}"
+    if found["calls"] != 1:
+        return f"{name}: the graph calls the op {found['calls']} times; one call makes codes and scale."
+    if found["old"]:
+        return f"{name}: the old computation is still in the graph ({', '.join(found['old'][:3])}): it is dead."
     return None
 
 
-def _two_sites(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    per_tensor = (up.float() / (up.float().abs().amax() / 448.0)).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
-    return *SPELLINGS["F.silu(gate) * up"][0](gate, up), per_tensor
+def _inventory(graph: fx.Graph) -> dict[str, Any]:
+    names = ("amax", "abs", "exp", "clamp")
+    old = [node.name for node in graph.nodes if node.op == "call_function" and node.name.startswith(names)]
+    return {"calls": sum(node.target is _op() for node in graph.nodes), "old": old}
+
+
+def _run(
+    edit: Callable[[fx.Graph], object], fn: Callable, inputs: Outputs, dynamic: Sequence[int] = (), grad: bool = False
+) -> str | tuple[Outputs, Outputs]:
+    """(what the edited function returns, what the function itself returns), or what went wrong."""
+    want = tuple(result.detach() for result in fn(*inputs))
+    kept = [tensor.detach().clone() for tensor in inputs]
+    given = [_copy(tensor) for tensor in inputs]
+    try:
+        with _quiet():
+            got = run_edited(edit, fn, *given, dynamic=dynamic, grad=grad)
+    except Exception as error:
+        return f"it raised {in_a_line(error)}"
+    if not all(compare.same_bits(tensor.detach(), before) for tensor, before in zip(given, kept, strict=True)):
+        return "the inputs are others afterwards: something writes into them."
+    return tuple(result.detach() for result in got), want
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the compiler logs of an edit that breaks it: the judge says it in a sentence."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with the same strides, that gradients are taken of if they are of `tensor`."""
+    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    return copy.copy_(tensor.detach()).requires_grad_(tensor.requires_grad)
+
+
+def _not_marked(got: Outputs, want: Outputs) -> str | None:
+    """What keeps `got` from being what the marked op makes of `want`."""
+    for what, new, old in zip(("codes", "scale", "value made of the scale"), got, want, strict=False):
+        if compare.same_result(new, _mark(old)):
+            continue
+        if compare.same_bits(new, old):
+            return f"what comes out as {what} is not the op's: somebody still uses the old one."
+        if new.shape != old.shape or compare.strides_that_count(new) != compare.strides_that_count(old):
+            was = f"{list(old.shape)} with strides {old.stride()}"
+            return f"what comes out as {what} is {list(new.shape)} with strides {new.stride()}, and was {was}."
+        return f"what comes out as {what} is not what the function computes."
+    return None
+
+
+def _judge_layout(answer: Callable) -> str | None:
+    """Results that would lie otherwise than what they replace: refused and left alone, or brought into that layout."""
+    refused = []
+
+    def edit(graph: fx.Graph) -> None:
+        quant = _quant(graph)
+        gate, up = (peel_exact(operand) for operand in operands(_product(quant.y)))
+        gate = read_activation(gate).gate
+        try:
+            answer(graph, quant, Found(gate, up, SiluAndMul()), _op())
+        except Refused as reason:
+            refused.append(reason)
+        graph.lint()
+
+    outcome = _run(edit, captured.in_columns, halves(seed=1))
+    if isinstance(outcome, str):
+        return f"inputs that lie column by column: {outcome}"
+    got, want = outcome
+    if refused and compare.same_results(got, want):
+        return None
+    if wrong := _not_marked(got, want):
+        about = "raise Refused before anything is changed, or make the layout the same"
+        return f"inputs that lie column by column: {wrong} What replaces must lie as what it replaces: {about}."
+    return None
+
+
+def _product(y: fx.Node) -> fx.Node:
+    product = peel_exact(y)
+    return peel_exact(product.args[0]) if product.name.startswith("convert_element_type") else product
+
+
+# Step 7: the pass.
 
 
 def the_pass(answer: Any) -> str | None:
-    """SiluAndMulPass(op): sites, results, a graph with gradients, and the uuid."""
+    """SiluAndMulPass(op): sites, results, graphs that must be left alone, gradients, and the uuid."""
     if not isinstance(answer, type):
         return f"{answer!r} is no class."
-    gate, up = halves(seed=2)
-    fusion = answer(_op(False))
-    try:
-        got = run_edited(fusion, _two_sites, gate, up)
-    except Exception as error:
-        return f"it broke a compile with a site of another kind in it: {in_a_line(error)}"
-    kinds = sorted(site.split()[0] for site in fusion.sites)
-    if kinds != ["fused", "refused"]:
-        return (
-            f"of two sites, one of them per tensor, it reports {kinds}; each site is fused or refused, none is silent."
-        )
-    if not _same(got, _two_sites(gate, up)):
-        return "the compiled function gives other results."
-    for what, fn in _NOT_FOR_ONE_CALL.items():
-        refusing = answer(_op(False))
-        run_edited(refusing, fn, gate, up)
-        if any(site.startswith("fused") for site in refusing.sites):
-            return f"{what}, and it fused; one call cannot do that."
-    trained = answer(_op(False))
-    run_edited(trained, _train, gate.clone().requires_grad_(), up, grad=True)
-    if any(site.startswith("fused") for site in trained.sites):
-        return "it fused in a graph that gradients are taken of, where values are saved for the backward pass."
-    return _judge_uuid(answer)
+    judges = (_judge_uuid, _judge_sites, _judge_left_alone, _judge_uuid_elsewhere)  # the quick ones come first
+    return next(filter(None, (judge(answer) for judge in judges)), None)
 
 
-def _with_its_value(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    y = torch.nn.functional.silu(gate) * up
-    return *captured.quant(y), y
+def _per_tensor(up: torch.Tensor) -> torch.Tensor:
+    return (up.float() / (up.float().abs().amax() / 448.0)).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
 
 
-def _in_another_format(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return captured.quant(torch.nn.functional.silu(gate) * up, dtype=torch.float8_e5m2)
+def _two_sites(gate: torch.Tensor, up: torch.Tensor) -> Outputs:
+    return *SPELLINGS["F.silu(gate) * up"][0](gate, up), _per_tensor(up)
 
 
-#: Sites that `check_site` refuses, by what is said of a pass that does not.
-_NOT_FOR_ONE_CALL = {
-    "the product is returned as well": _with_its_value,
-    "the codes have another format": _in_another_format,
-}
+def _three_sites(gate: torch.Tensor, up: torch.Tensor) -> Outputs:
+    first = captured.quant(torch.nn.functional.silu(gate) * up, 64, floor=1e-4)
+    second = captured.quant(torch.nn.functional.silu(up.float()) * gate.float())
+    return _per_tensor(gate), *first, *second
 
 
-def _train(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _kinds(fusion: Any) -> list[str] | str:
+    """What `fusion` says of its sites, or what is wrong with how it says it."""
+    sites = getattr(fusion, "sites", None)
+    if not isinstance(sites, list | tuple) or not all(isinstance(site, str) for site in sites):
+        return f"its sites are {sites!r:.60}; make it a list with a line of text for each."
+    kinds = [site.split()[0] if site.split() else "" for site in sites]
+    if set(kinds) - {"fused", "refused"}:
+        return f"a line of sites begins with neither fused nor refused: {sites[0]!r:.60}"
+    return kinds
+
+
+def _judge_sites(answer: type) -> str | None:
+    """Sites of several kinds in one graph: each has its line, and those that are fused come out of the op."""
+    marks = {_two_sites: (True, True, False), _three_sites: (False, True, True, True, True)}
+    for fn, marked in marks.items():
+        fusion = answer(_op())
+        outcome = _run(fusion, fn, halves(6, 256, seed=2))
+        if isinstance(outcome, str):
+            return f"in a compile with a site of another kind: {outcome}"
+        got, want = outcome
+        want = tuple(_mark(result) if mark else result for result, mark in zip(want, marked, strict=True))
+        kinds, expected = _kinds(fusion), ["fused"] * (sum(marked) // 2) + ["refused"]
+        if isinstance(kinds, str):
+            return kinds
+        if sorted(kinds) != expected:
+            return f"of {len(expected)} sites, one of them per tensor, it reports {sorted(kinds)}; none may be silent."
+        if not compare.same_results(got, want):
+            return "the compiled function gives other results, or not the results of the op that the pass was given."
+    return None
+
+
+def _train(gate: torch.Tensor, up: torch.Tensor) -> Outputs:
     """A site that is whole but for the gradients taken beside it."""
     return *captured.quant((torch.nn.functional.silu(gate) * up).detach()), gate.square().sum()
 
 
-def _judge_uuid(answer: Any) -> str | None:
-    first, twin, other = answer(_op(False)), answer(_op(False)), answer(_op(True))
-    if not isinstance(first.uuid(), str | bytes):
-        return f"uuid() is {first.uuid()!r}: without a key the compile cache cannot be used."
-    if first.uuid() != twin.uuid():
+def _judge_left_alone(answer: type) -> str | None:
+    """Graphs in which nothing may be fused: no site, neighbours, sites that one call cannot replace, gradients."""
+    cases: dict[str, Callable] = {"a graph without a site": captured.no_site} | NOT_FOR_ONE_CALL
+    cases |= {name: MUST_NOT[name] for name in ("gelu in place of silu", "three dimensions")}
+    cases["gradients are taken of this graph"] = _train
+    for what, fn in cases.items():
+        fusion, grad = answer(_op()), fn is _train
+        gate, up = halves(6, 256, seed=2)
+        outcome = _run(fusion, fn, (gate.clone().requires_grad_() if grad else gate, up), grad=grad)
+        if isinstance(outcome, str):
+            return f"{what}: {outcome}"
+        kinds, expected = _kinds(fusion), [] if fn is captured.no_site else ["refused"]
+        if isinstance(kinds, str):
+            return kinds
+        if "fused" in kinds:
+            return f"{what}, and it fused; one call cannot do that."
+        if kinds != expected:
+            return f"{what}: it reports {kinds or 'nothing'}; each site has one line, and where there is none no line."
+        if not compare.same_results(*outcome):
+            return f"{what}: it gives other results, though nothing was to be changed."
+    return None
+
+
+# The uuid.
+
+
+def _other_read(y: fx.Node) -> Found:
+    raise Refused("another way to read")
+
+
+def _other_replace(graph: fx.Graph, quant: QuantRead, found: Found, op: torch._ops.OpOverload) -> None:
+    """Another way to replace."""
+
+
+def _other_call(self: Any, graph: fx.Graph) -> None:
+    """Another way to go through a graph."""
+
+
+def _twin(function: types.FunctionType) -> types.FunctionType:
+    """The same function at another address."""
+    return types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+
+
+def _judge_uuid(answer: type) -> str | None:
+    parts = worked.read_silu_and_mul, worked.replace
+    first = answer(_op()).uuid()
+    if not isinstance(first, str | bytes):
+        return f"uuid() is {first!r}: without a key the compile cache cannot be used."
+    if first != answer(_op()).uuid():
         return "two equal passes have different uuids: every compile would be a cold one."
-    if first.uuid() == other.uuid():
+    if first == answer(_other_op()).uuid():
         return "a pass with another op has the same uuid: the cache would hand out the old artefact."
-    if first.uuid() == answer(_op(False), worked.read_silu_and_mul, lambda *parts: None).uuid():
-        return "a pass with another way to replace has the same uuid: after an edit the old artefact would be used."
+    given = answer(_op(), *parts).uuid()
+    for what, others in (("read", (_other_read, parts[1])), ("replace", (parts[0], _other_replace))):
+        if given == answer(_op(), *others).uuid():
+            return f"a pass with another way to {what} has the same uuid: after an edit the old artefact would be used."
+    if given != answer(_op(), *map(_twin, parts)).uuid():
+        return "the same functions at other addresses give another uuid: what is printed of them says where they lie."
+    if not _follows_its_own_code(answer, first):
+        return "an edit of its own __call__ leaves the uuid as it is: the old artefact would be used."
+    return None
+
+
+def _follows_its_own_code(answer: type, first: Any) -> bool:
+    """Whether the uuid changes with the pass's own code, by whichever way it looks at it."""
+    for edited in (_other_method, _other_source):
+        with edited(answer):
+            if answer(_op()).uuid() != first:
+                return True
+    return False
+
+
+@contextmanager
+def _other_method(answer: type) -> Iterator[None]:
+    with mock.patch.object(answer, "__call__", _other_call):
+        yield
+
+
+@contextmanager
+def _other_source(answer: type) -> Iterator[None]:
+    plain, own = inspect.getsource, {answer, *filter(inspect.isfunction, vars(answer).values())}
+
+    def getsource(thing: Any) -> str:
+        return plain(thing) + "# edited" * (getattr(thing, "__func__", thing) in own)
+
+    with mock.patch.object(inspect, "getsource", getsource):
+        yield
+
+
+def _in_this_process(answer: type) -> str | bytes:
+    return answer(_op()).uuid()
+
+
+def _judge_uuid_elsewhere(answer: type) -> str | None:
+    try:
+        first, second = elsewhere.results(_in_this_process, answer)
+    except elsewhere.ElsewhereError as error:
+        return f"its uuid could not be asked for in a process of its own: {error}"
+    if first != second:
+        return "in another process the same pass has another uuid, so nothing would ever be found in the cache."
     return None

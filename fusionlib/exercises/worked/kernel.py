@@ -46,10 +46,10 @@ def silu_and_mul_quant_kernel(
     gate = tl.load(gate_ptr + token * gate_stride + within, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + token * up_stride + within, mask=mask, other=0.0).to(tl.float32)
     y = product(gate, up, DTYPE, ROUND_ACTIVATION, ROUND_OUTPUT)
-    scale = _group_scale(y, floor, Y_DTYPE, 448.0, 1, False, False, False)  # [R, 1]
-    codes = _to_fp8(_quotient(y, scale[:, :, None], False, False, 1), codes_ptr.dtype.element_ty, 448.0)
+    scale = _group_scale(y, floor, Y_DTYPE, 448.0, 1)  # [R]
+    codes = _to_fp8(_quotient(y, scale[:, None, None], False, False, 1), codes_ptr.dtype.element_ty, 448.0)
     tl.store(codes_ptr + row.to(tl.int64)[:, None, None] * GROUP + element, codes, mask=mask)
-    tl.store(scale_ptr + row[:, None], scale, mask=(row < groups)[:, None])
+    tl.store(scale_ptr + row, scale, mask=row < groups)
 
 
 def launch(gate, up, codes, scale, round_activation, round_output, group_size, floor, rows=4, num_warps=4) -> None:

@@ -1,7 +1,8 @@
 """The capstone's kernel without a GPU: run by Triton's interpreter, and compiled for GPUs that are not here.
 
 In one process a jitted function is either interpreted or compiled, so both happen in a process of their own, which is
-started on this file: `SOURCE interpret` or `SOURCE compile TARGET...`. It prints one line of JSON.
+started on this file: `SOURCE RESULT interpret` or `SOURCE RESULT compile TARGET...`. What it found it writes to the
+file RESULT, as JSON, at its very end: the source is a reader's, and may print what it likes and end when it likes.
 """
 
 from __future__ import annotations
@@ -15,14 +16,23 @@ import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 WORKED = Path(__file__).with_name("kernel.py")
 TARGETS = ("sm_90", "gfx950")
 TOKENS = 61  # 122 groups: the last program has a tail
+SECONDS = 180.0  # for one process; the slowest takes a tenth of that on two free cores
+#: dtype, round_activation, round_output of what is interpreted.
+CASES = (("float32", False, False), *(("float16", act, out) for act in (True, False) for out in (True, False)))
 
 
 class OfflineError(RuntimeError):
-    """The process failed; the message is its last line."""
+    """The process failed or did not end; the message is its last line."""
+
+
+def case_names() -> list[str]:
+    """What `interpret` calls its cases, in order."""
+    return [f"{dtype}, {act=}, {out=}" for dtype, act, out in CASES]
 
 
 def source_with(product: str) -> str:
@@ -50,19 +60,28 @@ def run(source: str, *arguments: str) -> dict:
     package = str(Path(__file__).parents[3])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "candidate.py")
+        path, result, said = (Path(folder, name) for name in ("candidate.py", "result.json", "said"))
         path.write_text(source, encoding="utf-8")
-        command = [sys.executable, "-m", "fusionlib.exercises.worked.offline", str(path), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    text = done.stdout if done.returncode == 0 else done.stderr
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if done.returncode != 0:
-        raise OfflineError(lines[-1] if lines else f"the process ended with {done.returncode}")
-    return json.loads(lines[-1])
+        command = [sys.executable, "-m", "fusionlib.exercises.worked.offline", str(path), str(result), *arguments]
+        with said.open("wb") as stream:  # a file and no pipe, which a process left behind could hold open
+            try:
+                code = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, timeout=SECONDS
+                ).returncode
+            except subprocess.TimeoutExpired:
+                raise OfflineError(f"it did not end within {SECONDS:g} s; is there a loop in it?") from None
+        if result.exists():
+            return json.loads(result.read_text(encoding="utf-8"))
+        lines = [line.strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
+    last = lines[-1] if code and lines else f"its process ended with {code} before anything was found"
+    raise OfflineError(last)
 
 
 def interpret(source: str) -> dict:
-    """Interpret the kernel over several inputs: the fraction of the scales and of the codes that are off."""
+    """Interpret the kernel over several inputs: which fraction of the scales and of the codes is off.
+
+    The interpreter's own casts move 2 % of the codes; the worked kernel, interpreted beside it, has the same ones.
+    """
     return run(source, "interpret")
 
 
@@ -101,22 +120,34 @@ def _interpret(module: ModuleType) -> dict:
     from fusionlib.exercises.worked.silu_and_mul import SiluAndMul, silu_and_mul
 
     torch.manual_seed(0)
+    own = _load(str(WORKED))
     cases = []
-    for dtype, act, out in ((torch.float32, False, False), (torch.float16, True, True), (torch.float16, False, True)):
-        wide = (3 * torch.randn(TOKENS, 3 * 256)).to(dtype)
+    for name, (kind, act, out) in zip(case_names(), CASES, strict=True):
+        wide = (3 * torch.randn(TOKENS, 3 * 256)).to(getattr(torch, kind))
         gate, up = wide[:, :256], wide[:, 256:512]
-        codes = torch.full((TOKENS, 256), 0x7E, dtype=torch.uint8).view(torch.float8_e4m3fn)
-        scale = torch.full((TOKENS, 2), torch.nan)
-        module.launch(gate, up, codes, scale, act, out, 128, 1e-10)
+        gate[1, 0], gate[2, 0] = 200.0, -200.0  # an exponential of one of them is infinite
+        gate[3] = 0.0  # a group that lives by the floor
         y = silu_and_mul(gate, up, SiluAndMul(act, out))
         _, wanted = reference.group_quant(y, GroupQuant())
+        (worked_codes, _), (codes, scale) = (_launch(part, gate, up, act, out) for part in (own, module))
         value = dequantise(codes, scale, GroupQuant())
         step = 2.0**-3 * y.float().abs() + 2.0**-9 * wanted.repeat_interleave(128, 1)  # of e4m3, normal and subnormal
         far = ~((value - y.float()).abs() <= step)  # also where it is not a number
         off = ~((scale - wanted).abs() <= 1e-6 * wanted)
-        name = f"{str(dtype).removeprefix('torch.')}, {act=}, {out=}"
-        cases.append({"case": name, "codes off": float(far.float().mean()), "scales off": float(off.float().mean())})
+        other = codes.view(torch.uint8) != worked_codes.view(torch.uint8)
+        found = {"codes off": far, "scales off": off, "codes not the worked kernel's": other}
+        cases.append({"case": name} | {what: float(where.float().mean()) for what, where in found.items()})
     return {"cases": cases}
+
+
+def _launch(module: ModuleType, gate: Any, up: Any, act: bool, out: bool) -> tuple[Any, Any]:
+    """Codes and scales of `module`'s kernel, in tensors that held wrong values before."""
+    import torch
+
+    codes = torch.full((TOKENS, 256), 0x7E, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    scale = torch.full((TOKENS, 2), torch.nan)
+    module.launch(gate, up, codes, scale, act, out, 128, 1e-10)
+    return codes, scale
 
 
 def _compile(module: ModuleType, targets: list[str]) -> dict:
@@ -156,5 +187,7 @@ def _compile(module: ModuleType, targets: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    candidate = _load(sys.argv[1])
-    print(json.dumps(_interpret(candidate) if sys.argv[2] == "interpret" else _compile(candidate, sys.argv[3:])))
+    candidate, target = _load(sys.argv[1]), Path(sys.argv[2])
+    outcome = _interpret(candidate) if sys.argv[3] == "interpret" else _compile(candidate, sys.argv[4:])
+    target.with_suffix(".partial").write_text(json.dumps(outcome), encoding="utf-8")
+    target.with_suffix(".partial").rename(target)

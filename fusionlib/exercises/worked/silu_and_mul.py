@@ -22,6 +22,7 @@ from fusionlib.match.activation import read_activation
 from fusionlib.match.graph import (
     describe,
     dtype,
+    equal,
     is_mul,
     is_narrowing,
     literal,
@@ -160,13 +161,28 @@ def inside(quant: QuantRead, found: Found) -> set[fx.Node]:
     return nodes
 
 
+def same_layout(new: fx.Node, old: fx.Node) -> bool:
+    """Whether `new` can stand where `old` stood: dtype, shape, and strides of dimensions with more than one element."""
+    if dtype(new) != dtype(old) or not same_shape(shape(new), shape(old)):
+        return False
+    steps = zip(shape(new), value(new).stride(), value(old).stride(), strict=True)
+    return all(equal(size, 1) or equal(mine, theirs) for size, mine, theirs in steps)
+
+
 def replace(graph: fx.Graph, quant: QuantRead, found: Found, op: torch._ops.OpOverload) -> None:
-    """Put one call of `op` behind y, hand its results to all who used codes and scale, and drop what is dead."""
+    """Put one call of `op` behind y, hand its results to all who used codes and scale, and drop what is dead.
+
+    Raises Refused, with the graph as it was, where a result would lie otherwise in memory than what it replaces.
+    """
     editor = Editor(quant.y.next, quant.anchor, value(quant.y).fake_mode)
     scalars = (found.spec.round_activation, found.spec.round_output, quant.spec.group_size, quant.spec.floor)
     call = editor.call(op, found.gate, found.up, *scalars)
-    for index, old in enumerate((quant.codes, quant.scale)):
-        new = editor.reshape(editor.item(call, index), [-1, *shape(old)[1:]])
+    olds = (quant.codes, quant.scale)
+    news = [editor.reshape(editor.item(call, index), [-1, *shape(old)[1:]]) for index, old in enumerate(olds)]
+    if different := [old for new, old in zip(news, olds, strict=True) if not same_layout(new, old)]:
+        graph.eliminate_dead_code()  # the call that nobody uses
+        raise Refused(f"the op's result would lie otherwise in memory than {describe(different[0])}")
+    for new, old in zip(news, olds, strict=True):
         old.replace_all_uses_with(new)
     graph.eliminate_dead_code()
 
@@ -203,6 +219,7 @@ class SiluAndMulPass(CustomGraphPass):
             self.swap,
             check_site,
             inside,
+            same_layout,
         )  # a notebook knows functions' sources only
         parts += [inspect.getsource(part) for part in code]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -24,13 +24,86 @@
     for (const key of axes) {
       result[key] = { ...layout[key], gridcolor: grid, linecolor: grid, zerolinecolor: grid, tickcolor: grid };
     }
-    // An open menu lies on top of the plot, so that it needs a ground of its own.
-    for (const key of ["updatemenus", "sliders"]) {
-      if (!layout[key]) continue;
-      const ground = key === "updatemenus" ? { bgcolor: surface } : {};
-      result[key] = layout[key].map((control) => ({ ...control, ...ground, bordercolor: grid, font: { ...control.font, color: text } }));
-    }
     return result;
+  }
+
+  // Plotly's own controls are drawings that only a pointer reaches, and stay behind when the figure is scrolled. Here
+  // they are elements of the page, above the plot: the layout loses them with the room that it says they take, and each
+  // position does what it did. Returns the layout of the plot.
+  function addControls(figure, area, layout) {
+    const { sliders = [], updatemenus = [], meta, ...rest } = layout;
+    if (!sliders.length && !updatemenus.length) return layout;
+    const { above = 0, below = 0 } = (meta && meta.controls) || {};
+    const { t = 0, b = 0, ...sides } = layout.margin || {};
+    const bar = document.createElement("div");
+    bar.className = "plot-controls";
+    const status = document.createElement("output");
+    const say = (title) => {
+      status.textContent = new DOMParser().parseFromString(title, "text/html").body.textContent;
+    };
+    const places = sliders.map((slider) => addSlider(bar, slider, run));
+    for (const menu of updatemenus) (menu.type === "buttons" ? addButtons : addMenu)(bar, menu, run);
+    const steps = [...sliders.flatMap((slider) => slider.steps), ...updatemenus.flatMap((menu) => menu.buttons)];
+    const titled = steps.some((step) => step.args[1] && "title.text" in step.args[1]);
+    if (titled) {
+      say(layout.title.text);
+      delete rest.title;
+      bar.append(status);
+    }
+    figure.prepend(bar);
+
+    function run({ method, args }) {
+      const [data, words = {}, traces] = args;
+      if (method !== "update") return Plotly[method](area, ...args);
+      const others = {};
+      for (const [key, value] of Object.entries(words)) {
+        const moved = key.match(/^sliders\[(\d+)\]\.active$/);
+        if (moved) places[moved[1]](value);
+        else if (key === "title.text" && titled) say(value);
+        else others[key] = value;
+      }
+      return Plotly.update(area, data, others, traces);
+    }
+    return { ...rest, height: layout.height - above - below, margin: { ...sides, t: t - above, b: b - below } };
+  }
+
+  // A slider with its words; returns what moves it without doing anything.
+  function addSlider(bar, { steps, active = 0, currentvalue: { prefix = "", suffix = "" } = {} }, run) {
+    const label = document.createElement("label");
+    const input = document.createElement("input");
+    const value = document.createElement("output");
+    Object.assign(input, { type: "range", min: 0, max: steps.length - 1, step: 1, value: active });
+    const show = (place) => {
+      input.value = place;
+      value.textContent = `${steps[place].label}${suffix}`;
+      input.setAttribute("aria-valuetext", value.textContent);
+    };
+    input.addEventListener("input", () => {
+      show(input.value);
+      run(steps[input.value]);
+    });
+    label.append(prefix.replace(/:? *$/, ""), input, value);
+    bar.append(label);
+    show(active);
+    return show;
+  }
+
+  function addMenu(bar, { buttons, active = 0 }, run) {
+    const select = document.createElement("select");
+    select.setAttribute("aria-label", "what the figure shows");
+    select.append(...buttons.map(({ label }) => new Option(label)));
+    select.selectedIndex = active;
+    select.addEventListener("change", () => run(buttons[select.selectedIndex]));
+    bar.append(select);
+  }
+
+  function addButtons(bar, { buttons }, run) {
+    for (const step of buttons) {
+      const button = document.createElement("button");
+      Object.assign(button, { type: "button", textContent: step.label });
+      button.addEventListener("click", () => run(step));
+      bar.append(button);
+    }
   }
 
   // A trace with meta.search is searched by the `ids` and `hovertext` of its points; what matches is selected.
@@ -40,7 +113,7 @@
     const box = document.createElement("div");
     box.className = "plot-search";
     box.innerHTML = '<label>Find in names and details <input type="search" autocomplete="off"></label> <output></output>';
-    area.before(box);
+    area.parentElement.before(box);
     const texts = (trace) => (trace.ids || []).map((id, i) => `${id} ${(trace.hovertext || [])[i] || ""}`.toLowerCase());
     box.querySelector("input").addEventListener("input", (event) => {
       const query = event.target.value.trim().toLowerCase();
@@ -54,7 +127,9 @@
 
   function draw(figure) {
     const area = figure.querySelector(".plot-area");
-    const { data, layout } = JSON.parse(figure.querySelector(".plot-data").textContent);
+    const { data, layout: whole } = JSON.parse(figure.querySelector(".plot-data").textContent);
+    const layout = addControls(figure, area, whole);
+    if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger scrolls
     const { width, ...fluid } = layout; // the page decides the width, the figure its height
     const config = { displayModeBar: false, responsive: true };
     // What the reader has changed since, a slider's place or a choice, is in the layout that plotly keeps.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import lcm
 
 import torch
 
@@ -75,7 +76,7 @@ class Case:
     @property
     def unit(self) -> int:
         """Elements of one kernel row."""
-        return max(self.shape.norm.norm_size, self.shape.group_size)
+        return lcm(self.shape.norm.norm_size, self.shape.group_size)
 
     @property
     def units(self) -> int:

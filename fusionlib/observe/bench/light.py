@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from fusionlib import kernel, launch
+from fusionlib.contract import unit_size
 from fusionlib.kernel import LaunchConfig, are_units, load_units, rows_of_program, store_unit_scales, weight_offsets
 from fusionlib.layout import row_layout
 from fusionlib.spec import GatedNorm, GroupQuant
@@ -42,8 +43,8 @@ def light_kernel(
     UNITS: tl.constexpr,
     SEGMENTS: tl.constexpr,
     SEGMENT: tl.constexpr,
-    NORM_SPANS: tl.constexpr,
-    QUANT_SPANS: tl.constexpr,
+    NORM_SEGMENTS: tl.constexpr,
+    GROUP_SEGMENTS: tl.constexpr,
     X_OUTER: tl.constexpr,
     X_INNER: tl.constexpr,
     GATE_OUTER: tl.constexpr,
@@ -70,7 +71,7 @@ def light_kernel(
                    SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     gate = load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
                       GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-    weight_offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SPANS, WEIGHT_PER_TOKEN)
+    weight_offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SEGMENTS, WEIGHT_PER_TOKEN)
     weight_offset = tl.broadcast_to(weight_offset, mask.shape)
     weight = tl.load(weight_ptr + weight_offset, mask=tl.broadcast_to(inside, mask.shape), other=0)
     codes_pointer = codes_ptr + row.to(tl.int64)[:, None, None] * UNIT + within
@@ -78,9 +79,9 @@ def light_kernel(
         codes_pointer = tl.multiple_of(codes_pointer, (8, 8, 8))
     tl.store(codes_pointer, (x ^ gate ^ weight).to(tl.uint8), mask=mask)
 
-    scale = tl.zeros([ROWS] if QUANT_SPANS else [ROWS, BLOCK_SEGMENTS], tl.float32) + constant
+    scale = tl.zeros([ROWS] if GROUP_SEGMENTS == SEGMENTS else [ROWS, BLOCK_SEGMENTS], tl.float32) + constant
     store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
-                      QUANT_SPANS, BLOCK_SEGMENTS, False, PTX, EVEN)  # fmt: skip
+                      GROUP_SEGMENTS, BLOCK_SEGMENTS, False, PTX, EVEN)  # fmt: skip
 
 
 def light_constants(fused: dict[str, Any], wait: bool = False) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def launch_light(
         if tensor.element_size() != 2:
             raise ValueError(f"{name} is {tensor.dtype}; the light moves 16-bit inputs: use bfloat16 or float16")
     tokens, hidden = codes.shape
-    unit = max(norm.norm_size, quant.group_size)
+    unit = unit_size(norm, quant)
     units = tokens * (hidden // unit)
     config = config or kernel.choose_launch(units, unit, launch.threads_per_warp())
     x_layout, gate_layout = row_layout(x), row_layout(gate)
@@ -150,7 +151,7 @@ def launch_light(
         gate_layout.token_stride,
         gate_layout.outer_stride,
         gate_layout.inner_stride,
-        *scale.stride(),
+        *launch.scale_strides(scale),
         **constants,
         num_warps=config.num_warps,
         **({"launch_pdl": True} if dependent else {}),

@@ -1,0 +1,43 @@
+"""Hints and solution of an exercise for a page that nobody can ask: each behind a line that opens it."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fusionlib.exercises.exercise import Exercise
+
+ROLE = "exercise-help"
+
+
+def publish(exercise: Exercise) -> None:
+    """Show the folded hints and solution of `exercise` as an output of the running cell."""
+    from IPython.display import publish_display_data
+
+    count = len(exercise.hints)
+    text = f"{count} hint{'s' * (count != 1)} and the solution are folded in here; a running notebook tells them too."
+    publish_display_data({"text/html": html(exercise), "text/plain": text}, metadata={"fusionlib": {"role": ROLE}})
+
+
+def html(exercise: Exercise) -> str:
+    """One <details> for each hint and one for the solution, all closed."""
+    count = len(exercise.hints)
+    parts = [
+        _folded(f"Hint {number} of {count}", f"<p>{escape(hint)}</p>")
+        for number, hint in enumerate(exercise.hints, start=1)
+    ]
+    reason = f"<p>{escape(exercise.explanation)}</p>" if exercise.explanation else ""
+    return "\n".join([*parts, _folded("Solution", _code(exercise.solution_text) + reason)])
+
+
+def _folded(title: str, content: str) -> str:
+    return f'<details class="{ROLE}"><summary>{title}</summary>\n{content}\n</details>'
+
+
+def _code(text: str) -> str:
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    return highlight(text, PythonLexer(), HtmlFormatter(cssclass="highlight", wrapcode=True)).strip()

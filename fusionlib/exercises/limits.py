@@ -1,0 +1,133 @@
+"""Running a reader's code so that it always comes back: within a time, and without ending the process."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: Seconds between further attempts, where the code caught the first one: `except:` in a loop needs more than one.
+_AGAIN = 0.01
+
+
+class OutOfTime(BaseException):
+    """The time is over. Not an Exception, so that `except Exception` in the code that is stopped lets it pass."""
+
+
+class Escape(Exception):
+    """The code wanted to end the process: SystemExit, or a KeyboardInterrupt that nobody pressed a key for."""
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call()` returns, if it returns within `seconds`.
+
+    Python code is stopped wherever it is, calls into C only when they come back.
+
+    Raises:
+        OutOfTime: it did not return in time.
+        Escape: it raised something that is meant to end the process.
+        KeyboardInterrupt: somebody pressed the key.
+        Exception: whatever else it raised.
+    """
+
+    def run() -> T:
+        return call()
+
+    watched = _alarm if _can_use_signals() else _watcher
+    with _pressed_key() as pressed, watched(seconds, run.__code__):
+        try:
+            return run()
+        except (OutOfTime, Exception):
+            raise
+        except BaseException as error:
+            if pressed:
+                raise
+            raise Escape(f"{type(error).__name__} {error}".strip()) from None
+
+
+def _can_use_signals() -> bool:
+    """Whether signals arrive in this thread: only the main one gets them, and Windows has no timer for them."""
+    return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+
+
+def _is_inside(frame: FrameType | None, code: CodeType) -> bool:
+    """Whether `code` is being run in `frame` or above it: else there is nothing left to stop."""
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def _alarm(seconds: float, code: CodeType) -> Iterator[None]:
+    """Raise OutOfTime in `code`, by a signal; an alarm that somebody else had set goes on afterwards."""
+
+    def ring(_number: int, frame: FrameType | None) -> None:
+        if _is_inside(frame, code):
+            raise OutOfTime
+
+    started = time.monotonic()
+    before = signal.signal(signal.SIGALRM, ring)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 1e-3), interval)
+
+
+@contextmanager
+def _watcher(seconds: float, code: CodeType) -> Iterator[None]:
+    """Raise OutOfTime in `code`, from a second thread."""
+    thread, done = threading.get_ident(), threading.Event()
+
+    def raise_there(exception: type[BaseException] | None) -> None:
+        wanted = None if exception is None else ctypes.py_object(exception)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), wanted)
+
+    def watch() -> None:
+        pause = seconds
+        while not done.wait(pause):
+            pause = _AGAIN
+            if _is_inside(sys._current_frames().get(thread), code):
+                raise_there(OutOfTime)
+
+    watching = threading.Thread(target=watch, daemon=True, name="fusionlib-time-limit")
+    watching.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watching.join()
+        raise_there(None)  # one that is still on its way
+
+
+@contextmanager
+def _pressed_key() -> Iterator[list[int]]:
+    """A list that is empty until somebody interrupts the process, which still has its usual effect."""
+    pressed: list[int] = []
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield pressed
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        usual(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, usual)

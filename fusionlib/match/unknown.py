@@ -1,0 +1,92 @@
+"""Quantisations by ops that nobody registered a reader for: what they compute is unknown, that they quantise is not.
+
+Such an op takes a float tensor, reads no FP8, and returns FP8 or writes it into a tensor that is as new as a returned
+one. Scaled products and conversions between FP8 formats read FP8; a cache that is written into is an input of the graph
+and larger than what is put there; PyTorch's own ops do not quantise but by casts, which are read.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_iter
+
+from fusionlib.match.graph import aten, dtype, equal, is_call, numel, peel_views, tensor_text, value
+from fusionlib.match.opaque import functionalised
+from fusionlib.match.quant import FP8_DTYPES
+from fusionlib.match.reasons import Stop
+
+#: Namespaces of ops that compute as they are called, move data or are read as what they are.
+_KNOWN = {"aten", "prims", "inductor", "_c10d_functional", "fusionlib"}
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+class _Call(NamedTuple):
+    """A call of somebody's code: its name, the nodes that it reads, those that it writes into, what else it makes."""
+
+    name: str
+    reads: tuple[fx.Node, ...]
+    writes: tuple[fx.Node, ...]
+    returned: Any
+
+
+def is_unknown_quant(node: fx.Node) -> bool:
+    """Whether `node` makes FP8 codes of a float tensor and is neither a cast nor a call of a registered op."""
+    return _quantises(node) is not None
+
+
+def unknown_quant(node: fx.Node) -> Stop:
+    """Why the quantisation by `node` is refused."""
+    name, codes, source = _quantises(node)
+    found = f"{name}, which makes {str(codes).removeprefix('torch.')} codes of %{source.name} ({tensor_text(source)})"
+    return Stop("unknown_quant_op", node, "an op that a reader is registered for", found)
+
+
+def _quantises(node: fx.Node) -> tuple[str, torch.dtype, fx.Node] | None:
+    """(the op's name, the FP8 dtype that it makes, the float tensor that it makes it of) of an unknown quantisation."""
+    call = _call(node)
+    if call is None or any(dtype(read) in FP8_DTYPES for read in call.reads):
+        return None
+    sources = [read for read in call.reads if dtype(read) in _FLOATS and not equal(numel(read), 1)]
+    made = [val.dtype for val in tree_iter(call.returned) if isinstance(val, torch.Tensor)]
+    made += [dtype(written) for written in call.writes if not _is_cache(written, sources)]
+    codes = [kind for kind in made if kind in FP8_DTYPES]
+    return (call.name, codes[0], sources[0]) if codes and sources else None
+
+
+def _is_cache(written: fx.Node, sources: list[fx.Node]) -> bool:
+    """Whether a call writes into a part of what the graph was given."""
+    given = peel_views(written).op in ("placeholder", "get_attr")
+    return given and not any(equal(numel(written), numel(source)) for source in sources)
+
+
+def _call(node: fx.Node) -> _Call | None:
+    """What a call of an op outside of PyTorch, or of a Triton kernel, reads and writes; None for all others."""
+    if is_call(node, aten.copy.default):  # into FP8, it is a cast that no reader of casts sees
+        return _Call("aten::copy", _nodes(node.args[1]), (), node.meta.get("val"))
+    if is_call(node, torch.ops.higher_order.triton_kernel_wrapper_functional):
+        arguments, written = node.kwargs["kwargs"], set(node.kwargs["tensors_to_clone"])
+        reads, writes = (_nodes([a for n, a in arguments.items() if (n in written) == w]) for w in (False, True))
+        return _Call("a Triton kernel", reads, writes, None)
+    wrapped = functionalised(node)
+    op = wrapped or node.target
+    if node.op != "call_function" or not isinstance(op, torch._ops.OpOverload) or op.namespace in _KNOWN:
+        return None
+    schema = op._schema.arguments
+    positional = () if wrapped else node.args
+    arguments = dict(zip((a.name for a in schema), positional, strict=False)) | node.kwargs
+    written = [a.name for a in schema if a.alias_info is not None and a.alias_info.is_write]
+    writes = [arguments.pop(name, None) for name in ("_all_bases", *written)]
+    returned = node.meta.get("val")
+    if wrapped:  # gives back what it wrote, too
+        returned = returned[: len(op._schema.returns)]
+    return _Call(op.name(), _nodes(list(arguments.values())), _nodes(writes), returned)
+
+
+def _nodes(arguments: Any) -> tuple[fx.Node, ...]:
+    """The tensor nodes among arguments, each once."""
+    found: dict[fx.Node, None] = {}
+    fx.map_arg(arguments, lambda node: found.setdefault(node))
+    return tuple(node for node in found if value(node) is not None)

@@ -1,0 +1,9 @@
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path, monkeypatch):
+    """No test notes anything among a person's progress."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
