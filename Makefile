@@ -7,13 +7,15 @@ STAMP := $(VENV)/.installed
 EXTRAS := notebooks,models,test
 WORKERS ?= 2
 OPTIONS ?=
+# A folder of wheels to install from, where there is no network: make walkthrough WHEELS=build/wheelhouse
+WHEELS ?=
 
 # A notebook kernel must be the one of this environment, not one that the user installed elsewhere.
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help walkthrough test lint lab site figures evidence format clean constraints
+.PHONY: help walkthrough test lint lab site figures evidence wheelhouse format clean constraints
 
 help:  ## show this list
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -53,6 +55,18 @@ evidence: $(STAMP)  ## measure and record what data/ holds again, on a GPU
 	$(BENCH) --versions
 	$(BIN)/fusionlib record
 
+# torch comes from its CPU builds, because its default on Linux brings gigabytes of CUDA that a laptop cannot use. A wheel
+# fits one system and one Python, so this runs on one machine of each kind. The last line installs nothing: it fails
+# unless a machine without a network could.
+CPU_BUILDS ?= https://download.pytorch.org/whl/cpu
+wheelhouse: $(STAMP)  ## collect what an installation without a network needs, in build/wheelhouse
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheelhouse \
+	    --extra-index-url $(CPU_BUILDS) -c constraints.txt '.[$(EXTRAS)]'
+	rm -rf build/lib build/bdist.*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed \
+	    --no-index --find-links build/wheelhouse -c constraints.txt -e '.[$(EXTRAS)]'
+	@echo "wheels: build/wheelhouse, $$(du -sh build/wheelhouse | cut -f1); on the other machine: make walkthrough WHEELS=build/wheelhouse"
+
 format: $(STAMP)  ## format the code, fix what ruff can fix, strip notebook outputs
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -76,7 +90,8 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "error: '$(PYTHON)' cannot create environments; install its venv module (Debian, Ubuntu: python3-venv)" >&2; \
 	    exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    $(if $(WHEELS),--no-index --find-links $(WHEELS)) -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 # The newest set that the ranges allow, resolved in an environment of its own. What belongs to one platform is left

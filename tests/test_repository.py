@@ -128,8 +128,9 @@ def test_a_notebook_is_committed_clean(path):
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
 
 
-def test_the_examples_in_the_readme_run():
-    op, rewrite = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def test_the_examples_in_readme_and_docs_run():
+    (rewrite,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (op,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "use.md").read_text(), flags=re.DOTALL)
     names: dict = {}
     exec(op, names)
     assert names["q"].shape == names["y"].shape == (16, 4096)

@@ -7,9 +7,10 @@ the pages, and a policy in each page forbids anything else. Formulas are Unicode
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib import resources
@@ -17,23 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nbconvert import HTMLExporter
 from plotly.offline import get_plotlyjs
-from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
+from fusionlib.notebooks import search
 from fusionlib.notebooks.catalogue import describe
+from fusionlib.notebooks.contents import with_contents
 from fusionlib.notebooks.errors import SiteError
 from fusionlib.notebooks.figures import figure_html
 from fusionlib.notebooks.files import replace_folder
+from fusionlib.notebooks.landing import Lesson, front_figure, lesson, render_index
 from fusionlib.notebooks.links import page_links
 from fusionlib.notebooks.parameters import HEADLESS
 from fusionlib.notebooks.results import failed_since, notebook_name
+from fusionlib.notebooks.stylesheet import stylesheet
 from fusionlib.show.figure import CAPTION_ROLE, PLOTLY_MIME
 
-LIGHT_STYLE = "default"
-DARK_STYLE = "github-dark"
+SCRIPTS = ("theme.js", "page.js", "search.js", "figures.js")
 
 # The richest form that a page can show by itself comes first. Widgets and JavaScript are absent on purpose: the first
 # need a kernel or a CDN, and the policy of the page blocks the second; their text form is shown instead.
@@ -62,6 +64,12 @@ class Page:
     seconds: float | None
     parameters: dict[str, Any]
     provenance: dict[str, str]
+    lesson: Lesson
+
+    @property
+    def number(self) -> str:
+        """The digits that the notebook's name begins with; empty without any."""
+        return "".join(itertools.takewhile(str.isdigit, self.name))
 
     @property
     def href(self) -> str:
@@ -82,9 +90,12 @@ def build_site(executed: Sequence[Path], site: Path) -> Path:
     for position, (path, page) in enumerate(zip(executed, pages, strict=True)):
         before = pages[position - 1] if position else None
         after = pages[position + 1] if position + 1 < len(pages) else None
-        html = render_page(path, page, before=before, after=after, names={page.name for page in pages})
+        html = render_page(path, page, pages, before=before, after=after)
         _write_page(fresh / page.href, html)
-    _write_page(fresh / "index.html", render_index(pages))
+    written = {page.href: (page.title, (fresh / page.href).read_text("utf-8")) for page in pages}
+    (fresh / "assets" / search.SCRIPT).write_text(search.index_script(written), encoding="utf-8")
+    figure = front_figure({page.name: path for path, page in zip(executed, pages, strict=True)})
+    _write_page(fresh / "index.html", render_index(_folder("templates"), pages, figure=figure))
     replace_folder(fresh, site)
     return (site / "index.html").resolve()
 
@@ -92,7 +103,9 @@ def build_site(executed: Sequence[Path], site: Path) -> Path:
 def read_page(path: Path) -> Page:
     """Collect what an executed notebook says about itself and what its run recorded."""
     about = describe(path)
-    record = nbformat.read(path, as_version=4).metadata.get("fusionlib", {})
+    node = nbformat.read(path, as_version=4)
+    record = node.metadata.get("fusionlib", {})
+    first = next((cell.source for cell in node.cells if cell.cell_type == "markdown"), "")
     return Page(
         name=notebook_name(path),
         title=about.title,
@@ -101,19 +114,14 @@ def read_page(path: Path) -> Page:
         seconds=record.get("seconds"),
         parameters=dict(record.get("parameters", {})),
         provenance=dict(record.get("provenance", {})),
+        lesson=lesson(first),
     )
 
 
-def render_index(pages: Sequence[Page]) -> str:
-    """Return the HTML of the index."""
-    environment = Environment(loader=FileSystemLoader(_folder("templates")), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("index.html.j2").render(pages=pages)
-
-
 def render_page(
-    path: Path, page: Page, *, before: Page | None = None, after: Page | None = None, names: Collection[str] = ()
+    path: Path, page: Page, pages: Sequence[Page], *, before: Page | None = None, after: Page | None = None
 ) -> str:
-    """Return the HTML of one executed notebook, with links to its neighbours and to the pages called `names`."""
+    """Return the HTML of one executed notebook, with links to `pages`, all of the site, and to its neighbours."""
     exporter = HTMLExporter(
         config=Config(NbConvertBase={"display_data_priority": DISPLAY_PRIORITY}),
         template_name="page",
@@ -127,14 +135,14 @@ def render_page(
     for cell in node.cells:
         if "outputs" in cell:
             cell.outputs = _joined(output for output in cell.outputs if not _is_caption(output))
-    context = {"page": page, "before": before, "after": after, "has_figures": _has_figures(node)}
+    context = {"page": page, "pages": pages, "before": before, "after": after, "has_figures": _has_figures(node)}
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Your element with mimetype")  # nbconvert then leaves the output out
         try:
             html, _ = exporter.from_notebook_node(node, resources={"fusionlib": context})
         except UserWarning as warning:
             raise SiteError(f"{path.stem}: an output would be missing: {warning}; give it a text/plain form") from None
-    return page_links(html, names)
+    return page_links(with_contents(html), {other.name for other in pages})
 
 
 def _says_headless_only(cell: nbformat.NotebookNode) -> bool:
@@ -183,11 +191,9 @@ def _write_page(target: Path, html: str) -> None:
 
 def _write_assets(folder: Path) -> None:
     assets = _folder("assets")
-    light = HtmlFormatter(style=LIGHT_STYLE).get_style_defs(".highlight")
-    dark = HtmlFormatter(style=DARK_STYLE).get_style_defs(".highlight")
-    css = f"{(assets / 'site.css').read_text('utf-8')}\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
-    (folder / "site.css").write_text(css, encoding="utf-8")
-    shutil.copyfile(assets / "site.js", folder / "site.js")
+    (folder / "site.css").write_text(stylesheet(assets), encoding="utf-8")
+    for script in SCRIPTS:
+        shutil.copyfile(assets / script, folder / script)
     (folder / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
 
 

@@ -3,8 +3,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from html.parser import HTMLParser
-from pathlib import Path
 
 import nbformat
 import plotly.graph_objects as go
@@ -13,45 +11,11 @@ import pytest
 from fusionlib.notebooks import site
 from fusionlib.notebooks.errors import SiteError
 from fusionlib.notebooks.figures import script_json
-from fusionlib.show import Drawing, Table
+from fusionlib.show import Drawing
 from fusionlib.show.figure import bundles
+from tests.notebooks.support import HOSTILE, Elements, build, executed, figure_cell
 
 v4 = nbformat.v4
-HOSTILE = "</script><script>window.pwned = true</script><img src=x onerror='window.pwned = true'>"
-
-
-def figure_cell(caption: str = "Sizes", name: str = "bytes"):
-    fig = go.Figure([go.Bar(x=["a", "b"], y=[1, 2], name=name)])
-    table = Table(f"rows of {name}", ("name", "bytes"), [(name, "1")])
-    drawing = Drawing(fig, caption, "two bars", "The second is twice the first.", table)
-    outputs = [v4.new_output("display_data", content, metadata=about) for content, about in bundles(drawing)]
-    return v4.new_code_cell("show()", id="figure", outputs=outputs)
-
-
-def executed(checkout, name: str, *cells, title: str = "# Title & 1 < 2\n\nAbout `it`.", **record) -> Path:
-    path = checkout.write(name, [v4.new_markdown_cell(title, id="about"), *cells])
-    node = nbformat.read(path, as_version=4)
-    defaults = {"status": "executed", "seconds": 1.25, "provenance": {"torch": "2.13.0", "device": "a <CPU>"}}
-    node.metadata["fusionlib"] = defaults | record
-    nbformat.write(node, path)
-    return path
-
-
-def build(checkout, *paths: Path) -> Path:
-    return site.build_site(paths, checkout.root / "build" / "site").parent
-
-
-class Elements(HTMLParser):
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.all: list[tuple[str, dict]] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.all.append((tag, dict(attrs)))
-
-    def named(self, tag: str) -> list[dict]:
-        return [attrs for name, attrs in self.all if name == tag]
 
 
 def test_index_and_pages_say_what_ran_where(checkout):
@@ -66,6 +30,7 @@ def test_index_and_pages_say_what_ran_where(checkout):
     page = (folder / "01_a.html").read_text()
     assert "<title>Title &amp; 1 &lt; 2</title>" in page
     assert {"rel": "next", "href": "02_b.html"}.items() <= Elements(page).named("a")[-1].items()
+    assert 'rel="prev"' not in page
 
 
 def test_no_page_loads_anything_from_elsewhere(checkout):
@@ -80,8 +45,9 @@ def test_no_page_loads_anything_from_elsewhere(checkout):
         assert not re.search(r"require\.js|mathjax|unpkg|cdnjs|jsdelivr", html, re.IGNORECASE)
         assert "default-src 'none'" in html
     scripts = [attrs["src"] for attrs in Elements((folder / "01_a.html").read_text()).named("script") if "src" in attrs]
-    assert scripts == ["assets/plotly.min.js", "assets/site.js"]
-    assert sorted(path.name for path in (folder / "assets").iterdir()) == ["plotly.min.js", "site.css", "site.js"]
+    names = ["theme.js", "plotly.min.js", "figures.js", "page.js", "search.js"]
+    assert scripts == [f"assets/{name}" for name in names]
+    assert {path.name for path in (folder / "assets").iterdir()} == {*names, "site.css", "search-index.js"}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +70,8 @@ def test_an_output_that_would_load_something_is_refused_and_the_old_site_stays(c
 
 def test_a_page_without_figures_loads_no_plotly(checkout):
     folder = build(checkout, executed(checkout, "01_a"))
-    assert Elements((folder / "01_a.html").read_text()).named("script") == []
+    scripts = Elements((folder / "01_a.html").read_text()).named("script")
+    assert [script["src"] for script in scripts] == ["assets/theme.js", "assets/page.js", "assets/search.js"]
 
 
 def test_a_figure_carries_its_words_and_its_data(checkout):
@@ -161,9 +128,9 @@ def test_settled(text, shown):
 def test_code_is_coloured_in_both_schemes(checkout):
     folder = build(checkout, executed(checkout, "01_a", v4.new_code_cell("def f(): pass")))
     assert '<span class="k">def</span>' in (folder / "01_a.html").read_text()
-    light, dark = (folder / "assets" / "site.css").read_text().rsplit("@media (prefers-color-scheme: dark)", 1)
-    assert ".highlight .k {" in light
-    assert ".highlight .k {" in dark
+    css = (folder / "assets" / "site.css").read_text()
+    light, by_system, by_choice = css.split("@media screen", 2)
+    assert all(".highlight .k {" in rules for rules in (light, by_system, by_choice))
 
 
 def test_widgets_fall_back_to_their_text(checkout):
@@ -203,7 +170,7 @@ def test_in_a_browser_the_figure_is_drawn_with_no_network_and_no_error(checkout,
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.route(re.compile("^(?!file:|data:)"), lambda route: route.abort())
     page.goto(index.as_uri())
-    page.click("ol.index a")
+    page.click("ol.index h4 a")
     page.wait_for_selector("figure.drawn .bars path", state="attached")
     assert errors == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

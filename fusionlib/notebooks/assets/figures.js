@@ -1,9 +1,9 @@
-// Draws each figure from the JSON beside it, colours it for the page's light or dark scheme, and adds a search box
-// where a trace asks for one.
+// Draws each figure from the JSON beside it, colours it for the page's light or dark scheme, adds a search box where a
+// trace asks for one, and makes it fit where page.js puts it: in the text, alone in the window, on paper.
 "use strict";
 
 (function () {
-  const scheme = window.matchMedia("(prefers-color-scheme: dark)");
+  const PAPER = { width: 670, height: 820 }; // CSS pixels on an A4 sheet, its margins and a caption taken off
 
   function colours() {
     const style = getComputedStyle(document.documentElement);
@@ -132,10 +132,26 @@
     if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger scrolls
     const { width, ...fluid } = layout; // the page decides the width, the figure its height
     const config = { displayModeBar: false, responsive: true };
-    const render = () => Plotly.react(area, data, recoloured({ ...fluid, autosize: true }), config);
-    scheme.addEventListener("change", render);
+    // What the reader has changed since, a slider's place or a choice, is in the layout that plotly keeps.
+    const render = () => Plotly.react(area, data, recoloured(area.layout || { ...fluid, autosize: true }), config);
+    document.addEventListener("themechange", render);
+    window.addEventListener("beforeprint", () => {
+      const { width, height } = area.getBoundingClientRect();
+      area.style.setProperty("--shrink", Math.min(1, PAPER.width / width, PAPER.height / height));
+    });
+    figure.addEventListener("resized", () => fit(figure, area));
     addSearch(area, data);
     return render().then(() => figure.classList.add("drawn"));
+  }
+
+  // In a dialog a figure takes the window's height, if that is more than its own; outside it has its own again.
+  function fit(figure, area) {
+    const own = (area.dataset.height ??= area.offsetHeight);
+    const dialog = figure.closest("dialog");
+    const around = dialog ? figure.offsetHeight - area.offsetHeight + 100 : 0;
+    const height = dialog ? Math.max(own, dialog.clientHeight - around) : Number(own);
+    area.style.height = `${height}px`;
+    return Plotly.relayout(area, { height, autosize: true });
   }
 
   document.querySelectorAll("figure.plot").forEach(draw);
