@@ -181,6 +181,12 @@ def literal(arg: object) -> float | None:
     return number
 
 
+def shortest(number: float) -> float:
+    """The decimal that means the same float32: what was written as 1e-6 is traced as 9.99999997e-07 in places."""
+    short = float(f"{number:.6g}")
+    return short if torch.tensor(short) == torch.tensor(number) else number
+
+
 def _constant(node: fx.Node) -> float | None:
     """The number in a one-element tensor that tracing stored on the module (`torch.tensor(1e-10)` in the model)."""
     module = node.graph.owning_module

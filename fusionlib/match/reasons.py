@@ -84,7 +84,7 @@ _TABLE = (
     ("scalar_not_literal", "A number that decides the result is only known at run time.",
      "Make it a Python number. dynamic=True takes an attribute like self.eps for an input: mark the tokens alone with "
      "torch._dynamo.mark_dynamic(x, 0) instead, or set torch._dynamo.config.specialize_float = True."),
-    ("symbolic_shape", "Dynamic sizes that must be equal are not known to be.",
+    ("symbolic_shape", "Dynamic sizes are not known to be equal, or not known where they are needed.",
      "Take x and gate of one token dimension, or tell the compiler with torch._check(gate.numel() == x.numel())."),
     ("rounding", "The graph rounds where the fused computation cannot.",
      "Compute in float32 between the rounding points of fusionlib.GatedNorm and GroupQuant."),

@@ -29,6 +29,7 @@ from fusionlib.match.graph import (
     result_of,
     same,
     shape,
+    shortest,
     with_literal,
 )
 from fusionlib.match.reasons import Stop
@@ -107,7 +108,7 @@ def _below_eps(node: fx.Node) -> tuple[fx.Node, float]:
         return node, 0.0
     pair = with_literal(node)
     if pair is not None:
-        eps = _shortest(pair[1])
+        eps = shortest(pair[1])
         if eps != 0 and not LEAST_EPS <= eps <= FLOAT32_MAX:
             raise Stop("eps", node, "an epsilon of 0, or a normal float32 number above it", f"{eps:g}")
         return peel_exact(pair[0]), eps
@@ -115,12 +116,6 @@ def _below_eps(node: fx.Node) -> tuple[fx.Node, float]:
         if isinstance(mean, fx.Node) and is_call(peel_exact(mean), aten.mean.dim, aten.sum.dim_IntList):
             raise Stop("scalar_not_literal", node, "a literal epsilon", describe(eps))
     return node, 0.0
-
-
-def _shortest(number: float) -> float:
-    """The decimal that means the same float32: F.rms_norm is traced with 9.99999997e-07 for 1e-6."""
-    short = float(f"{number:.6g}")
-    return short if torch.tensor(short) == torch.tensor(number) else number
 
 
 def _mean(node: fx.Node, trail: Trail) -> tuple[fx.Node, int]:

@@ -28,6 +28,7 @@ from fusionlib.match.graph import (
     peel_views,
     result_of,
     shape,
+    shortest,
     value,
     with_literal,
 )
@@ -96,7 +97,7 @@ def _floor(node: fx.Node, trail: Trail) -> tuple[fx.Node, float | None]:
         low = None  # a maximum of magnitudes is never below
     if low is not None and not LEAST_FLOOR <= low <= GREATEST_FLOOR:
         raise Stop("floor", node, f"a floor from {LEAST_FLOOR:g} to {GREATEST_FLOOR:g}", f"{low:g}")
-    return peel_exact(inner), low
+    return peel_exact(inner), None if low is None else shortest(low)
 
 
 def _below_rounding(node: fx.Node) -> tuple[fx.Node, torch.dtype | None]:

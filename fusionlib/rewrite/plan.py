@@ -11,6 +11,7 @@ from torch import fx
 
 from fusionlib.layout import row_layout
 from fusionlib.match.graph import aten, below, is_call, numel, shape, value
+from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Match
 from fusionlib.match.sizes import equal, same_shape
 from fusionlib.rewrite.layout import ScaleTarget, scale_target
@@ -173,7 +174,8 @@ def output_sizes(node: fx.Node, site: SitePlan, flat: tuple) -> list[Size] | Non
     found = {i: _size_node(size, node, site) for i, size in enumerate(wanted) if not isinstance(size, int)}
     missing = [i for i, size in found.items() if size is None]
     if len(missing) > 1:  # a view infers one size at most, so that the graph computes all others somewhere
-        raise LookupError(f"no node before %{node.name} computes {[str(wanted[i]) for i in missing]}")
+        listed = ", ".join(str(wanted[i]) for i in missing)
+        raise Stop("symbolic_shape", node, "sizes that the graph computes before it", f"{listed}, computed nowhere")
     inferred = next(iter(missing or found), None)
     sizes: list[Size] = [found.get(i, size) for i, size in enumerate(wanted)]
     if inferred is not None:

@@ -106,6 +106,20 @@ MISREADINGS = {
     ),
     "minimum instead of maximum": with_quant(lambda v: quantised(v, v.abs().amin(-1, keepdim=True))),
     "maximum without magnitude": with_quant(lambda v: quantised(v, v.amax(-1, keepdim=True))),
+    "root of a root": with_norm(
+        lambda x, z, w: x * torch.rsqrt(torch.sqrt(x.float().pow(2).mean(-1, True) + 1e-6)) * w * F.silu(z.float())
+    ),
+    "power of a root": with_norm(
+        lambda x, z, w: x * torch.sqrt(x.float().pow(2).mean(-1, True) + 1e-6).pow(-0.5) * w * F.silu(z.float())
+    ),
+    "mean over zero": with_norm(
+        lambda x, z, w: x * torch.rsqrt(x.float().pow(2).mean(-1, True) / 0.0 + 1e-6) * w * F.silu(z.float())
+    ),
+    "where the maximum stands": with_quant(lambda v: quantised(v, v.abs().max(-1, keepdim=True)[1])),
+    "no clamp and no floor": with_quant(lambda v: (v / (amax(v) / 448.0)).to(FP8)),
+    "copies of a group by a literal": with_quant(
+        lambda v: quantised(v := v[:, None] * torch.ones(1, 3, 1, 1), amax(v))
+    ),
     "scale added to": with_quant(lambda v: quantised(v, amax(v) + 1e-3)),
     "quotient added to": with_quant(lambda v: ((v / (amax(v) / 448.0)) + 0.5).clamp(-448, 448).to(FP8)),
 }
