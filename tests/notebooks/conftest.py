@@ -86,7 +86,11 @@ def lab_page(browser):
     """A laptop's window for JupyterLab."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)
-    # A slow start may ask which kernel to take, and the one that is offered will do.
-    page.add_locator_handler(page.locator(".jp-Dialog"), lambda dialog: dialog.locator(".jp-mod-accept").click())
+    # A slow start may ask, even twice, which kernel to take, and the one that is offered will do.
+    page.add_locator_handler(
+        page.locator(".jp-Dialog").first,
+        lambda dialog: dialog.locator(".jp-mod-accept").click(),
+        no_wait_after=True,
+    )
     yield page
     page.close()
