@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fusionlib import cost, doctor, explain_command
+from fusionlib import cost, doctor, exercises_command, explain_command
 from fusionlib.arguments import Parser
 from fusionlib.notebooks import command as notebooks
 from fusionlib.notebooks.errors import UsageError
@@ -30,7 +30,7 @@ from fusionlib.observe.bench import command as bench
 
 # One entry per subcommand: a module with `register(subparsers)`, which adds its parser and sets `run` to a function
 # (namespace) -> exit code. Such a module imports at its top only what is cheap and always installed: torch is not.
-COMMANDS = (doctor, notebooks, asm_command, explain_command, cost, bench, record_command)
+COMMANDS = (doctor, notebooks, exercises_command, asm_command, explain_command, cost, bench, record_command)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -25,6 +25,7 @@ from triton.language.extra import libdevice
 from fusionlib import ptx
 from fusionlib.kernel_quant import (
     _float32,
+    _group_amax,
     _group_scale,
     _quotient,
     _rounded,
@@ -333,8 +334,8 @@ def rms_norm_gated_group_quant_kernel(
     if BLOCK_SEGMENTS != SEGMENTS or BLOCK_SEGMENT != SEGMENT:
         y = tl.where(inside, y, 0.0)  # with eps = 0 the padding's own norm is 0 * inf
 
-    scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, ROUND_SCALE, UE8M0,
-                         GROUP_SEGMENTS, SEGMENTS, PTX, ROW_IS_WARP)  # fmt: skip
+    amax = _group_amax(y, GROUP_SEGMENTS, SEGMENTS, ROW_IS_WARP)
+    scale = _group_scale(amax, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, ROUND_SCALE, UE8M0, PTX)
     divisor = scale[:, None, None] if GROUP_SEGMENTS == SEGMENTS else scale[:, :, None]
     quotient = _quotient(y, divisor, RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
     out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
@@ -386,8 +387,8 @@ def group_quant_kernel(
     y = tl.load(y_ptr + token * y_stride_token + group * GROUP + element, mask=mask, other=0.0)
     y = _float32(y, PTX)  # [R, 1, E]
     Y_DTYPE: tl.constexpr = y_ptr.dtype.element_ty
-    scale = _group_scale(y, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, ROUND_SCALE, UE8M0,
-                         1, 1, PTX, ROW_IS_WARP)  # fmt: skip
+    amax = _group_amax(y, ROW_IS_WARP=ROW_IS_WARP)
+    scale = _group_scale(amax, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, ROUND_SCALE, UE8M0, PTX)
     quotient = _quotient(y, scale[:, None, None], RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
     out_offset = row.to(tl.int64)[:, None, None] * GROUP + element
     tl.store(codes_ptr + out_offset, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX, PTX), mask=mask)

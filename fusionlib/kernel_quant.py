@@ -59,10 +59,15 @@ def _run_amax(amax, RUN: tl.constexpr, SEGMENTS: tl.constexpr):
 
 
 @triton.jit
-def _amax(y, RUN: tl.constexpr, SEGMENTS: tl.constexpr, ROW_IS_WARP: tl.constexpr):
-    """Largest magnitude over runs of RUN segments; NaN where one is among them.
+def _group_amax(
+    y,  # [R, S, E] float32
+    RUN: tl.constexpr = 1,  # segments of a group
+    SEGMENTS: tl.constexpr = 1,  # segments of a unit
+    ROW_IS_WARP: tl.constexpr = False,  # each unit lies in the threads of one warp
+):
+    """Largest magnitude of each group; NaN where one is among them.
 
-    [R] where the run is the whole unit, else [R, S] with the run's in the place of each of its segments.
+    [R] where the unit is one group, else [R, S], the group's in the place of each of its segments.
     """
     magnitude = tl.abs(y)
     if ROW_IS_WARP:
@@ -79,7 +84,7 @@ def _amax(y, RUN: tl.constexpr, SEGMENTS: tl.constexpr, ROW_IS_WARP: tl.constexp
 
 @triton.jit
 def _group_scale(
-    y,  # [R, S, E] float32
+    amax,
     floor,
     Y_DTYPE: tl.constexpr,
     FP8_MAX: tl.constexpr,
@@ -87,13 +92,9 @@ def _group_scale(
     SCALE_RECIPROCAL: tl.constexpr = False,  # amax times 1 / FP8_MAX instead of amax over FP8_MAX
     ROUND_SCALE: tl.constexpr = False,
     UE8M0: tl.constexpr = False,
-    RUN: tl.constexpr = 1,  # segments of a group
-    SEGMENTS: tl.constexpr = 1,  # segments of a unit
     PTX: tl.constexpr = False,
-    ROW_IS_WARP: tl.constexpr = False,  # each unit lies in the threads of one warp
 ):
-    """Scale of each segment's group [R, S], or of the unit [R] where that is one group."""
-    amax = _amax(y, RUN, SEGMENTS, ROW_IS_WARP)
+    """Scale of each group, in the shape of `amax`."""
     if FLOOR_ON == 1:
         amax = _larger(amax, floor)
     if SCALE_RECIPROCAL:
@@ -153,10 +154,11 @@ def _quotient(
     else:
         # Markstein: with r = RN(1/s), one residual step makes y*r the correctly rounded quotient, at two instructions
         # an element instead of a division. The floor keeps s and r normal. What is left is taken the other way round,
-        # r*s - y and then less: y - r*s of a -0 is +0, and the sum of the two no longer -0.
+        # r*s - y and then less: y - r*s of a -0 is +0, and the sum of the two no longer -0. Times -1 and not by a minus,
+        # which Triton makes a difference from zero: of the reciprocal of an infinite scale, that would be +0.
         estimate = y * reciprocal
         excess = tl.fma(estimate, finite, y * -1.0)
-        quotient = tl.fma(excess, -reciprocal, estimate)
+        quotient = tl.fma(excess, reciprocal * -1.0, estimate)
     return quotient
 
 

@@ -284,7 +284,8 @@ class GroupQuant:
         """The floor as it binds where y is of `dtype`: None if the scale's rounding takes the least scale to 0."""
         if self.floor is None or not self.round_scale or self.floor_on == "scale":
             return self.floor
-        return self.floor if torch.tensor(self.floor / self.limit).to(dtype) > 0 else None
+        least = torch.finfo(dtype)
+        return self.floor if self.floor / self.limit > least.tiny * least.eps / 2 else None  # half the least number
 
     def with_layout(self, scale_layout: ScaleLayout) -> GroupQuant:
         """The same quantisation with its scales stored in another layout."""

@@ -136,7 +136,9 @@ def test_the_product_has_the_gradient_of_the_dequantised_one(tokens):
 
     got = of(lambda *leaves: block_scaled_mm(*leaves, torch.float32))
     want = of(lambda c, s, w, ws: dequantised(c, s, 1) @ dequantised(w, ws, 128).t())
-    assert equal([g.float() for g in got], [w.float() for w in want])
+    for ours, theirs in zip(got, want, strict=True):  # a sum in another order may cross a rounding to FP8
+        rtol = 2**-3 if ours.dtype.itemsize == 1 else 1e-5
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=rtol, atol=1e-4)
     assert all(gradient.float().abs().sum() > 0 for gradient in want)
 
 

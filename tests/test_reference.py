@@ -89,6 +89,53 @@ def test_every_rounding_point_rounds(norm, seed):
         assert value.dtype != full.dtype or not torch.equal(value, full), point
 
 
+@pytest.mark.parametrize("per_element", [False, True])
+def test_a_bias_is_added_behind_the_weight_and_before_the_next_rounding(per_element):
+    """Both orders written out: the point `weight` of norm-first, and `output` of gate-first, round the sum once."""
+    x, gate = torch.randn(2, 33, 64, dtype=torch.bfloat16) * 2
+    weight, bias = torch.randn(2, 64 if per_element else 16, dtype=torch.bfloat16)
+    wide_weight, wide_bias = (v.float().view(-1, 16) for v in (weight, bias))
+
+    def normed(value):
+        value = value.view(33, 4, 16)
+        return (value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)).bfloat16().float()
+
+    act = torch.nn.functional.silu(gate.float())
+    first = (normed(x.float()) * wide_weight + wide_bias).bfloat16().float().flatten(1)
+    got = reference.rms_norm_gated(x, gate, weight, GatedNorm.qwen3_next(16), bias)
+    assert torch.equal(got, (first * act).bfloat16())
+    behind = (normed(x.float() * act) * wide_weight + wide_bias).flatten(1)
+    got = reference.rms_norm_gated(x, gate, weight, GatedNorm.mamba2(16, 1e-6), bias)
+    assert torch.equal(got, behind.bfloat16())
+
+
+def test_a_float32_x_gives_a_result_of_another_dtype():
+    """The point `output` alone rounds to `out_dtype`; the others round to x's dtype, which float32 values are of."""
+    x, gate, weight = torch.randn(9, 64), torch.randn(9, 64), torch.randn(16)
+    plain = reference.rms_norm_gated(x, gate, weight, GatedNorm(16, rounding=()))
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for rounding in ({"output"}, {"norm", "weight", "output"}):
+            norm = GatedNorm(16, rounding=rounding, out_dtype=dtype)
+            assert torch.equal(reference.rms_norm_gated(x, gate, weight, norm), plain.to(dtype))
+    half = x.bfloat16()
+    norm = GatedNorm(16, out_dtype=torch.float16)
+    wide = reference.rms_norm_gated(half, gate, weight, GatedNorm(16, rounding=()))
+    assert torch.equal(reference.rms_norm_gated(half, gate, weight, norm), wide.half())
+
+
+@pytest.mark.parametrize("dtype", FP8_MAXIMA)
+def test_a_scale_by_reciprocal_is_one_product(dtype):
+    """By the float32 number 1 / fp8_max, then rounded; in its last bit unlike the division."""
+    y = torch.randn(257, 256, dtype=torch.bfloat16)
+    amax = y.float().view(257, 2, 128).abs().amax(-1)
+    factor = torch.tensor(1.0) / torch.tensor(torch.finfo(dtype).max)
+    _, scale = reference.group_quant(y, GroupQuant(128, dtype, scale_division="reciprocal"))
+    assert torch.equal(scale, amax * factor)
+    assert not torch.equal(scale, reference.group_quant(y, GroupQuant(128, dtype))[1])
+    _, rounded = reference.group_quant(y, GroupQuant(128, dtype, scale_division="reciprocal", round_scale=True))
+    assert torch.equal(rounded, (amax * factor).bfloat16().float())
+
+
 def nearest_code(value: float, dtype: torch.dtype) -> int:
     """The code nearest to a value within the format's range, ties to the even code, by looking at all of them."""
     table = torch.arange(256, dtype=torch.uint8).view(dtype).double()
@@ -110,6 +157,12 @@ def test_a_code_is_the_nearest_value_of_the_format(value, other, dtype):
     quotient = (torch.tensor(value) / scale.squeeze()).clamp(-quant.limit, quant.limit).item()
     expected = torch.tensor([nearest_code(quotient, dtype)], dtype=torch.uint8).view(dtype)
     assert codes[0, 0].float() == expected.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_zero_keeps_its_sign(dtype):
+    codes, _ = reference.group_quant(torch.tensor([[240.0, -0.0, 0.0, -1e-9]]), GroupQuant(4, dtype))
+    assert codes.view(torch.uint8)[0, 1:].tolist() == [0x80, 0, 0x80]
 
 
 def test_no_code_of_fnuz_is_minus_zero():
@@ -159,6 +212,19 @@ def test_packed_scales_are_deepgemms_bytes():
     _, scale = reference.group_quant(y, quant)
     assert (scale.shape, scale.stride()) == ((3, 2), (1, 4))
     assert scale[1].tolist() == [int.from_bytes(bytes([128, 129, 130, 131]), "little", signed=True), 132 + 133 * 256]
+
+
+def test_padded_columns_and_vectors_are_as_engines_allocate_them():
+    """A column begins every 16 bytes; what one scale a token needs is one dimension."""
+    y = torch.randn(6, 24)
+    plain = reference.group_quant(y, GroupQuant(8))[1]
+    _, padded = reference.group_quant(y, GroupQuant(8, scale_layout="column_major_padded"))
+    assert (padded.shape, padded.stride()) == ((6, 3), (1, 8)) and torch.equal(padded, plain)
+    codes, vector = reference.group_quant(y, GroupQuant(24, scale_layout="vector"))
+    assert (vector.shape, vector.stride()) == ((6,), (1,))
+    assert torch.equal(vector, y.abs().amax(-1) / 448)
+    back = reference.dequantise(codes, vector, GroupQuant(24, scale_layout="vector"))
+    assert torch.equal(back, codes.float() * vector[:, None])
 
 
 @given(quant=quants(16, (torch.float8_e4m3fn,)), seed=st.integers(0, 2**16))

@@ -5,6 +5,7 @@ Each step is an exercise whose judge runs the reader's code; the worked solution
 
 from __future__ import annotations
 
+import dis
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -62,7 +63,9 @@ def is_stub(answer: Any) -> bool:
     if isinstance(answer, type):
         return any(is_stub(part) for part in vars(answer).values() if inspect.isfunction(part))
     code = getattr(answer, "__code__", None)
-    return code is not None and not code.co_names and set(code.co_consts) <= {..., None, answer.__doc__}
+    if code is None or code.co_names or not set(code.co_consts) <= {..., None, answer.__doc__}:
+        return False
+    return not any("JUMP" in instruction.opname for instruction in dis.get_instructions(code))  # a loop is an attempt
 
 
 def worked_test(op: Callable) -> None:
@@ -231,11 +234,14 @@ REPLACE = Exercise(
         traps.replace_and_empty_an_input,
     ),
     hints=(
-        "Editor(before, origin, mode) inserts calls: call(op, *args), item(node, index), reshape(node, sizes).",
+        "Editor(Journal(graph), before, origin, mode) inserts: call(op, *args), item(node, index), reshape(node, "
+        "sizes).",
         "Insert behind y: somebody may use the scale before the codes are made.",
         "quant.codes and quant.scale have shapes of their own: [-1, *shape(node)[1:]].",
+        "Make both results, ask same_layout(new, old) of both, and only then move readers; journal.undo() takes all "
+        "of it back.",
     ),
-    explanation="Results that come from a poisoned op prove that the call is really used.",
+    explanation="Results that bear the op's mark prove that the call is really used.",
     seconds=240,
 )
 

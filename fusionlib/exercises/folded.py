@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,14 @@ def publish(exercise: Exercise) -> None:
 def html(exercise: Exercise) -> str:
     """One <details> for each hint and one for the solution, all closed."""
     count = len(exercise.hints)
-    parts = [
-        _folded(f"Hint {number} of {count}", f"<p>{escape(hint)}</p>")
-        for number, hint in enumerate(exercise.hints, start=1)
-    ]
-    reason = f"<p>{escape(exercise.explanation)}</p>" if exercise.explanation else ""
+    parts = [_folded(f"Hint {number} of {count}", _words(hint)) for number, hint in enumerate(exercise.hints, start=1)]
+    reason = _words(exercise.explanation) if exercise.explanation else ""
     return "\n".join([*parts, _folded("Solution", _code(exercise.solution_text) + reason)])
+
+
+def _words(text: str) -> str:
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    return f"<p>{marked}</p>"
 
 
 def _folded(title: str, content: str) -> str:

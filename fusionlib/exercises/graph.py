@@ -184,7 +184,8 @@ def _drawn(seed: int) -> Callable:
         kept = []
         for name, keep in steps:
             x = getattr(x, name)()
-            kept += [x.cos()] * keep
+            if keep:
+                kept.append(x.cos())
         return *kept, x
 
     return program

@@ -46,7 +46,8 @@ def record(name: str, solved: bool) -> str | None:
         entry["attempts"] = entry.get("attempts", 0) + 1
         if solved and entry["state"] != SOLVED:
             entry |= {"state": SOLVED, "solved": now}
-        _replace(state_file(), json.dumps({"version": 1, "exercises": entries}, indent=1, sort_keys=True) + "\n")
+        state_file().parent.mkdir(parents=True, exist_ok=True)
+        replace_file(state_file(), json.dumps({"version": 1, "exercises": entries}, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         return f"your progress could not be noted in {state_file()}: {error.strerror or error}"
     return None
@@ -72,12 +73,13 @@ def _keep_damaged() -> None:
         os.replace(path, path.with_suffix(".damaged"))
 
 
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".exercises.", suffix=".json")
+def replace_file(path: Path, text: str) -> None:
+    """Write `path` whole or not at all. Raises OSError."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+        os.chmod(partial, 0o644)
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):

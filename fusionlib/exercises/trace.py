@@ -15,7 +15,7 @@ import torch
 
 from fusionlib.exercises.exercise import Exercise
 from fusionlib.observe.ledger import path_bytes
-from fusionlib.observe.trace import Trace, read_trace
+from fusionlib.observe.trace import Trace, TraceError, read_trace
 from fusionlib.spec import GatedNorm, GroupQuant
 
 Row = tuple[str, str, float, float, Mapping[str, Any]]
@@ -25,7 +25,8 @@ Spans = Sequence[tuple[float, float]]
 def trace_of_rows(rows: Sequence[Row]) -> Trace:
     """A trace written by hand, read as any other; a row is (category, name, start in µs, duration in µs, arguments).
 
-    Operators and launches go to one thread; a kernel's arguments name its stream, 7 unless given.
+    Operators and launches go to one thread; a kernel's arguments name its stream, 7 unless given. Rows that no profiler
+    would write, of a negative duration for instance, raise TraceError.
     """
     events = []
     for category, name, start, duration, args in rows:
@@ -36,7 +37,10 @@ def trace_of_rows(rows: Sequence[Row]) -> Trace:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "by_hand.json")
         path.write_text(json.dumps({"traceEvents": events}), encoding="utf-8")
-        return read_trace(path)
+        trace = read_trace(path)
+    if trace.flaws:
+        raise TraceError(f"these rows make no trace: {trace.flaws[0]}")
+    return trace
 
 
 #: Three launches out of order, one of them by the driver; the second kernel waits long, the third started early.

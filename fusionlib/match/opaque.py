@@ -149,6 +149,7 @@ def read_opaque_quant(node: fx.Node, trail: Trail) -> QuantRead:
     spec = read.spec
     if dtype(read.value) is torch.float32:  # rounded to the dtype of the value, a scale keeps what it is
         spec = replace(spec, round_scale=False)
+    spec = replace(spec, floor=spec.floor_in(dtype(read.value)))
     return QuantRead(node, read.value, spec, codes, scale, row)
 
 

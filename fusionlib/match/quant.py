@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import fx
 
@@ -98,7 +100,7 @@ def _read_own_scale(root: fx.Node, group: int, code_dtype: torch.dtype, value: f
 
 
 def _spec(read: ScaleRead, code_dtype: torch.dtype, division: str) -> GroupQuant:
-    return GroupQuant(
+    spec = GroupQuant(
         read.group_size,
         code_dtype,
         read.floor,
@@ -109,6 +111,7 @@ def _spec(read: ScaleRead, code_dtype: torch.dtype, division: str) -> GroupQuant
         scale_division=read.division,
         fp8_max=None if read.fp8_max == FP8_MAXIMA[code_dtype][0] else read.fp8_max,
     )
+    return replace(spec, floor=spec.floor_in(dtype(read.value)))
 
 
 def _below_clamp(cast: fx.Node, trail: Trail) -> tuple[fx.Node, tuple[float | None, float | None] | None]:

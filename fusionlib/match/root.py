@@ -34,6 +34,7 @@ from fusionlib.match.graph import (
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Trail
 from fusionlib.match.sizes import equal
+from fusionlib.spec import LEAST_EPS
 
 _LIMIT = 64  # nodes looked at: a norm has a dozen, and a search without an end would not be linear in the graph
 
@@ -107,8 +108,8 @@ def _below_eps(node: fx.Node) -> tuple[fx.Node, float]:
     pair = with_literal(node)
     if pair is not None:
         eps = _shortest(pair[1])
-        if not 0 <= eps <= FLOAT32_MAX:
-            raise Stop("eps", node, "an epsilon of 0 or more that float32 can hold", f"{eps:g}")
+        if eps != 0 and not LEAST_EPS <= eps <= FLOAT32_MAX:
+            raise Stop("eps", node, "an epsilon of 0, or a normal float32 number above it", f"{eps:g}")
         return peel_exact(pair[0]), eps
     for mean, eps in (operands(node), operands(node)[::-1]):
         if isinstance(mean, fx.Node) and is_call(peel_exact(mean), aten.mean.dim, aten.sum.dim_IntList):

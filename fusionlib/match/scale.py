@@ -9,7 +9,6 @@ import torch
 from torch import fx
 
 from fusionlib.match.graph import (
-    FLOAT32_MAX,
     NARROW,
     aten,
     clamp_bounds,
@@ -35,7 +34,7 @@ from fusionlib.match.graph import (
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Trail
 from fusionlib.match.sizes import equal
-from fusionlib.spec import FP8_MAXIMA, LEAST_FLOOR
+from fusionlib.spec import FP8_MAXIMA, GREATEST_FLOOR, LEAST_FLOOR
 
 _MAX_DIM = getattr(aten.max, "dim")  # noqa: B009  (`max.dim` reads like an attribute of the builtin)
 _MAXIMA = (aten.amax.default, aten.max.default, _MAX_DIM)
@@ -95,8 +94,8 @@ def _floor(node: fx.Node, trail: Trail) -> tuple[fx.Node, float | None]:
     trail.add("floor", node)
     if low is not None and low <= 0:
         low = None  # a maximum of magnitudes is never below
-    if low is not None and not LEAST_FLOOR <= low <= FLOAT32_MAX:
-        raise Stop("floor", node, f"a floor from {LEAST_FLOOR:g} to {FLOAT32_MAX:g}", f"{low:g}")
+    if low is not None and not LEAST_FLOOR <= low <= GREATEST_FLOOR:
+        raise Stop("floor", node, f"a floor from {LEAST_FLOOR:g} to {GREATEST_FLOOR:g}", f"{low:g}")
     return peel_exact(inner), low
 
 

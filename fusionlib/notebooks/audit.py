@@ -16,21 +16,25 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 
+from fusionlib.notebooks.prose import swallowed
 from fusionlib.notebooks.site import DISPLAY_PRIORITY
-from fusionlib.show.figure import PLOTLY_MIME
+from fusionlib.show.figure import PLOTLY_MIME, SVG_MIME
 
 WORDS = ("caption", "alt", "summary")
 
 
 def audit(path: Path, *, root: Path) -> list[str]:
-    """Return what is wrong with the outputs of the executed notebook at `path`, a sentence each that names the cell.
+    """Return what is wrong with the executed notebook at `path`, a sentence each that names the cell.
 
-    Looked for: a figure without its words or its text form, an output that neither the page nor a plain reader can
-    show, messages on stderr, and texts that belong to this machine: its folders and its name. `root` is the checkout.
+    Looked for: prose that Markdown would not show as it is written, a figure without its words or its text form, an
+    output that neither the page nor a plain reader can show, messages on stderr, and texts that belong to this machine:
+    its folders and its name. `root` is the checkout.
     """
     private = private_texts(root)
     problems = []
     for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            problems += [f"{path.stem}: cell {cell.id}: {problem}" for problem in swallowed(cell.source)]
         for output in cell.get("outputs", ()):
             problems += [f"{path.stem}: cell {cell.id}: {problem}" for problem in _problems(output, private)]
     return problems
@@ -57,7 +61,8 @@ def _problems(output: Mapping[str, Any], private: Mapping[str, str]) -> Iterator
             yield f"nothing can show its output of {', '.join(data) or 'no type'}; give it a text/plain form"
         if PLOTLY_MIME in data:
             about = output.get("metadata", {}).get("fusionlib", {})
-            missing = [word for word in WORDS if not about.get(word)] + ["text/plain"] * ("text/plain" not in data)
+            missing = [word for word in WORDS if not about.get(word)]
+            missing += [form for form in ("text/plain", SVG_MIME) if form not in data]
             if missing:
                 yield f"a figure without {', '.join(missing)}; show it with fusionlib.show.show"
     text = json.dumps(output, ensure_ascii=False)

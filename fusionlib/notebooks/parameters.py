@@ -9,6 +9,7 @@ from typing import Any
 
 from fusionlib.notebooks.catalogue import Notebook
 from fusionlib.notebooks.errors import UsageError
+from fusionlib.notebooks.given import given_file, names_file
 from fusionlib.notebooks.limits import broken_limit
 
 #: What a headless run says to every notebook that asks for it: there is nobody to move a control.
@@ -44,7 +45,8 @@ def resolve_parameters(notebooks: Sequence[Notebook], assignments: Mapping[str, 
     """Return the typed parameters of each notebook by its name.
 
     A parameter goes to every notebook that declares it. One that no notebook declares is an error: papermill itself
-    would only warn, and run with the default. `HEADLESS` holds what is given unless `assignments` say otherwise.
+    would only warn, and run with the default. `HEADLESS` holds what is given unless `assignments` say otherwise. A
+    parameter whose name ends in `_file` is a file, relative to the current folder.
     """
     known = {notebook.name: parameters_of(notebook) for notebook in notebooks}
     for name in assignments:
@@ -68,7 +70,7 @@ def convert(name: str, text: str, declared: Mapping[str, Any]) -> Any:
     """
     default = _literal(declared["default"])
     if isinstance(default, str):
-        return _unquoted(text)
+        return given_file(name, _unquoted(text)) if names_file(name) else _unquoted(text)
     if isinstance(default, bool):
         return _boolean(name, text)
     value = _literal(text)

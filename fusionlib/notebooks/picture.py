@@ -42,7 +42,7 @@ def _take(chromium: Browser, page: Path, cell: str, target: Path, scheme: str, w
         raise UsageError(f"{page.stem} has no figure in a cell with the id {cell!r}")
     tab.locator("figure.plot:not(.drawn)").first.wait_for(state="detached")
     # The controls need a script and the words stand in the README, so that the plot alone is taken.
-    tab.add_style_tag(content=f":root {{ --page: {GROUNDS[scheme]}; }}")
+    tab.add_style_tag(content=f":root {{ --page: {GROUNDS[scheme]}; }} .plot-controls {{ display: none; }}")
     figure.locator(".plot-area").screenshot(path=str(target), animations="disabled")
     tab.close()
     return target

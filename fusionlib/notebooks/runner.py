@@ -25,6 +25,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from fusionlib.notebooks.catalogue import Notebook
 from fusionlib.notebooks.files import locked
+from fusionlib.notebooks.given import conceal_paths, identified, shown
 from fusionlib.notebooks.kernel import KERNELSPEC, OwnKernel
 from fusionlib.notebooks.provenance import LIBRARIES, device_markers, library_versions, provenance
 from fusionlib.notebooks.results import Results
@@ -128,8 +129,8 @@ def run_one(
         failure = _execute(notebook, partial, parameters, timeout, progress)
         seconds = time.monotonic() - started
         status, target = ("failed", failed) if failure else ("executed", good)
-        record = {"key": key, "status": status, "seconds": round(seconds, 2), "parameters": parameters}
-        _finish(notebook, partial, target, record | {"provenance": provenance(root)})
+        record = {"key": key, "status": status, "seconds": round(seconds, 2), "parameters": shown(parameters)}
+        _finish(notebook, partial, target, record | {"provenance": provenance(root)}, parameters)
         if not failure:
             failed.unlink(missing_ok=True)
     finally:
@@ -193,13 +194,16 @@ def _failure(notebook: Notebook, cell: Any, source: str, error: str) -> Failure:
     return Failure(notebook.name, index, cell_id, cell.source if cell else source, error)
 
 
-def _finish(notebook: Notebook, partial: Path, target: Path, record: dict[str, Any]) -> None:
+def _finish(
+    notebook: Notebook, partial: Path, target: Path, record: dict[str, Any], parameters: Mapping[str, Any]
+) -> None:
     """Put the executed notebook in its place: without widget state or absolute paths, in one step."""
     node = nbformat.read(partial, as_version=4)
     node.metadata.pop("widgets", None)
     node.metadata["kernelspec"] = KERNELSPEC  # that it ran in, whatever it was saved with
     node.metadata.setdefault("papermill", {}).update(input_path=notebook.path.name, output_path=target.name)
     node.metadata["fusionlib"] = record
+    conceal_paths(node, parameters)
     nbformat.write(node, partial)
     os.replace(partial, target)
 
@@ -207,11 +211,11 @@ def _finish(notebook: Notebook, partial: Path, target: Path, record: dict[str, A
 def run_key(notebook: Notebook, *, root: Path, parameters: Mapping[str, Any]) -> str:
     """Return a hash of everything known to change a result.
 
-    That is: the notebook, its parameters, fusionlib's sources, the measured data, the libraries' versions and the
-    kind of device.
+    That is: the notebook, its parameters (of a file the content), fusionlib's sources, the measured data, the
+    libraries' versions and the kind of device.
     """
     facts = {
-        "parameters": dict(parameters),
+        "parameters": identified(parameters),
         "libraries": library_versions(LIBRARIES),
         "device": device_markers(),
         "python": sys.version_info[:3],

@@ -1,4 +1,4 @@
-"""A function's graph at named stages on its way through torch.compile, as data, without generating or running code.
+"""A function's graph at named stages on its way through torch.compile, as data, without generating code.
 
     dynamo   what Dynamo traced: the calls that the Python code makes, under the names it gives them
     aten     what AOTAutograd made of it: ATen operations, decomposed, without writes in place

@@ -15,18 +15,27 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fusionlib.observe.trace import GPU_CATEGORIES, LAUNCH_CATEGORIES, MARK_CATEGORIES, OP_CATEGORIES
-from fusionlib.observe.tracefile import Limits, TraceError, number, read_values
+from fusionlib.observe.events import (
+    CATEGORIES,
+    GPU_CATEGORIES,
+    LAUNCH_CATEGORIES,
+    MARK_CATEGORIES,
+    arguments,
+    category,
+    external_id,
+    nanoseconds,
+    number,
+)
+from fusionlib.observe.flaws import Flaws
+from fusionlib.observe.tracefile import Limits, TraceError, read_values
 
 SIZE_LIMIT = 100_000  # bytes of the gzip file: small enough to commit, large enough for several decode steps
 
-_CATEGORIES = (*GPU_CATEGORIES, *LAUNCH_CATEGORIES, *OP_CATEGORIES)
 #: Ranges that are kept: the recorder's own and the profiler's. What a program calls its other ranges may be anything.
 _MARK = re.compile(r"fusionlib step \d{1,3}|ProfilerStep#\d{1,9}")
 _TOP_LEVEL_NUMBERS = ("schemaVersion", "cuda_runtime_version", "cuda_driver_version", "hip_runtime_version")
 _DEVICE_NUMBERS = ("id", "totalGlobalMem", "computeMajor", "computeMinor", "warpSize", "numSms")
 _ARGS = (
-    "External id",
     "correlation",
     "device",
     "stream",
@@ -74,17 +83,20 @@ def clean_trace(
         limits: for reading `source`.
 
     Raises:
-        TraceError: if `source` cannot be read, the result is over `size_limit`, or a secret remains.
+        TraceError: if `source` cannot be read, lacks events that would be kept or is of several processes, if the
+            result is over `size_limit`, or if a secret remains.
     """
-    cleaner = _Cleaner(Path(source))
+    cleaner = _Cleaner(Path(source), limits or Limits())
+    flaws = Flaws()
     try:
-        for key, value in read_values(source, limits):
+        for key, value in read_values(source, limits, flaws):
             cleaner.add(key, value)
+        cleaner.check(flaws)
         cleaner.secrets.update(word.lower() for word in secrets if word)
         data = _compressed(cleaner.finish(window_us))
     except TraceError:
         raise
-    except (ValueError, RecursionError) as error:  # times whose difference is infinite, lists nested a thousand deep
+    except (ValueError, RecursionError) as error:  # lists nested a thousand deep
         raise TraceError(f"{source}: an event cannot be written ({error}); record again") from error
     if len(data) > size_limit:
         raise TraceError(
@@ -99,7 +111,7 @@ def clean_trace(
 
 
 def _compressed(trace: dict[str, Any]) -> bytes:
-    text = json.dumps(trace, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    text = json.dumps(trace, separators=(",", ":"), sort_keys=True, allow_nan=False, default=float)
     buffer = io.BytesIO()
     # No time and no file name in the header: the same trace is the same bytes.
     with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
@@ -110,8 +122,8 @@ def _compressed(trace: dict[str, Any]) -> bytes:
 class _Cleaner:
     """Collects what is kept; names are scrubbed at the end, when all that the file gives away is known."""
 
-    def __init__(self, source: Path) -> None:
-        self.source = source
+    def __init__(self, source: Path, limits: Limits) -> None:
+        self.source, self.limits = source, limits
         self.secrets: set[str] = set()
         self.top: dict[str, Any] = {}
         self.events: list[dict[str, Any]] = []
@@ -122,6 +134,7 @@ class _Cleaner:
         if key == "traceEvents":
             if isinstance(value, dict) and value.get("ph") == "X" and _kept(value):
                 self.events.append(self.event(value))
+                self.limits.check_events(self.source, len(self.events))
         elif key == "host_name" and isinstance(value, str):
             # A host is also known by its first label.
             self.secrets.update(part for part in (value.lower(), value.lower().split(".")[0]) if part)
@@ -132,21 +145,35 @@ class _Cleaner:
 
     def event(self, event: dict[str, Any]) -> dict[str, Any]:
         """The whitelisted fields of a complete event."""
-        start, duration = number(event.get("ts")), number(event.get("dur"))
-        if start is None or duration is None or not isinstance(event.get("name"), str):
+        start, duration = nanoseconds(event.get("ts")), nanoseconds(event.get("dur"))
+        if start is None or duration is None or duration < 0 or not isinstance(event.get("name"), str):
             raise TraceError(f"{self.source}: an event has no name, ts or dur: {event.get('name')!r:.60}; record again")
-        args = event.get("args")
-        args = args if isinstance(args, dict) else {}
+        args = arguments(event) or {}
         kept = {key: args[key] for key in _ARGS if key in args and _numeric(args[key])}
-        fields = {key: event[key] for key in ("cat", "name", "ph")}
+        if (external := external_id(args)) is not None:
+            kept["External id"] = external
+        fields = {"cat": category(event), "name": event["name"], "ph": "X"}
         numbers = {key: event.get(key) if _numeric(event.get(key)) else str(event.get(key)) for key in ("pid", "tid")}
         return fields | numbers | {"ts": start, "dur": duration, "args": kept}
+
+    def check(self, flaws: Flaws) -> None:
+        """Raise TraceError unless all that would be kept was read, and is of one process."""
+        for flaw in flaws.listed():
+            if flaw.lost and flaw.category in ("", *CATEGORIES):
+                raise TraceError(f"{self.source}: {flaw}; only a whole trace is published: record or copy it again")
+        launches = (event for event in self.events if event["cat"] in LAUNCH_CATEGORIES)
+        processes = {event["pid"] for event in launches if "correlation" in event["args"]}
+        if len(processes) > 1:
+            raise TraceError(
+                f"{self.source}: launches of {len(processes)} processes, and cleaning keeps nothing by which to tell "
+                "their kernels apart; clean the trace of each before they are merged"
+            )
 
     def finish(self, window_us: tuple[float, float] | None) -> dict[str, Any]:
         """The cleaned trace."""
         self.rebase()
         if window_us is not None:
-            first, last = window_us
+            first, last = (edge * 1000 for edge in window_us)
             self.events = [event for event in self.events if first <= event["ts"] < last]
             self.rebase()
         self.renumber()
@@ -160,14 +187,14 @@ class _Cleaner:
                 if known.search(names[name]):
                     raise TraceError(f"{self.source}: a secret would remain in an event's name; choose a longer secret")
             event["name"] = names[name]
+            event |= {key: event[key] / 1000 for key in ("ts", "dur")}  # nanoseconds as microseconds
         return self.top | {"traceEvents": self.events}
 
     def rebase(self) -> None:
-        """Let time start at the first event, in nanosecond steps, and put the events in order of time."""
-        base = min((event["ts"] for event in self.events), default=0.0)
+        """Let time start at the first event, and put the events in order of time."""
+        base = min((event["ts"] for event in self.events), default=0)
         for event in self.events:
-            event["ts"] = round(event["ts"] - base, 3)
-            event["dur"] = round(event["dur"], 3)
+            event["ts"] -= base
         self.events.sort(key=lambda event: event["ts"])
 
     def renumber(self) -> None:
@@ -185,14 +212,15 @@ class _Cleaner:
 
 def _kept(event: dict[str, Any]) -> bool:
     """Whether a complete event is one that is published."""
-    if event.get("cat") in MARK_CATEGORIES:
+    kind = category(event)
+    if kind in MARK_CATEGORIES:
         return isinstance(event.get("name"), str) and bool(_MARK.fullmatch(event["name"]))
-    return event.get("cat") in _CATEGORIES
+    return kind in CATEGORIES
 
 
 def _users(value: Any) -> set[str]:
     """User names that occur in paths anywhere in `value`."""
-    return set(USERS.findall(json.dumps(value, ensure_ascii=False)))
+    return set(USERS.findall(json.dumps(value, ensure_ascii=False, default=str)))
 
 
 def _device(entry: dict[str, Any]) -> dict[str, Any]:

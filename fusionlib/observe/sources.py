@@ -225,28 +225,11 @@ def _until(trace: Trace, end_us: float) -> Trace:
     if not trace.kernels:
         return replace(trace, ops=tuple(op for op in trace.ops if op.start_us < end_us))
     kernels = tuple(kernel for kernel in trace.kernels if kernel.start_us < end_us)
-    kept = {kernel.launch.correlation for kernel in kernels if kernel.launch}
-    launches = tuple(launch for launch in trace.launches if launch.correlation in kept)
+    kept = {(kernel.launch.process, kernel.launch.correlation) for kernel in kernels if kernel.launch}
+    launches = tuple(launch for launch in trace.launches if (launch.process, launch.correlation) in kept)
     last = max((launch.start_us for launch in launches), default=end_us)
     ops: tuple[Op, ...] = tuple(op for op in trace.ops if op.start_us <= last)
     return replace(trace, kernels=kernels, launches=launches, ops=ops)
-
-
-def window(trace: Trace, first_us: float, last_us: float) -> Trace:
-    """What of `trace` begins in [first_us, last_us), counted from its first event: a part of a long one."""
-    events = [*trace.kernels, *trace.ops, *trace.launches]
-    base = min((event.start_us for event in events), default=0.0)
-
-    def inside(event) -> bool:
-        return base + first_us <= event.start_us < base + last_us
-
-    return replace(
-        trace,
-        kernels=tuple(filter(inside, trace.kernels)),
-        ops=tuple(filter(inside, trace.ops)),
-        launches=tuple(filter(inside, trace.launches)),
-        marks=(),
-    )
 
 
 def benchmark_times(benchmark: RecordedBenchmark, case: str = "") -> dict[str, dict[int, float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fusionlib.observe.trace import Op, Total, Trace
+from fusionlib.observe.trace import Kernel, Launch, Mark, Op, Total, Trace
 
 #: Times are cut to nanoseconds, each on its own, so a child may seem to end this much (us) after its parent.
 _SLACK_US = 0.002
@@ -78,20 +78,24 @@ def steps(trace: Trace) -> list[Trace]:
     """`trace` cut into its marks: of each mark the operators that began and the kernels that were launched in it.
 
     A kernel belongs to the step that launched it, whenever it ran; without a launch, to the step in whose time it
-    began. Gaps and delays stay those of the whole trace. Without marks there is one step, the whole.
+    began. Gaps and delays stay those of the whole trace. Without marks there is one step, the whole. Where the trace
+    holds several processes, a mark is a step of its own process.
     """
     if not trace.marks:
         return [trace]
-    found = []
-    for mark in trace.marks:
-        first, last = mark.start_us, mark.start_us + mark.duration_us
-        found.append(
-            replace(
-                trace,
-                kernels=tuple(k for k in trace.kernels if first <= (k.launch or k).start_us < last),
-                ops=tuple(op for op in trace.ops if first <= op.start_us < last),
-                launches=tuple(launch for launch in trace.launches if first <= launch.start_us < last),
-                marks=(mark,),
-            )
+    several = len(trace.processes) > 1
+
+    def within(mark: Mark, event: Op | Launch | Kernel) -> bool:
+        began = mark.start_us <= event.start_us < mark.start_us + mark.duration_us
+        return began and (not several or event.process == mark.process)
+
+    return [
+        replace(
+            trace,
+            kernels=tuple(kernel for kernel in trace.kernels if within(mark, kernel.launch or kernel)),
+            ops=tuple(op for op in trace.ops if within(mark, op)),
+            launches=tuple(launch for launch in trace.launches if within(mark, launch)),
+            marks=(mark,),
         )
-    return found
+        for mark in trace.marks
+    ]

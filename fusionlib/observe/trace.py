@@ -6,7 +6,10 @@ id`. Triton launches through the driver, PyTorch through the runtime, so both ca
 files HIP's calls under the same names. A CUDA-graph launch is one launch with many kernels. GPU events are told by
 `cat`: names are arbitrary, and streams are numbered anew by every process.
 
-Times are microseconds, as in the file; differences of `ts` are exact to about a nanosecond.
+How files of several processes are joined is in `joins`, what other writers call these things in `events`.
+
+Times are microseconds and exact to the nanosecond: as in the file where these are small, else counted from
+`Trace.base_ns`. What could not be read is in `Trace.flaws`.
 """
 
 from __future__ import annotations
@@ -16,21 +19,34 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from fusionlib.observe.tracefile import Limits, TraceError, number, read_values
+from fusionlib.observe.flaws import Flaw
+from fusionlib.observe.gather import SHAPE, Gathered, Raw, gather
+from fusionlib.observe.joins import Call, Joiner, Source, Work
+from fusionlib.observe.tracefile import Limits, TraceError
 
-__all__ = ["Kernel", "Launch", "Limits", "Mark", "Op", "Total", "Trace", "TraceError", "read_trace", "totals"]
+__all__ = ["Flaw", "Kernel", "Launch", "Limits", "Mark", "Op", "Total", "Trace", "TraceError", "read_trace", "totals"]
 
-GPU_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
-#: Kineto's own categories, and those that other writers of the format give HIP's calls.
-LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver")
-OP_CATEGORIES = ("cpu_op",)
-MARK_CATEGORIES = ("user_annotation",)
+#: A part of a trace is joined with what began up to a second before it, in nanoseconds; a GPU rarely lags by more.
+LEAD_NS = 1_000_000_000
+#: Times from here on are counted from a whole hour: as floats in microseconds they would blur (`events.exact_float`).
+_LARGE_NS, _HOUR_NS = 1000 << 33, 3_600_000_000_000
+
+
+class _OfThread:
+    """What ran on a thread; the thread is a word for a process and one for the thread."""
+
+    __slots__ = ()
+    thread: str
+
+    @property
+    def process(self) -> str:
+        """The thread's process."""
+        return self.thread.rpartition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
-class Op:
+class Op(_OfThread):
     """An operator on the CPU: `start_us` and `duration_us`, its External id (None if it has none) and its thread."""
 
     name: str
@@ -41,7 +57,7 @@ class Op:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(_OfThread):
     """A range that the program named (`record_function`), on the CPU; `structure.steps` cuts a trace by such ranges."""
 
     name: str
@@ -51,7 +67,7 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(_OfThread):
     """A runtime or driver call that put work on a GPU; a graph launch puts many kernels there."""
 
     name: str
@@ -83,6 +99,7 @@ class Kernel:
         shared_bytes: static and dynamic shared memory of a block.
         occupancy_percent: Kineto's estimate; no measurement.
         graph_node: the CUDA-graph node it came from, None outside graphs or where the trace does not say.
+        process: the process that launched it where the file holds several, None if unknown or there is one only.
         nodes: nodes of the FX graph it stands for; empty until `Trace.with_nodes` names them.
     """
 
@@ -102,6 +119,7 @@ class Kernel:
     shared_bytes: int | None
     occupancy_percent: float | None
     graph_node: int | None
+    process: str | None = None
     nodes: tuple[str, ...] = ()
 
     @property
@@ -123,6 +141,7 @@ class Trace:
     """What a trace holds, each in order of start: GPU events, operators, launches and named ranges.
 
     A trace of a CPU has no kernels and no launches; `structure.nest` says which of its operators ran inside which.
+    `flaws` tell what of the file could not be read; `base_ns` is what was taken off the file's times, 0 or whole hours.
     """
 
     path: Path
@@ -130,6 +149,32 @@ class Trace:
     ops: tuple[Op, ...]
     launches: tuple[Launch, ...]
     marks: tuple[Mark, ...] = ()
+    flaws: tuple[Flaw, ...] = ()
+    base_ns: int = 0
+
+    @property
+    def processes(self) -> list[str]:
+        """The processes that launched something, or where nothing was launched, that ran operators."""
+        return sorted({event.process for event in self.launches or self.ops})
+
+    @property
+    def begin_us(self) -> float:
+        """When the first GPU event, operator or launch began; 0 in an empty trace."""
+        return min((event.start_us for event in (*self.kernels, *self.ops, *self.launches)), default=0.0)
+
+    def between(self, first_us: float, last_us: float) -> Trace:
+        """What begins in [first_us, last_us) of the trace's own time; joins stay, to what is outside too."""
+
+        def inside(event: Kernel | Op | Launch) -> bool:
+            return first_us <= event.start_us < last_us
+
+        return replace(
+            self,
+            kernels=tuple(filter(inside, self.kernels)),
+            ops=tuple(filter(inside, self.ops)),
+            launches=tuple(filter(inside, self.launches)),
+            marks=(),
+        )
 
     def with_nodes(self, nodes: Mapping[str, Sequence[str]]) -> Trace:
         """The same trace with `Kernel.nodes` looked up by kernel name, or else by op name.
@@ -154,164 +199,123 @@ def totals(events: Iterable[Kernel | Op | Launch | Mark]) -> dict[str, Total]:
     return {name: Total(*sums[name]) for name in sorted(sums, key=lambda name: (-sums[name][1], name))}
 
 
-def read_trace(path: str | Path, limits: Limits | None = None) -> Trace:
+def read_trace(
+    path: str | Path, limits: Limits | None = None, *, window_us: tuple[float, float] | None = None
+) -> Trace:
     """Read the Kineto or Chrome trace at `path`, JSON or gzip, within `limits`.
 
     Events of categories that are not read here (flows, Python frames, the GPU's copy of annotations) are skipped
-    unread. What the trace does not say is None.
+    unread. What the trace does not say is None. What cannot be read is left out and told in `Trace.flaws`.
+
+    Args:
+        window_us: keep only what begins in [first, last), counted from the first event, with its joins to what began up
+            to a second before. The file is read twice, and what is not kept takes no memory, so that a file of any size
+            can be read if `limits.text_bytes` lets it.
 
     Raises:
-        TraceError: for a file that is missing, malformed, truncated or past a limit; the message says which.
+        TraceError: for a file that is missing or no trace, from which nothing can be read, or past a limit; the message
+            says which.
     """
-    reader = _Reader(Path(path))
-    for key, value in read_values(path, limits):
-        if key == "traceEvents":
-            reader.add(value)
-    return reader.finish()
+    if window_us is None:
+        return _Joined(gather(path, limits)).trace()
+    begin = gather(path, limits, (0, 0)).begin_ns or 0
+    first, last = (begin + round(edge * 1000) for edge in window_us)
+    joined = _Joined(gather(path, limits, (first - LEAD_NS, last)))
+    return joined.trace().between(*((edge - joined.base_ns) / 1000 for edge in (first, last)))
 
 
-class _Reader:
-    """Sorts events into ops, launches and GPU events; the joins wait for the end, as a file has no order."""
+class _Joined:
+    """What was gathered, joined and in the classes of `Trace`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.index = path, -1
-        self.ops: list[Op] = []
-        self.marks: list[Mark] = []
-        self.launches: list[tuple[Launch, dict[str, Any]]] = []
-        self.kernels: list[tuple[Kernel, int | None, int | None]] = []  # kernel, correlation, External id
+    def __init__(self, gathered: Gathered) -> None:
+        self.gathered = gathered
+        begin = gathered.begin_ns or 0
+        self.base_ns = begin // _HOUR_NS * _HOUR_NS if begin >= _LARGE_NS else 0
+        hosts = {raw.source for raw in gathered.launches or gathered.ops}
+        calls = (
+            Call(raw.source, raw.correlation or 0, raw.external, raw.start_ns, key)
+            for key, raw in enumerate(gathered.launches)
+        )
+        self.joiner = Joiner(hosts, calls, map(_work, gathered.kernels))
+        self.parted = len({process.part for process in self.joiner.by_process}) > 1
+        self.op_names: dict[tuple[Source | None, int], str] = {}
+        for raw in gathered.ops:
+            if raw.external is not None:
+                self.op_names.setdefault((self.process(raw), raw.external), raw.name)
 
-    def add(self, event: Any) -> None:
-        """Take one entry of `traceEvents`."""
-        self.index += 1
-        if not isinstance(event, dict):
-            raise self.fault(f"is {type(event).__name__}, not an object")
-        category = event.get("cat")
-        if event.get("ph") != "X" or not isinstance(category, str):
-            return
-        if category in OP_CATEGORIES:
-            self.ops.append(Op(*self.span(event), self.external(self.args(event)), self.thread(event)))
-        elif category in MARK_CATEGORIES:
-            self.marks.append(Mark(*self.span(event), self.thread(event)))
-        elif category in LAUNCH_CATEGORIES:
-            self.add_launch(event, self.args(event), sys.intern(category))
-        elif category in GPU_CATEGORIES:
-            self.add_kernel(event, self.args(event), sys.intern(category))
+    def trace(self) -> Trace:
+        """All of it."""
+        gathered = self.gathered
+        launches = [self.launch(raw) for raw in gathered.launches]
+        ends: dict[tuple, int] = {}
+        kernels = tuple(self.kernel(raw, launches, ends) for raw in gathered.kernels)
+        ops = tuple(Op(raw.name, *self.span(raw), raw.external, self.thread(raw)) for raw in gathered.ops)
+        marks = tuple(Mark(raw.name, *self.span(raw), self.thread(raw)) for raw in gathered.marks)
+        return Trace(gathered.path, kernels, ops, tuple(launches), marks, gathered.flaws.listed(), self.base_ns)
 
-    def add_launch(self, event: dict, args: dict, category: str) -> None:
-        """Take a call that may have launched something: it has a correlation."""
-        correlation = self.integer(args, "correlation")
-        if correlation is None:
-            return
-        name, start, duration = self.span(event)
-        external = self.external(args)
-        launch = Launch(name, category, start, duration, correlation, external, self.thread(event))
-        self.launches.append((launch, self.shape(args)))
+    def launch(self, raw: Raw) -> Launch:
+        """One call."""
+        return Launch(raw.name, raw.category, *self.span(raw), raw.correlation or 0, raw.external, self.thread(raw))
 
-    def add_kernel(self, event: dict, args: dict, category: str) -> None:
-        """Take a GPU event; launch, op and gap are joined later."""
-        name, start, duration = self.span(event)
-        stream = args.get("stream", event.get("tid"))
-        device = args.get("device", event.get("pid"))
-        kernel = Kernel(
-            name=name,
-            category=category,
+    def kernel(self, raw: Raw, launches: Sequence[Launch], ends: dict[tuple, int]) -> Kernel:
+        """One GPU event; `ends` holds when each stream so far was last at work."""
+        work = _work(raw)
+        call, ambiguous = self.joiner.launch(work)
+        if ambiguous:
+            self.gathered.flaws.index = raw.index
+            self.gathered.flaws.add(_AMBIGUOUS, raw.name, raw.category, lost=False)
+        candidates = self.joiner.candidates(work)
+        if call is not None:
+            candidates = [self.joiner.process[call.source]]
+        process = candidates[0] if len(candidates) == 1 else None
+        stream = (process or raw.source, raw.fields["device"], raw.fields["stream"])
+        before = ends.get(stream)
+        ends[stream] = raw.end_ns if before is None else max(before, raw.end_ns)
+        made_by = None if call is None else self.gathered.launches[call.key]
+        # ROCm's launches carry the geometry and its kernels do not.
+        shape = {} if made_by is None else {key: made_by.fields[key] for key in SHAPE if raw.fields[key] is None}
+        external = raw.external or (made_by.external if made_by else None)
+        start, duration = self.span(raw)
+        return Kernel(
+            name=raw.name,
+            category=raw.category,
             start_us=start,
             duration_us=duration,
-            device=device if type(device) is int else None,
-            stream=stream if type(stream) in (int, str) else None,
-            launch=None,
-            op=None,
-            gap_us=None,
-            queue_us=None,
-            registers=self.integer(args, "registers per thread"),
-            occupancy_percent=number(args.get("est. achieved occupancy %")),
-            graph_node=self.integer(args, "graph node id") or None,
-            **self.shape(args),
+            launch=None if call is None else launches[call.key],
+            op=self.op(candidates, external),
+            gap_us=None if before is None else (raw.start_ns - before) / 1000,
+            queue_us=None if made_by is None else (raw.start_ns - made_by.end_ns) / 1000,
+            process=self.word(process) if process and self.joiner.several else None,
+            **{**raw.fields, **shape},
         )
-        self.kernels.append((kernel, self.integer(args, "correlation"), self.external(args)))
 
-    def finish(self) -> Trace:
-        """Join everything; among calls of one correlation the earliest is the launch, as the others run inside it."""
-        self.launches.sort(key=lambda pair: pair[0].start_us)
-        self.ops.sort(key=lambda op: (op.start_us, -op.duration_us))  # of two that start together, the outer first
-        self.marks.sort(key=lambda mark: (mark.start_us, -mark.duration_us))
-        by_correlation: dict[int, tuple[Launch, dict]] = {}
-        for launch, shape in self.launches:
-            by_correlation.setdefault(launch.correlation, (launch, shape))
-        by_external: dict[int, str] = {}
-        for op in self.ops:
-            if op.external_id is not None:
-                by_external.setdefault(op.external_id, op.name)
-        self.kernels.sort(key=lambda entry: (entry[0].start_us, entry[0].end_us))
-        ends: dict[tuple, float] = {}
-        joined = []
-        for kernel, correlation, external in self.kernels:
-            launch, shape = by_correlation.get(correlation, (None, {})) if correlation else (None, {})
-            if external is None and launch is not None:
-                external = launch.external_id
-            place = (kernel.device, kernel.stream)
-            before = ends.get(place)
-            ends[place] = kernel.end_us if before is None else max(before, kernel.end_us)
-            joined.append(
-                replace(
-                    kernel,
-                    launch=launch,
-                    op=by_external.get(external),
-                    gap_us=None if before is None else kernel.start_us - before,
-                    queue_us=None if launch is None else kernel.start_us - (launch.start_us + launch.duration_us),
-                    # ROCm's launches carry the geometry and its kernels do not.
-                    **{field: value for field, value in shape.items() if getattr(kernel, field) is None},
-                )
-            )
-        launches = tuple(launch for launch, _ in self.launches)
-        return Trace(self.path, tuple(joined), tuple(self.ops), launches, tuple(self.marks))
+    def op(self, processes: Sequence[Source], external: int | None) -> str | None:
+        """The operator of that External id in one of `processes`, None if there is none or more than one."""
+        if external is None:
+            return None
+        keys = processes if self.joiner.several else [None]
+        found = [self.op_names[key, external] for key in keys if (key, external) in self.op_names]
+        return found[0] if len(found) == 1 else None
 
-    def shape(self, args: dict) -> dict[str, Any]:
-        """Grid, block and shared memory, each None where `args` does not say."""
-        return {
-            "grid": self.triple(args, "grid"),
-            "block": self.triple(args, "block"),
-            "shared_bytes": self.integer(args, "shared memory"),
-        }
+    def process(self, raw: Raw) -> Source | None:
+        """The process of a host event; None, one for all, where the file holds one only."""
+        return self.joiner.process.get(raw.source, raw.source) if self.joiner.several else None
 
-    def span(self, event: dict) -> tuple[str, float, float]:
-        """Name, start and duration, which every complete event must have."""
-        name, start, duration = event.get("name"), number(event.get("ts")), number(event.get("dur"))
-        if not isinstance(name, str):
-            raise self.fault(f"has the name {name!r:.60}, not a string")
-        if start is None or duration is None or duration < 0:
-            raise self.fault(
-                f"({name:.60}) has ts={event.get('ts')!r:.60}, dur={event.get('dur')!r:.60}; both must be finite "
-                "numbers of microseconds, dur >= 0"
-            )
-        return sys.intern(name), start, duration
+    def word(self, process: Source) -> str:
+        """A word for a process; parts of a file may hold processes of the same number, from several machines."""
+        return f"{process.part + 1}:{process.pid}" if self.parted else process.pid
 
-    def args(self, event: dict) -> dict:
-        """The event's arguments; none is none."""
-        args = event.get("args", {})
-        if not isinstance(args, dict):
-            raise self.fault(f"has args of type {type(args).__name__}, not an object")
-        return args
+    def thread(self, raw: Raw) -> str:
+        """A word for the process and one for the thread."""
+        return sys.intern(f"{self.word(self.process(raw) or raw.source)}/{raw.tid}")
 
-    def external(self, args: dict) -> int | None:
-        """The External id; zero is Kineto's word for none."""
-        return self.integer(args, "External id") or None
+    def span(self, raw: Raw) -> tuple[float, float]:
+        """Start and duration in microseconds."""
+        return (raw.start_ns - self.base_ns) / 1000, raw.duration_ns / 1000
 
-    def thread(self, event: dict) -> str:
-        """Process and thread as one word."""
-        return sys.intern(f"{event.get('pid')!s:.40}/{event.get('tid')!s:.40}")
 
-    def integer(self, args: dict, key: str) -> int | None:
-        """A whole number, or None where the writer had none (Kineto writes "N/A", NaN or nothing)."""
-        value = number(args.get(key))
-        return int(args[key]) if value is not None and value.is_integer() else None
+_AMBIGUOUS = "without a launch: more than one process in this file may have made it"
 
-    def triple(self, args: dict, key: str) -> tuple[int, int, int] | None:
-        """Three whole numbers, or None where there are none."""
-        value = args.get(key)
-        whole = isinstance(value, list) and len(value) == 3 and all(type(part) is int for part in value)
-        return tuple(value) if whole else None
 
-    def fault(self, what: str) -> TraceError:
-        """An error that names the event."""
-        return TraceError(f"{self.path}: event {self.index} of traceEvents {what}; record or export the trace again")
+def _work(raw: Raw) -> Work:
+    return Work(raw.source, raw.fields["device"], raw.correlation, raw.external, raw.end_ns)

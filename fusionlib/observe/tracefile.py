@@ -1,7 +1,8 @@
-"""Trace files, one event at a time: bounded in size and memory, whatever the file holds.
+"""Trace files, one event at a time: bounded in memory, whatever the file holds, and readable where it is damaged.
 
 A trace of a few steps is a few megabytes; one of an hour is gigabytes, and a gzip bomb is as large as its author likes.
-Nothing here keeps more than one chunk and one event, so that the limits hold before memory is taken.
+Nothing here keeps more than one chunk and one event. What profilers get wrong (names that are no JSON, a file that ends
+early) costs the event that it is in, and is noted among the flaws.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
-import math
+import re
 import stat
 import zlib
 from collections.abc import Iterator
@@ -17,27 +18,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from fusionlib.observe.events import exact_float
+from fusionlib.observe.flaws import Flaws, mended, named
+
 _CHUNK = 1 << 20  # bytes read at a time
 _WHITESPACE = " \t\r\n"
 _EVENTS = "traceEvents"
+
+#: Where an event begins behind another: an object with a key that events begin with.
+_NEXT = re.compile(r'(?:\}\s*)?,\s*(?=\{\s*"(?:ph|cat|name|pid|tid|ts|dur|id|args)"\s*:)')
+#: Where a list of events ends behind its last.
+_LAST = re.compile(r"\}\s*(?=\]\s*(?:[,}]|$))")
+_LIST = re.compile(rf'"{_EVENTS}"\s*:\s*\[')
+_TAIL = 256  # characters in which any of these fits
+_UNREADABLE = "�"  # stands for bytes that are no UTF-8
+_BESIDE = "a value beside the events is no JSON, too long or cut off, and was skipped"
 
 
 class TraceError(ValueError):
     """A trace that cannot be read or written: the message names the file, the limit or fault, and the way out."""
 
 
+class _NoJson(ValueError):
+    """A value that is no JSON, or cut off; the cursor is still in front of it."""
+
+
+class _TooLong(_NoJson):
+    """A value that is longer than the limit; the cursor is behind it."""
+
+
 @dataclass(frozen=True)
 class Limits:
-    """What a trace file may take; `read_trace` needs about 1.5 kB of memory for a GPU event, and one chunk of text.
+    """What a trace file may take.
 
     Args:
-        file_bytes: size of the file as it lies on disk, compressed or not.
-        text_bytes: size of the JSON text after decompression.
-        events: number of entries in `traceEvents`.
-        value_chars: length of one event, or of one other top-level value, in characters.
+        text_bytes: size of the JSON text, after decompression. It is not kept and costs time only.
+        events: number of events that are kept, about 1.5 kB of memory for one of a GPU.
+        value_chars: length of one event, or of one other top-level value, in characters; a longer one is skipped.
     """
 
-    file_bytes: int = 256 << 20
     text_bytes: int = 1 << 30
     events: int = 2_000_000
     value_chars: int = 1 << 20
@@ -47,24 +66,39 @@ class Limits:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"Limits.{field}={value!r} must be a positive integer")
 
+    def check_text(self, path: Path, size: int) -> None:
+        """Raise TraceError if `size` bytes of text are too many."""
+        if size > self.text_bytes:
+            raise TraceError(
+                f"{path}: over the limit of {self.text_bytes} bytes of text ({self.text_bytes / 2**30:g} GiB); raise "
+                "Limits.text_bytes, or record fewer steps"
+            )
 
-def read_values(path: str | Path, limits: Limits | None = None) -> Iterator[tuple[str, Any]]:
+    def check_events(self, path: Path, count: int) -> None:
+        """Raise TraceError if `count` events are too many to keep."""
+        if count > self.events:
+            raise TraceError(
+                f"{path}: more than {self.events} events to keep; read a part of it (window_us), raise Limits.events, "
+                "or record fewer steps"
+            )
+
+
+def read_values(
+    path: str | Path, limits: Limits | None = None, flaws: Flaws | None = None
+) -> Iterator[tuple[str, Any]]:
     """The top-level values of the trace at `path`, in file order, as (key, value).
 
     `traceEvents` comes as one pair an event; a file that is a bare array of events (the Chrome format's other form)
-    comes as such pairs too. Gzip is told by its magic bytes, not by the file's name.
+    comes as such pairs too. Gzip is told by its magic bytes, not by the file's name. Numbers are as `exact_float` makes
+    them. What cannot be read is skipped and added to `flaws`, whose `index` is that of the event that came last.
 
     Raises:
-        TraceError: for a file that is missing, unreadable, no trace, truncated, malformed or past a limit.
+        TraceError: for a file that is missing, unreadable, no trace, past a limit, or flawed before its first event.
     """
-    path, limits = Path(path), limits or Limits()
+    path, limits, flaws = Path(path), limits or Limits(), flaws or Flaws()
     try:
         with _open(path, limits) as file:
-            yield from _Scanner(path, file, limits).values()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise TraceError(f"{path}: the gzip stream is damaged or cut off ({error}); record or copy it again") from error
-    except UnicodeDecodeError as error:
-        raise TraceError(f"{path}: not UTF-8 text ({error.reason}); it is no JSON trace") from error
+            yield from _Scanner(path, file, limits, flaws).values()
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror or error}; check the path and its rights") from error
 
@@ -76,24 +110,24 @@ def _open(path: Path, limits: Limits) -> IO[bytes]:
         raise TraceError(f"{str(path)!r}: not a file name ({error})") from error
     if not stat.S_ISREG(status.st_mode):
         raise TraceError(f"{path}: not a regular file; give the .json or .json.gz that the profiler wrote")
-    if status.st_size > limits.file_bytes:
-        raise TraceError(
-            f"{path}: {status.st_size} bytes, over the limit of {limits.file_bytes}; record fewer steps, or raise "
-            "Limits.file_bytes"
-        )
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
+    if not compressed:
+        limits.check_text(path, status.st_size)
     return gzip.open(path, "rb") if compressed else path.open("rb")
 
 
 class _Scanner:
     """A cursor over JSON text that holds a window of it: consumed text is dropped, missing text is read."""
 
-    def __init__(self, path: Path, file: IO[bytes], limits: Limits) -> None:
-        self.path, self.file, self.limits = path, file, limits
-        self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        self.parse = json.JSONDecoder().raw_decode
+    def __init__(self, path: Path, file: IO[bytes], limits: Limits, flaws: Flaws) -> None:
+        self.path, self.file, self.limits, self.flaws = path, file, limits, flaws
+        self.decode = codecs.getincrementaldecoder("utf-8-sig")(errors="replace").decode
+        # Not strict: some writers leave line ends and other control characters in names.
+        self.parse = json.JSONDecoder(strict=False, parse_float=exact_float).raw_decode
         self.text, self.at, self.taken, self.ended = "", 0, 0, False
+        self.damage = ""  # why the bytes stop before the file does
+        self.count, self.stopped = 0, False  # events met; whether a flaw says where reading stopped
 
     def values(self) -> Iterator[tuple[str, Any]]:
         """All top-level (key, value) pairs."""
@@ -103,58 +137,119 @@ class _Scanner:
         elif opening == "{":
             yield from self.members()
         else:
-            raise self.fault("it starts with neither '{' nor '[', as a Kineto or Chrome trace does")
-        if self.peek():
-            raise self.fault("text follows the end of the trace")
+            raise self.fault(self.damage or "it starts with neither '{' nor '[', as a Kineto or Chrome trace does")
+        if self.peek() or self.damage:
+            self.stop(self.damage or "text follows the end of the trace", "behind")
+        if not self.count and (found := self.flaws.listed()):
+            raise self.fault(f"no event in it, and {found[0].what}")
 
     def members(self) -> Iterator[tuple[str, Any]]:
-        """The members of the top-level object, which must hold `traceEvents` once."""
+        """The members of the top-level object, one of which must be `traceEvents`."""
         seen = False
-        for _ in self.items("{", "}"):
-            key = self.value()
-            if not isinstance(key, str):
-                raise self.fault(f"a key is {type(key).__name__}, not a string")
-            self.expect(":")
-            if key == _EVENTS:
-                if seen or self.peek() != "[":
-                    raise self.fault(f"{_EVENTS!r} is {'given twice' if seen else 'not a list'}")
-                seen = True
-                yield from self.events()
-            else:
-                yield key, self.value()
+        self.at += 1
+        while (character := self.peek()) not in ("}", ""):
+            if character == ",":
+                self.at += 1
+                continue
+            try:
+                key = self.key()
+                if key != _EVENTS:
+                    yield key, self.value()
+                    continue
+            except _NoJson as error:
+                self.flaws.note(_BESIDE, lost=False)
+                if isinstance(error, _TooLong):
+                    continue
+                if seen or self.seek(_LIST) is None:
+                    self.stopped = True
+                    break
+                continue
+            if self.peek() != "[":
+                raise self.fault(f"{_EVENTS!r} is not a list")
+            seen = True
+            yield from self.events()
         if not seen:
-            raise self.fault(f"it has no {_EVENTS!r}")
+            raise self.fault(self.damage or f"it has no {_EVENTS!r}")
+        if character == "":
+            self.stop(self.damage or "the file ends early", "behind")
+        self.at += 1
 
     def events(self) -> Iterator[tuple[str, Any]]:
-        """The elements of a list of events."""
-        for count in self.items("[", "]"):
-            if count >= self.limits.events:
-                raise TraceError(
-                    f"{self.path}: more than {self.limits.events} events; record fewer steps, or raise Limits.events"
-                )
-            yield _EVENTS, self.value()
-
-    def items(self, opening: str, closing: str) -> Iterator[int]:
-        """Step through a container: yields a running number wherever an item starts; the caller reads the item."""
-        self.expect(opening)
-        if self.peek() == closing:
-            self.expect(closing)
-            return
-        count = 0
-        while True:
-            yield count
-            count += 1
-            if self.peek() == closing:
-                self.expect(closing)
-                return
-            self.expect(",")
-
-    def expect(self, character: str) -> None:
-        """Consume `character` behind any whitespace."""
-        found = self.peek()
-        if found != character:
-            raise self.fault(f"expected {character!r}, found {found!r}" if found else "it ends in the middle")
+        """The elements of a list of events; commas too many or too few do no harm."""
         self.at += 1
+        while (character := self.peek()) not in ("]", ""):
+            if character == ",":
+                self.at += 1
+                continue
+            self.flaws.index = self.count
+            self.count += 1
+            try:
+                if character == '"':  # no event begins so: a stray quote, and a string up to the next one in an event
+                    raise _NoJson
+                value = self.value()
+            except _TooLong:
+                self.flaws.add(self.too_long)
+                continue
+            except _NoJson:
+                if (value := self.salvaged()) is None:
+                    continue
+            yield _EVENTS, value
+        if character == "":
+            self.stop(self.damage or "the file ends early", "behind")
+        self.at += 1
+
+    @property
+    def too_long(self) -> str:
+        """What is said of an event over the limit."""
+        return f"skipped: longer than {self.limits.value_chars} characters (Limits.value_chars)"
+
+    def salvaged(self) -> Any:
+        """Move behind the event at hand, which is no JSON; returns it if it can be mended, else None."""
+        cut = (text := self.seek(_NEXT, _LAST)) is None
+        if cut:  # perhaps right behind the event, or the comma that follows it
+            text, self.at = self.text[self.at :].rstrip(_WHITESPACE + ","), len(self.text)
+        name, category, timed = named(text[: 4 * _TAIL])
+        if len(text) > self.limits.value_chars:
+            self.flaws.add(self.too_long, name, category, lost=timed)
+        elif (value := mended(text)) is not None:
+            self.flaws.add("mended: no JSON as written", name, category, lost=False)
+            return value
+        elif cut:
+            self.stop(self.damage or "the file ends early", "in", name)
+        else:
+            self.flaws.add("skipped: no JSON", name, category, lost=timed)
+        return None
+
+    def seek(self, pattern: re.Pattern[str], at_last: re.Pattern[str] | None = None) -> str | None:
+        """Move on to where `pattern` matches; returns the text in between, its front only if that is long.
+
+        `at_last` is tried where nothing matches in as much text as a value may have. None at the end of the file.
+        """
+        front, looked = "", 1
+        while True:
+            enough = len(self.text) - self.at > self.limits.value_chars
+            found = pattern.search(self.text, self.at + looked)
+            if found is None and at_last and (enough or self.ended):
+                found = at_last.search(self.text, self.at + 1)
+            if found:
+                end = found.start() + found[0].startswith("}")
+                text, self.at = front or self.text[self.at : end], end
+                return text
+            if self.ended:
+                return None
+            if enough:
+                front = front or self.text[self.at :]
+                self.at = len(self.text) - _TAIL
+            looked = max(1, len(self.text) - self.at - _TAIL)
+            self.more()
+
+    def key(self) -> str:
+        """Consume a key and its colon."""
+        key = self.value()
+        if not isinstance(key, str) or self.peek() != ":":
+            raise _NoJson
+        self.at += 1
+        return key
 
     def peek(self) -> str:
         """The next character that is no whitespace, unconsumed; empty at the end."""
@@ -169,56 +264,63 @@ class _Scanner:
     def value(self) -> Any:
         """Consume one JSON value."""
         self.peek()
+        most = self.limits.value_chars
         while True:
             try:
                 value, end = self.parse(self.text, self.at)
-                problem = None
-            except (ValueError, RecursionError) as error:
-                end, problem = len(self.text), str(error).split(":")[0]
+                whole = end < len(self.text) and self.text[end] not in ".eE"
+            except (ValueError, RecursionError):
+                value, end, whole = None, 0, False
             # A number at the window's edge may go on behind it ("1" or "1." of "1.5"); nothing else parses when cut.
-            whole = end < len(self.text) and self.text[end] not in ".eE"
-            if whole or not self.wanted(end) or not self.more():
+            if whole or len(self.text) - self.at > most or self.ended:
                 break
-        if problem is None and end - self.at <= self.limits.value_chars:
+            self.more()
+        if not end:
+            raise _NoJson
+        if end - self.at > most:
             self.at = end
-            return value
-        if len(self.text) - self.at > self.limits.value_chars:
-            limit = self.limits.value_chars
-            raise self.fault(f"a value is malformed or longer than {limit} characters (Limits.value_chars)")
-        raise self.fault(f"it ends in the middle or is no JSON ({problem})")
-
-    def wanted(self, end: int) -> bool:
-        """Whether a value that reached the window's end may still be within its limit."""
-        return end - self.at <= self.limits.value_chars
+            raise _TooLong
+        if self.text.find(_UNREADABLE, self.at, end) >= 0:
+            name = value.get("name", "") if isinstance(value, dict) else ""
+            self.flaws.add(f"read with {_UNREADABLE} for bytes that are no UTF-8", name, lost=False)
+        self.at = end
+        return value
 
     def more(self) -> bool:
         """Read at least one further chunk behind the unconsumed text; False at the end of the file."""
         if self.ended:
             return False
         # As much again as is waiting: a value that spans n chunks is then parsed log n times, not n.
-        data = self.file.read(max(_CHUNK, len(self.text) - self.at))
+        data = self.bytes(max(_CHUNK, len(self.text) - self.at))
         self.taken += len(data)
-        if self.taken > self.limits.text_bytes:
-            raise TraceError(
-                f"{self.path}: more than {self.limits.text_bytes} bytes of text; record fewer steps, or raise "
-                "Limits.text_bytes"
-            )
+        self.limits.check_text(self.path, self.taken)
         self.ended = not data
         self.text = self.text[self.at :] + self.decode(data, final=self.ended)
         self.at = 0
         return not self.ended
 
+    def bytes(self, size: int) -> bytes:
+        """The next `size` bytes, fewer at the end; a damaged gzip stream ends where its damage begins."""
+        parts = []
+        while size > 0 and not self.damage:
+            try:
+                data = self.file.read1(size)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                self.damage = f"the gzip stream is damaged or cut off ({error})"
+                break
+            if not data:
+                break
+            parts.append(data)
+            size -= len(data)
+        return b"".join(parts)
+
+    def stop(self, what: str, where: str, name: str = "") -> None:
+        """Note where reading stopped, unless something did before, and leave the rest of the text."""
+        if not self.stopped:
+            self.flaws.note(what, where, name)
+        self.stopped = self.ended = True
+        self.at = len(self.text)
+
     def fault(self, what: str) -> TraceError:
         """An error near this place in the file."""
         return TraceError(f"{self.path}: no readable trace ({self.taken} bytes in): {what}; record or copy it again")
-
-
-def number(value: Any) -> float | None:
-    """`value` as a finite float, or None if it is no number (a bool is none) or has none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        result = float(value)
-    except OverflowError:
-        return None
-    return result if math.isfinite(result) else None

@@ -148,17 +148,17 @@ def _summary(saved_us: float, layers: int, step_ms: float, claims: Sequence[Clai
     share = share_of_step(saved_us, layers, 1000 * step_ms)
     slow, fast = (total / bound / 1000 for bound in BAND)
     text = (
-        f"If each saves {saved_us:g} µs, {layers} layers save {total:g} µs a step: {share:.2%} of {step_ms:g} ms. They "
-        f"are {BAND[0]:.0%} to {BAND[1]:.0%} of a step for steps of {slow:.3g} down to {fast:.3g} ms, and less for any "
-        "longer one."
+        f"If each saves {saved_us:g} µs, {layers} layers save {total:g} µs per step: {share:.2%} of {step_ms:g} ms. "
+        f"They are {BAND[0]:.0%} to {BAND[1]:.0%} of a step for steps of {slow:.3g} down to {fast:.3g} ms, and less "
+        "for any longer one."
     )
     off = [c for c in claims if abs(share_of_step(saved_us, layers, c.step_us) - c.share) > 5e-4]
     if claims and not off:
         text += f" The published statements lie on the curve of {saved_us:g} µs, each at the step time that it implies."
     elif off:
         text += (
-            f" {len(off)} of {len(claims)} published statements lie off the curve of {saved_us:g} µs: they were made "
-            "of another saving."
+            f" {len(off)} of {len(claims)} published statements lie off the curve of {saved_us:g} µs: they are "
+            "about another saving."
         )
     return text
 

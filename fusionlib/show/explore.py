@@ -125,12 +125,17 @@ class _Live:
             self._update()
 
     def _update(self) -> None:
-        drawing = self._draw(**{name: widget.value for name, widget in self._widgets.items()})
+        drawing = self._draw(**{name: _read(widget.value) for name, widget in self._widgets.items()})
         # Two sliders for one thing would contradict each other: the live one stays.
         sliders = [slider for slider in drawing.fig.layout.sliders if slider.name not in self._widgets]
         if len(sliders) < len(drawing.fig.layout.sliders):
             drawing = replace(drawing, fig=without_controls(drawing.fig))
         self._shown.update(drawing)
+
+
+def _read(value: Any) -> Any:
+    """A control's value; of a number what was chosen, without what the slider's arithmetic left behind."""
+    return round(value, 9) if isinstance(value, float) else value
 
 
 def _publish_controls(box: Widget, names: str) -> None:

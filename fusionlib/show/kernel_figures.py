@@ -138,10 +138,10 @@ def _touch_words(access: Access) -> str:
 
 
 def bytes_per_version(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Drawing:
-    """Stacked bars: bytes an element must move, by version and part, one panel for each case.
+    """Stacked bars: bytes that must move per element, by version and part, one panel for each case.
 
     Args:
-        cases: case -> version -> part -> bytes an element. Parts in the order in which they are stacked.
+        cases: case -> version -> part -> bytes per element. Parts in the order in which they are stacked.
     """
     labels = list(cases)
     versions = list(next(iter(cases.values())))
@@ -167,7 +167,7 @@ def bytes_per_version(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
         )  # fmt: skip
     fig.update_yaxes(autorange="reversed", showgrid=False)
     fig.update_xaxes(range=[0, 1.16 * most])
-    fig.update_xaxes(title_text="bytes an element", row=len(labels), col=1)
+    fig.update_xaxes(title_text="bytes per element", row=len(labels), col=1)
     fig.update_layout(
         barmode="stack", height=150 + (34 * len(versions) + 60) * len(labels), bargap=0.35, margin={"t": 110},
         legend={"y": 1.0 + 46 / (34 * len(versions) * len(labels)), "traceorder": "normal"},
@@ -177,16 +177,16 @@ def bytes_per_version(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
         totals = {version: sum(case[version].values()) for version in versions}
         first, last = totals[versions[0]], totals[versions[-1]]
         sentences.append(
-            f"With a {label}: {first:.2f} bytes an element in “{versions[0]}”, {last:.2f} in “{versions[-1]}”, "
+            f"With a {label}: {first:.2f} bytes per element in “{versions[0]}”, {last:.2f} in “{versions[-1]}”, "
             f"{first / last:.2f} times fewer."
         )
     return Drawing(
         fig,
         caption="Bytes that each version must move.",
-        alt=f"Stacked horizontal bars for {len(versions)} versions in {len(labels)} panels, one colour a tensor.",
+        alt=f"Stacked horizontal bars for {len(versions)} versions in {len(labels)} panels, one colour per tensor.",
         summary=" ".join(sentences),
         table=Table(
-            "Bytes an element, part by part",
+            "Bytes per element, part by part",
             ("case", "version", *parts, "all"),
             [
                 (
@@ -211,7 +211,7 @@ _CENSUS_PANELS = (
     ("fused multiply-adds", lambda c: c.fused_multiply_adds),
     ("exchanges between lanes", lambda c: c.shuffles),
     ("barriers", lambda c: c.barriers),
-    ("registers a thread", lambda c: c.registers),
+    ("registers per thread", lambda c: c.registers),
     ("instructions", lambda c: c.instructions),
 )
 
@@ -288,7 +288,7 @@ def chain_bars(chains: Mapping[str, Chain]) -> Drawing:
         textposition="middle right", showlegend=False, cliponaxis=False,
     )  # fmt: skip
     fig.update_yaxes(autorange="reversed", showgrid=False)
-    fig.update_xaxes(title_text="instructions, one waiting for the other", range=[0, 1.1 * max(lengths)])
+    fig.update_xaxes(title_text="instructions, each waiting for the one before", range=[0, 1.1 * max(lengths)])
     fig.update_layout(
         barmode="stack", height=190 + 44 * len(names), bargap=0.35, legend={"traceorder": "normal"}, margin={"t": 100}
     )

@@ -121,12 +121,12 @@ def recorded_shares(shares: Mapping[str, Mapping[int, float]], where: str) -> Dr
     )
 
 
-def timings(timed: Sequence[Timed], device: str, tokens: int) -> Drawing:
-    """Bars: the measured time of each version and of the light, with the quantiles 0.2 and 0.8 as whiskers.
+def timings(timed: Sequence[Timed], where: str, tokens: int) -> Drawing:
+    """Bars: the measured time of each version and of the light, with the 10th and 90th percentile as whiskers.
 
     Args:
-        timed: what `fusionlib.versions.timing.time_all` returned, here and now.
-        device: its name; tokens: of the call.
+        timed: what `fusionlib.versions.timing.time_all` returned, or `fusionlib.versions.record.recorded` read.
+        where: who measured it on what, as the caption begins; tokens: of the call.
     """
     names = [escape(one.name) for one in timed]
     colours = [PALETTE[IMPLEMENTATIONS["light" if one.version is None else "fused"].colour] for one in timed]
@@ -142,23 +142,23 @@ def timings(timed: Sequence[Timed], device: str, tokens: int) -> Drawing:
         },
     )  # fmt: skip
     fig.update_yaxes(autorange="reversed", showgrid=False)
-    fig.update_xaxes(title_text="µs a call", range=[0, 1.5 * max(one.high_us for one in timed)])
+    fig.update_xaxes(title_text="µs per call", range=[0, 1.5 * max(one.high_us for one in timed)])
     fig.update_layout(height=140 + 44 * len(timed), bargap=0.35)
     return Drawing(
         fig,
-        caption=f"Measured here: {device}, {tokens} token{'s' * (tokens != 1)}.",
+        caption=f"{where}, {tokens} token{'s' * (tokens != 1)}.",
         alt=f"Horizontal bars with whiskers: {', '.join(names)}. Each bar says its time and its bandwidth.",
         summary=_steps(timed),
         table=Table(
             "Median and spread",
-            ("version", "median µs", "quantile 0.2", "quantile 0.8", "bytes", "GB/s"),
+            ("version", "median µs", "10th percentile", "90th", "bytes", "GB/s"),
             [
                 (
                     name,
                     f"{one.median_us:.3f}",
                     f"{one.low_us:.3f}",
                     f"{one.high_us:.3f}",
-                    str(one.bytes.total),
+                    str(one.bytes),
                     f"{one.gb_s:.0f}",
                 )
                 for name, one in zip(names, timed, strict=True)

@@ -1,4 +1,4 @@
-"""Time over the number of tokens: several implementations, and how far each is from the floor."""
+"""Time over the number of tokens: several implementations, and how far each is from the one that bounds them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Series = Mapping[str, Mapping[int, float]]
 
 
 def latency(series: Series, *, floor: str, where: str) -> Drawing:
-    """Time of a call over tokens, both logarithmic, and below it each time as a multiple of the floor's.
+    """Time of a call over tokens, both logarithmic, and below it each time as a multiple of the least.
 
     Args:
         series: implementation -> tokens -> microseconds; sizes that were not measured are left out.
@@ -44,7 +44,7 @@ def latency(series: Series, *, floor: str, where: str) -> Drawing:
                 marker={"size": 8, "symbol": chosen.symbol}, legendgroup=str(place), showlegend=row == 1,
                 hovertext=[
                     f"<b>{escape(name)}</b><br>{tokens} tokens: {us(times[tokens])} µs"
-                    + (f"<br>{ratios[tokens]:.2f} times the floor" if tokens in ratios else "")
+                    + (f"<br>{ratios[tokens]:.2f} times {floor}" if tokens in ratios else "")
                     for tokens in values
                 ],
                 hovertemplate="%{hovertext}<extra></extra>", row=row, col=1,
@@ -60,7 +60,7 @@ def latency(series: Series, *, floor: str, where: str) -> Drawing:
         caption=f"Latency against tokens ({where}).",
         alt=(
             f"Two panels over the number of tokens, logarithmic, with a line for each of {len(names)} implementations: "
-            f"the time of a call, and the same as a multiple of the dotted floor, {floor}."
+            f"the time of a call, and the same as a multiple of the dotted line, {floor}."
         ),
         summary=_summary(series, floor),
         table=Table(
@@ -91,7 +91,7 @@ def _summary(series: Series, floor: str) -> str:
         here = {name: times[tokens] for name, times in others.items() if tokens in times}
         fast, slow = min(here, key=here.__getitem__), max(here, key=here.__getitem__)
         text = f"For {tokens} token{'s' * (tokens != 1)} “{fast}” is the fastest, {us(here[fast])} µs"
-        text += f" or {here[fast] / series[floor][tokens]:.2f} times the floor"
+        text += f" or {here[fast] / series[floor][tokens]:.2f} times {floor}"
         if slow != fast:
             text += f"; “{slow}” takes {here[slow] / here[fast]:.2f} times as long as that"
         sentences.append(text + ".")
@@ -104,5 +104,5 @@ def _summary(series: Series, floor: str) -> str:
         }
     )
     if under:
-        sentences.append(f"Below the floor in places, so that the floor is none there: {', '.join(under)}.")
-    return " ".join(sentences) or "Nothing but the floor was measured."
+        sentences.append(f"Below {floor} in places, which bounds nothing there: {', '.join(under)}.")
+    return " ".join(sentences) or f"Nothing but {floor} was measured."

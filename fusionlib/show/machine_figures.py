@@ -1,4 +1,4 @@
-"""What a kernel's machine code is made of, an element: kernels with unlike shares of the work are compared by it."""
+"""What a kernel's machine code is made of, per element: kernels with unlike shares of the work are compared by it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INSTRUCTIONS = {
 
 
 def machine_bars(code: Mapping[str, tuple[Mapping[str, int], int]], of: str) -> Drawing:
-    """Stacked bars: machine instructions an element, by kind, one bar a kernel.
+    """Stacked bars: machine instructions per element, by kind, one bar per kernel.
 
     Args:
         code: kernel -> (kind -> instructions of one thread, elements of that thread). All have the same kinds.
@@ -33,10 +33,10 @@ def machine_bars(code: Mapping[str, tuple[Mapping[str, int], int]], of: str) -> 
         ValueError: for no kernel, or a thread without elements.
     """
     if not code or any(elements < 1 for _, elements in code.values()):
-        raise ValueError("machine_bars needs at least one kernel, and at least one element a thread in each")
+        raise ValueError("machine_bars needs at least one kernel, and at least one element per thread in each")
     each = {name: {kind: n / elements for kind, n in kinds.items()} for name, (kinds, elements) in code.items()}
     names, totals = list(each), {name: sum(kinds.values()) for name, kinds in each.items()}
-    labels = [f"{html.escape(name, quote=False)}<br>({code[name][1]} a thread)" for name in names]
+    labels = [f"{html.escape(name, quote=False)}<br>({code[name][1]} per thread)" for name in names]
     fig = go.Figure()
     kinds = list(next(iter(each.values())))
     for kind in kinds:
@@ -52,7 +52,7 @@ def machine_bars(code: Mapping[str, tuple[Mapping[str, int], int]], of: str) -> 
         textposition="middle right", hoverinfo="skip", showlegend=False, cliponaxis=False,
     )  # fmt: skip
     fig.update_yaxes(autorange="reversed", showgrid=False)
-    fig.update_xaxes(title_text="machine instructions an element", range=[0, 1.12 * max(totals.values())])
+    fig.update_xaxes(title_text="machine instructions per element", range=[0, 1.12 * max(totals.values())])
     legend = {"orientation": "h", "yanchor": "top", "x": 0, "traceorder": "normal"}
     legend["y"] = -60 / (64 + 52 * len(names))
     height = 230 + 52 * len(names)
@@ -62,16 +62,16 @@ def machine_bars(code: Mapping[str, tuple[Mapping[str, int], int]], of: str) -> 
     most = changed[0]
     return Drawing(
         fig,
-        caption=f"Machine instructions an element, {of}.",
-        alt=f"Stacked horizontal bars for {len(names)} kernels, one colour a kind of instruction, the sum at the end.",
+        caption=f"Machine instructions per element, {of}.",
+        alt=f"Stacked horizontal bars for {len(names)} kernels, one colour per kind, the sum at the end.",
         summary=(
-            f"From {totals[first]:.1f} instructions an element in “{first}” to {totals[last]:.1f} in “{last}”, "
+            f"From {totals[first]:.1f} instructions per element in “{first}” to {totals[last]:.1f} in “{last}”, "
             f"{totals[last] / totals[first]:.0%}. The kind that changed most for the better is “{most}”: "
-            f"{each[first][most]:.2f} to {each[last][most]:.2f} an element."
+            f"{each[first][most]:.2f} to {each[last][most]:.2f} per element."
         ),
         table=Table(
-            "Machine instructions an element, by kind",
-            ("kernel", "elements a thread", *kinds, "all"),
+            "Machine instructions per element, by kind",
+            ("kernel", "elements per thread", *kinds, "all"),
             [
                 (name, str(code[name][1]), *(f"{each[name][kind]:.2f}" for kind in kinds), f"{totals[name]:.2f}")
                 for name in names

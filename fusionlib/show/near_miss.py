@@ -1,4 +1,4 @@
-"""One site of a report as a picture: the parts of the computation left, the nodes that play them right.
+"""One site of a report as a picture: the parts of the computation on the left, the nodes that play them right.
 
 Matching starts at the cast to FP8 and walks up, so the rows are in its order: the first row is where it began, the
 last one is how far it got. Everything drawn is in the `Site`, so a report out of a compile cache can be drawn too.
@@ -266,15 +266,15 @@ def _hover(node: _Told) -> str:
 def _alt(pairs: list[_Pair], stop: _Told | None) -> str:
     end = f" A dashed line with a cross ends at %{stop.name}, where matching stopped." if stop is not None else ""
     return (
-        f"Two columns: {len(pairs)} numbered parts of the computation left, the nodes of the graph that play them "
-        f"right, each pair joined by a line.{end}"
+        f"Two columns: {len(pairs)} numbered parts of the computation on the left, on the right the nodes of the graph "
+        f"that play them, each pair joined by a line.{end}"
     )
 
 
 def _summary(site: Site, pairs: list[_Pair]) -> str:
     nodes = len({pair.node.name for pair in pairs})
     if site.fused:
-        return f"{len(pairs)} parts were found in {nodes} nodes, and nothing stood against a rewrite: {site.what}."
+        return f"{len(pairs)} parts were found in {nodes} nodes, and nothing prevents the rewrite: {site.what}."
     got = (
         f"{_count(len(pairs), 'part')} found in {_count(nodes, 'node')}, the last one “{pairs[-1].part}”; then it"
         if pairs

@@ -237,8 +237,8 @@ def rounding_costs(costs: Mapping[str, Cost], baseline: str) -> Drawing:
     least, most = costs[ordered[0]], costs[ordered[-1]]
     scales = sorted(cost.scales for cost in costs.values())
     summary = (
-        f"Against {baseline}, between {least.codes:.2%} of the codes change (“{ordered[0]}”) and {most.codes:.2%} "
-        f"(“{ordered[-1]}”), and between {scales[0]:.1%} and {scales[-1]:.1%} of the scales."
+        f"Compared with {baseline}, between {least.codes:.2%} (“{ordered[0]}”) and {most.codes:.2%} "
+        f"(“{ordered[-1]}”) of the codes change, and between {scales[0]:.1%} and {scales[-1]:.1%} of the scales."
     )
     alt = (
         f"Horizontal bars for {len(costs)} ways of rounding, in two panels: the share of scales and of codes that "

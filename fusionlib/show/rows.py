@@ -41,8 +41,8 @@ KINDS = {
 
 def launches(trace: Trace) -> list[Launch]:
     """The calls that started something, once each, in order of start; others only wait."""
-    found = {kernel.launch.correlation: kernel.launch for kernel in trace.kernels if kernel.launch}
-    return sorted(found.values(), key=lambda launch: launch.start_us)
+    found = {kernel.launch for kernel in trace.kernels if kernel.launch}
+    return sorted(found, key=lambda launch: (launch.start_us, launch.process, launch.correlation))
 
 
 def operator_levels(trace: Trace) -> list[tuple[Op, int]]:
@@ -121,18 +121,21 @@ class Canvas:
     def gpu_rows(self, label: str, trace: Trace) -> None:
         """Launches, then each stream with its kernels and gaps."""
         origin, starts = origin_us(trace), {}
+        rows: dict[str, float] = {}  # of each process
         calls = launches(trace)
-        if calls:
-            row = self.row("launches")
-            for call in calls:
-                starts[call.correlation] = (call.start_us - origin, row)
-                self.add("launch", label, call.name, call.start_us - origin, call.duration_us, row, _call_hover(call))
+        several = len({call.process for call in calls}) > 1
+        for call in calls:
+            if call.process not in rows:
+                rows[call.process] = self.row(f"launches\n{call.process}" if several else "launches")
+            row = rows[call.process]
+            starts[call] = (call.start_us - origin, row)
+            self.add("launch", label, call.name, call.start_us - origin, call.duration_us, row, _call_hover(call))
         streams: dict[tuple, float] = {}
         reached: dict[tuple, float] = {}  # gaps are drawn inside the step only
         for kernel in trace.kernels:
-            place = (kernel.device, kernel.stream)
+            place = (kernel.process, kernel.device, kernel.stream)
             if place not in streams:
-                streams[place] = self.row(f"GPU {_known(kernel.device)}, stream {_known(kernel.stream)}", GAPPED)
+                streams[place] = self.row(_place(kernel, "\n"), GAPPED)
             row, start = streams[place], kernel.start_us - origin
             # What begins before the one in front has ended is drawn slimmer, so that both can be seen.
             height = SLIM if start < reached.get(place, start) else BAR
@@ -142,8 +145,8 @@ class Canvas:
             if place in reached and start > reached[place]:
                 self.gap(label, reached[place], start - reached[place], row)
             reached[place] = max(reached.get(place, start), start + kernel.duration_us)
-            if kernel.launch is not None and kernel.launch.correlation in starts:
-                self.arrows.append((*starts.pop(kernel.launch.correlation), start, row))
+            if kernel.launch in starts:
+                self.arrows.append((*starts.pop(kernel.launch), start, row))
 
     def cpu_rows(self, label: str, trace: Trace) -> None:
         """What torch.compile wraps around operators, if it did; the operators with their gaps; what these call."""
@@ -213,7 +216,8 @@ class Canvas:
             title_text="µs since the first bar of the step", range=[-0.01 * self.extent, 1.02 * self.extent]
         )
         fig.update_yaxes(
-            tickvals=[middle for middle, _ in self.ticks], ticktext=[escape(name) for _, name in self.ticks],
+            tickvals=[middle for middle, _ in self.ticks],
+            ticktext=[escape(name).replace("\n", "<br>") for _, name in self.ticks],
             range=[self.height, 0], showgrid=False, zeroline=False, fixedrange=True,
         )  # fmt: skip
         fig.update_layout(
@@ -291,14 +295,19 @@ def _known(value: object) -> str:
     return "?" if value is None else str(value)
 
 
+def _place(kernel: Kernel, separator: str = ", ") -> str:
+    """Where a GPU event ran, and for which process where the trace holds several."""
+    place = f"GPU {_known(kernel.device)}, stream {_known(kernel.stream)}"
+    return place if kernel.process is None else f"{place}{separator}{kernel.process}"
+
+
 def _call_hover(call: Launch) -> str:
     return f"{wrapped(call.name)}<br>{us(call.duration_us)} µs on the CPU<br>correlation {call.correlation}"
 
 
 def kernel_hover(kernel: Kernel) -> str:
     """All that the trace says about a GPU event, escaped, a line each; what it does not say is left out."""
-    place = escape(f"GPU {_known(kernel.device)}, stream {_known(kernel.stream)}")
-    lines = [wrapped(kernel.name), f"{us(kernel.duration_us)} µs on {place}"]
+    lines = [wrapped(kernel.name), f"{us(kernel.duration_us)} µs on {escape(_place(kernel))}"]
     if kernel.queue_us is not None:
         late = " (it started before the call returned)" if kernel.queue_us < 0 else ""
         lines.append(f"queue delay {us(kernel.queue_us)} µs after the launch call{late}")
@@ -308,7 +317,7 @@ def kernel_hover(kernel: Kernel) -> str:
         if shape is not None:
             lines.append(f"{name} {' × '.join(map(str, shape))}")
     if kernel.registers is not None:
-        lines.append(f"{kernel.registers} registers a thread")
+        lines.append(f"{kernel.registers} registers per thread")
     if kernel.shared_bytes is not None:
         lines.append(f"{kernel.shared_bytes} bytes of shared memory a block")
     if kernel.occupancy_percent is not None:

@@ -89,8 +89,8 @@ def timeline(variants: Mapping[str, Trace], *, where: str = "", full: Mapping[st
         count = len(trace.kernels) or len(trace.ops)
         if count > MOST:
             raise TimelineError(
-                f"{label}: {count} events, over the limit of {MOST} that one figure can show; cut a part of the trace "
-                "with fusionlib.observe.sources.window, or open the file in ui.perfetto.dev"
+                f"{label}: {count} events, over the limit of {MOST} that one figure can show; read a part of the "
+                "trace with read_trace(..., window_us=(first, last)), or open the file in ui.perfetto.dev"
             )
     canvas = Canvas(max(extent_us(trace) for trace in variants.values()), variants)
     for label, trace in variants.items():

@@ -28,7 +28,7 @@ class Occupancy:
 
 
 def occupancy(target: str, registers: int, num_warps: int) -> Occupancy:
-    """Resident warps of a kernel with `registers` a thread in blocks of `num_warps` warps.
+    """Resident warps of a kernel with `registers` per thread in blocks of `num_warps` warps.
 
     Raises:
         ValueError: for an unknown target, or sizes that no launch has.

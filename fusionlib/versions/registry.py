@@ -161,7 +161,7 @@ VERSIONS: tuple[Version, ...] = (
     ),
     Version(
         3,
-        "sixteen rows a program",
+        "sixteen rows per program",
         "Each thread loads eight neighbouring elements at once instead of one.",
         "approximate",
         False,
@@ -170,7 +170,7 @@ VERSIONS: tuple[Version, ...] = (
     ),
     Version(
         4,
-        "no division an element",
+        "no division per element",
         "The sigmoid by exp2 and an approximate division; the quotient by the reciprocal of the scale.",
         "reciprocal",
         False,
@@ -180,7 +180,7 @@ VERSIONS: tuple[Version, ...] = (
     Version(
         5,
         "one residual step",
-        "Two fused multiply-adds an element turn the estimate into the correctly rounded quotient.",
+        "Two fused multiply-adds per element turn the estimate into the correctly rounded quotient.",
         "correct",
         False,
         1,

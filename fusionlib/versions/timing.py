@@ -8,10 +8,13 @@ so for all of them.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from fusionlib.observe.bench.results import percentiles
 from fusionlib.observe.bench.timer import GraphTimer, Timer, copies_for, in_rounds
 from fusionlib.observe.ledger import Bytes
 from fusionlib.spec import GatedNorm, GroupQuant
@@ -19,6 +22,8 @@ from fusionlib.versions.case import require
 from fusionlib.versions.registry import VERSIONS, Version
 
 ROUNDS = 15
+WARM_CALLS = 1000  # per graph, where all use one set of buffers: beside them the launch of the graph is nothing
+LIGHT, COPY = "light", "copy"
 
 
 class CannotTime(RuntimeError):
@@ -27,28 +32,44 @@ class CannotTime(RuntimeError):
 
 @dataclass(frozen=True)
 class Timed:
-    """One version's time for one call, in microseconds: median, and the quantiles 0.2 and 0.8 of the rounds.
+    """One contender's time per call, in microseconds: the median, and the 10th and 90th percentile of the rounds.
 
-    `bytes` are the ones that it must move, `sets` the number of buffer sets that were walked through. Where `version`
-    is None, it is the light's time.
+    Args:
+        key: `v1` to `v7`, `light`, or `copy` for a device-to-device copy that moves as many bytes.
+        median_us, low_us, high_us: the median and the percentiles.
+        bytes: what it must move.
+        sets: buffer sets that the calls walk through; 1 if every call finds its inputs in the cache.
     """
 
-    version: Version | None
+    key: str
     median_us: float
     low_us: float
     high_us: float
-    bytes: Bytes
+    bytes: int
     sets: int
 
     @property
+    def version(self) -> Version | None:
+        """The version; None for the light and for the copy."""
+        return next((version for version in VERSIONS if key_of(version) == self.key), None)
+
+    @property
     def name(self) -> str:
-        """Number and title of the version."""
-        return "the light" if self.version is None else f"{self.version.number} {self.version.title}"
+        """What a reader calls it."""
+        version = self.version
+        if version is None:
+            return {LIGHT: "the light", COPY: "Tensor.copy_ of as many bytes"}[self.key]
+        return f"{version.number} {version.title}"
 
     @property
     def gb_s(self) -> float:
-        """Bytes that must move over the median, in 1e9 bytes a second."""
-        return self.bytes.total / self.median_us / 1e3
+        """Bytes that must move over the median, in 1e9 bytes per second."""
+        return self.bytes / self.median_us / 1e3
+
+
+def key_of(version: Version) -> str:
+    """The version in one word: `v4`."""
+    return f"v{version.number}"
 
 
 def why_not_here() -> str | None:
@@ -68,15 +89,18 @@ def time_all(
     quant: GroupQuant,
     *,
     strided_gate: bool = False,
+    warm: bool = False,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
+    rounds: int = ROUNDS,
     timer: Timer | None = None,
     device: str = "cuda",
 ) -> list[Timed]:
-    """Time every version, and the light last, on the current GPU; check them first (`check.check_all`).
+    """Time every version, then the light and a copy, on the current GPU; check them first (`check.check_all`).
 
     `strided_gate` takes the gate out of a projection as Qwen3-Next does; versions that cannot follow it copy it inside
-    the timed call. `timer` and `device` are for another clock than CUDA graphs.
+    the timed call. `warm` gives every call the same buffers, as a careless stopwatch does. `timer` and `device` are for
+    another clock than CUDA graphs.
 
     Raises:
         CannotTime: without a GPU, where no `timer` is given.
@@ -86,33 +110,31 @@ def time_all(
         if reason is not None:
             raise CannotTime(f"cannot be timed here: {reason}")
         timer = GraphTimer()
-    contenders = (*VERSIONS, None)
-    moved = {
-        version: _bytes(version or VERSIONS[-1], tokens, heads, norm, quant, strided_gate, dtype)
-        for version in contenders
-    }
-    sets = copies_for(moved[None].total, timer.l2_bytes)
     generator = torch.Generator(device).manual_seed(seed)
     weight = torch.rand(norm.norm_size, generator=generator, device=device).to(dtype) + 0.5
     require(norm, quant, weight)
+    moved = {key_of(version): _bytes(version, tokens, heads, norm, quant, strided_gate, dtype) for version in VERSIONS}
+    moved[LIGHT] = moved[COPY] = moved[key_of(VERSIONS[-1])]
+    sets = 1 if warm else copies_for(moved[LIGHT], timer.l2_bytes)
     buffers = [_buffers(tokens, heads, norm.norm_size, quant, strided_gate, dtype, generator) for _ in range(sets)]
-    handles = {
-        version: timer.prepare([_call(version, each, weight, norm, quant) for each in buffers])
-        for version in contenders
-    }
-    quantiles = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    repeated = buffers * WARM_CALLS if warm else buffers
+    calls = {key_of(version): _call(version, weight, norm, quant) for version in VERSIONS}
+    calls[LIGHT] = _call(None, weight, norm, quant)
+    handles = {key: timer.prepare([make(each) for each in repeated]) for key, make in calls.items()}
+    halves = [_halves(moved[COPY], device) for _ in range(sets)]
+    handles[COPY] = timer.prepare([_copy(*each) for each in (halves * WARM_CALLS if warm else halves)])
     timed = []
-    for version, samples in in_rounds(timer, handles, ROUNDS, random.Random(seed)).items():
-        low, median, high = torch.tensor(samples, dtype=torch.float64).quantile(quantiles).tolist()
-        timed.append(Timed(version, median, low, high, moved[version], sets))
+    for key, samples in in_rounds(timer, handles, rounds, random.Random(seed)).items():
+        median, low, high = percentiles(samples)
+        timed.append(Timed(key, median, low, high, moved[key], sets))
     return timed
 
 
 def _bytes(
     version: Version, tokens: int, heads: int, norm: GatedNorm, quant: GroupQuant, strided: bool, dtype: torch.dtype
-) -> Bytes:
+) -> int:
     parts = version.parts(tokens, heads * norm.norm_size, norm, quant, x_dtype=dtype, strided_gate=strided)
-    return sum(parts.values(), Bytes())
+    return sum(parts.values(), Bytes()).total
 
 
 def _buffers(
@@ -135,9 +157,25 @@ def _buffers(
     return x, gate, codes, torch.empty(tokens, heads, dtype=torch.float32, device=device)
 
 
-def _call(version: Version | None, buffers: tuple[torch.Tensor, ...], weight, norm: GatedNorm, quant: GroupQuant):
+def _halves(moved: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where to and where from, of a copy that moves `moved` bytes: half of them are read, half written."""
+    return tuple(torch.empty(moved // 2, dtype=torch.uint8, device=device) for _ in range(2))
+
+
+def _copy(target: torch.Tensor, source: torch.Tensor) -> Callable[[], Any]:
+    return lambda: target.copy_(source)
+
+
+def _call(
+    version: Version | None, weight: torch.Tensor, norm: GatedNorm, quant: GroupQuant
+) -> Callable[[tuple[torch.Tensor, ...]], Callable[[], Any]]:
+    """Buffers -> a call of `version` on them; of the light, where `version` is None."""
     from fusionlib.observe.bench.light import launch_light
 
-    x, gate, codes, scale = buffers
     launch = launch_light if version is None else version.launch_into
-    return lambda: launch(x, gate, weight, norm, quant, codes, scale)
+
+    def on(buffers: tuple[torch.Tensor, ...]) -> Callable[[], Any]:
+        x, gate, codes, scale = buffers
+        return lambda: launch(x, gate, weight, norm, quant, codes, scale)
+
+    return on

@@ -1,6 +1,6 @@
 """Version 1: two kernels, the norm and then the quantisation. What one has before any fusion.
 
-Napkin, bytes per element in bf16, one scale per 128:
+Bytes per element in bf16, one scale per 128:
 
     norm   reads x 2 + gate 2, writes y 2               6.00
     quant  reads y 2, writes codes 1 + scale 4/128      3.03
@@ -73,7 +73,7 @@ def launches(
     codes: torch.Tensor,
     scale: torch.Tensor,
 ) -> list[Launch]:
-    """A program a row, twice; Triton's default of four warps, because nobody has thought about it yet."""
+    """One program per row, twice; Triton's default of four warps, because nobody has thought about it yet."""
     require(norm, quant, weight)
     rows = x.numel() // norm.norm_size
     normed = torch.empty(codes.shape, dtype=norm.output_dtype(x.dtype), device=x.device)

@@ -1,13 +1,13 @@
 """Version 2: one kernel. The value in the middle stays in registers.
 
-Napkin, bytes per element in bf16, one scale per 128:
+Bytes per element in bf16, one scale per 128:
 
     reads x 2 + gate 2, writes codes 1 + scale 4/128    5.03
 
 9.03 / 5.03 = 1.8 times fewer bytes, and one launch instead of two. The rounding that the memory in the middle did for
 free has to be written out now (`ROUND_OUTPUT`): leave it out and the kernel computes something else.
 
-What is naive about it: one row of 128 on four warps is one element a thread, so a warp's load fetches 2 bytes a lane.
+What is naive about it: one row of 128 on four warps is one element per thread, so each thread fetches 2 bytes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def launches(
     codes: torch.Tensor,
     scale: torch.Tensor,
 ) -> list[Launch]:
-    """A program a row, on Triton's default of four warps."""
+    """One program per row, on Triton's default of four warps."""
     require(norm, quant, weight)
     return [
         Launch(

@@ -1,8 +1,8 @@
-"""Version 3: sixteen rows a program, so that every thread loads 16 bytes at once.
+"""Version 3: sixteen rows per program, so that every thread loads 16 bytes at once.
 
-Napkin: 16 rows x 128 elements / (8 warps x 32 lanes) = 8 elements a thread; 8 x 2 bytes = one 16-byte load, the widest
+16 rows x 128 elements / (8 warps x 32 threads) = 8 elements per thread; 8 x 2 bytes = one 16-byte load, the widest
 there is. Version 2 asked for the same bytes in eight times as many instructions, each of which must find a place in the
-queue to memory. The weight is fetched once for sixteen rows. The bytes that must move stay at 5.03 an element.
+queue to memory. The weight is fetched once for sixteen rows. The bytes that must move stay at 5.03 per element.
 
 What it costs: with one token of 32 heads there are two programs, for a GPU that has room for hundreds; and where 64
 threads march together and not 32, eight warps are twice the threads and the loads half as wide. Version 7 chooses by
@@ -75,7 +75,7 @@ def launches(
     codes: torch.Tensor,
     scale: torch.Tensor,
 ) -> list[Launch]:
-    """Sixteen rows a program on eight warps."""
+    """Sixteen rows per program on eight warps."""
     require(norm, quant, weight)
     rows = x.numel() // norm.norm_size
     return [

@@ -1,16 +1,16 @@
-"""Version 4: no division an element. Fast, and wrong in bits.
+"""Version 4: no division per element. Fast, and wrong in bits.
 
-Napkin: version 3 divides twice an element, once in the gate's sigmoid and once by the scale. Triton's `/` is
-an approximate division and still a sequence of instructions; at 5.03 bytes an element there is time for few of them.
+Version 3 divides twice per element, once in the gate's sigmoid and once by the scale. Triton's `/` is an approximate
+division and still a sequence of instructions; at 5.03 bytes per element there is time for few of them.
 
 - The sigmoid: e^-g is 2^(-g log2 e), which is what the hardware has an instruction for, and an approximate division
   (one reciprocal, one product) is enough, because its error of some 2^-22 is rounded away to bf16 a line later.
-- The quotient: y / s becomes y * (1/s), one correctly rounded division a row and one product an element.
+- The quotient: y / s becomes y * (1/s), one correctly rounded division per row and one product per element.
 
 The second is the mistake. 1/s is rounded, then the product is rounded, and y comes from bf16 over a scale that was made
 from a bf16 value: such quotients fall on the middle between two codes far more often than random numbers do, and there
 the last bit decides. `fusionlib.versions.count` counts how many codes that moves. Some engines mean it that way
-(`GroupQuant(division="reciprocal")`); who replaces a division must not.
+(`GroupQuant(division="reciprocal")`); whoever replaces a division must not.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def fused_kernel(
 
     amax = tl.maximum(tl.max(tl.abs(y), axis=1), floor)  # [R]
     scale = tl.div_rn(amax, tl.full(amax.shape, FP8_MAX, tl.float32))
-    reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)[:, None]  # one division a row
+    reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)[:, None]  # one division per row
     quotient = y * reciprocal
     quotient = tl.clamp(quotient, -FP8_MAX, FP8_MAX)
     tl.store(codes_ptr + offset, quotient.to(codes_ptr.dtype.element_ty), mask=mask)
@@ -85,7 +85,7 @@ def launches(
     codes: torch.Tensor,
     scale: torch.Tensor,
 ) -> list[Launch]:
-    """Sixteen rows a program on eight warps."""
+    """Sixteen rows per program on eight warps."""
     require(norm, quant, weight)
     rows = x.numel() // norm.norm_size
     return [

@@ -1,11 +1,11 @@
-"""Version 5: the division's bits for two instructions an element.
+"""Version 5: the division's bits for two instructions per element.
 
 With r = RN(1/s) and the estimate q = RN(y r), the residual y - q s is exact in one fused multiply-add, and a second one
 corrects the estimate by it: RN(q + residual r) is the correctly rounded y / s (Markstein, "Computation of elementary
 functions on the IBM RISC System/6000 processor", 1990). It needs s and r to be normal numbers, which the floor under
-amax sees to, and a finite s, which version 7 sees to.
+amax sees to, and a finite s, which version 7 sees to. The code takes q s - y and subtracts: so a -0 keeps its sign.
 
-Napkin: 2 fused multiply-adds an element, 256 threads x 8 elements in flight: no time at all beside 5.03 bytes.
+It costs two fused multiply-adds per element: no time at all beside the 5.03 bytes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def fused_kernel(
 
     amax = tl.maximum(tl.max(tl.abs(y), axis=1), floor)  # [R]
     scale = tl.div_rn(amax, tl.full(amax.shape, FP8_MAX, tl.float32))
-    reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)[:, None]  # one division a row
+    reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)[:, None]  # one division per row
     estimate = y * reciprocal
     residual = tl.fma(estimate, scale[:, None], y * -1.0)  # estimate * scale - y, rounded once
     quotient = tl.fma(residual, -reciprocal, estimate)  # this way round a -0 keeps its sign
@@ -82,7 +82,7 @@ def launches(
     codes: torch.Tensor,
     scale: torch.Tensor,
 ) -> list[Launch]:
-    """Sixteen rows a program on eight warps."""
+    """Sixteen rows per program on eight warps."""
     require(norm, quant, weight)
     rows = x.numel() // norm.norm_size
     return [

@@ -2,7 +2,8 @@
 
 A model's gate is a part of a larger projection. Qwen3-Next interleaves the projection per key head, so its gate is
 [tokens, 16, 256] with strides (12288, 768, 1): two heads of 128 that follow each other, then 512 elements of something
-else. Versions 1 to 5 know only rows that follow each other, so somebody has to copy the gate first. Napkin:
+else. Versions 1 to 5 know only rows that follow each other, so the gate must be copied first, and the bytes per
+element are those of two kernels:
 
     copy   reads 2, writes 2                            4.00
     fused  as before                                    5.03
@@ -74,7 +75,7 @@ def fused_kernel(
 
     amax = tl.maximum(tl.max(tl.abs(y), axis=1), floor)  # [R]
     scale = tl.div_rn(amax, tl.full(amax.shape, FP8_MAX, tl.float32))
-    reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)[:, None]  # one division a row
+    reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)[:, None]  # one division per row
     estimate = y * reciprocal
     residual = tl.fma(estimate, scale[:, None], y * -1.0)  # estimate * scale - y, rounded once
     quotient = tl.fma(residual, -reciprocal, estimate)  # this way round a -0 keeps its sign
@@ -92,7 +93,7 @@ def launches(
     codes: torch.Tensor,
     scale: torch.Tensor,
 ) -> list[Launch]:
-    """Sixteen rows a program on eight warps; the gate where it lies."""
+    """Sixteen rows per program on eight warps; the gate where it lies."""
     require(norm, quant, weight)
     layout = runs_of_heads(gate, norm.norm_size)
     rows = x.numel() // norm.norm_size

@@ -19,7 +19,8 @@ come out even.
 The launch follows the number of rows (`fusionlib.kernel.choose_launch`), because what suits a prefill does not suit one
 token.
 
-Napkin: 5.03 bytes an element, as before. From here on the time is the memory's, or, for few tokens, the chain's.
+5.03 bytes per element, as before. With many tokens the memory takes all of the time; with few it is the chain of
+instructions that wait for each other.
 """
 
 from __future__ import annotations

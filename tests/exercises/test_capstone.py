@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.result import Trail
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "08_your_own_fusion.ipynb"
+USE = r"^\w+ = capstone\.use\(capstone\.(\w+), (\w+), interactive=interactive\)$"
 STEPS = [value for value in vars(capstone).values() if isinstance(value, Exercise)]
 
 
@@ -28,7 +30,7 @@ def gaps() -> dict[str, str]:
     ]
     found = {}
     for cell in cells:
-        if match := re.search(r"^\w+ = capstone\.use\(capstone\.(\w+), (\w+)\)$", cell, re.MULTILINE):
+        if match := re.search(USE, cell, re.MULTILINE):
             found[match[1]] = f"{cell[: match.start()]}\nanswer = {match[2]}\n"
     return found
 
@@ -76,6 +78,27 @@ def quant_of(fn, *args):
     graph = captured.capture(fn, *args)
     (anchor,) = [node for node in graph.nodes if is_fp8_cast(node)]
     return read_fp8_cast(anchor, Trail())
+
+
+def test_the_library_s_own_step_and_guard_can_be_shown():
+    from fusionlib.match import activation
+    from fusionlib.rewrite import guards
+
+    shown = re.findall(r"inspect\.getsource\((activation|guards)\.(\w+)\)", NOTEBOOK.read_text())
+    assert [module for module, _ in shown] == ["activation", "guards"]
+    for module, name in shown:
+        lines = inspect.getsource(getattr({"activation": activation, "guards": guards}[module], name)).splitlines()
+        assert 5 <= len(lines) <= 20, "short enough to be read on a page"
+
+
+def test_on_a_page_the_solution_follows_the_task_folded(monkeypatch, capsys):
+    published = []
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda data, metadata: published.append(data))
+    capstone.use(capstone.BYTES, ...)
+    assert published == []
+    capstone.use(capstone.BYTES, ..., interactive=False)
+    (data,) = published
+    assert "moved_bytes" in data["text/html"] and data["text/html"].count("<details") == len(capstone.BYTES.hints) + 1
 
 
 def product_kept(gate, up):

@@ -10,6 +10,7 @@ import pytest
 
 from fusionlib import exercises
 from fusionlib.exercises import Exercise
+from fusionlib.exercises.chapters import CHAPTERS
 from fusionlib.exercises.worked import offline, traps
 
 
@@ -36,9 +37,10 @@ TRAPS = [
 ]
 
 
-def test_names_are_unique():
+def test_each_exercise_is_in_one_chapter():
     names = [exercise.name for exercise in EXERCISES]
     assert len(names) == len(set(names))
+    assert sorted(names) == sorted(name for chapter in CHAPTERS for name in chapter.exercises)
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=[exercise.name for exercise in EXERCISES])

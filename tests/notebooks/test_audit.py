@@ -34,6 +34,7 @@ def test_figures_text_and_prints_are_fine(checkout):
         (lambda figure: figure.metadata.fusionlib.pop("alt"), "a figure without alt;"),
         (lambda figure: figure.metadata.clear(), "a figure without caption, alt, summary;"),
         (lambda figure: figure.data.pop("text/plain"), "a figure without text/plain;"),
+        (lambda figure: figure.data.pop("image/svg+xml"), "a figure without image/svg+xml;"),
     ],
 )
 def test_a_figure_without_its_words_is_named(checkout, break_it, named):

@@ -165,15 +165,41 @@ def test_too_large_says_so_and_writes_nothing(tmp_path):
     assert clean_trace(path, tmp_path / "c", size_limit=1 << 20) > SIZE_LIMIT
 
 
-@pytest.mark.parametrize("change", [{"ts": "x"}, {"name": None}, {"dur": float("inf")}])
+@pytest.mark.parametrize("change", [{"ts": "x"}, {"ts": -1.7e308}, {"name": None}, {"dur": float("inf")}, {"dur": -1}])
 def test_an_event_that_cannot_be_kept_is_an_error(tmp_path, change):
     with pytest.raises(TraceError, match="no name, ts or dur"):
         clean_trace(write(tmp_path / "t", [kernel(1, 0, 1) | change]), tmp_path / "c")
 
 
-def test_times_too_far_apart_and_an_unwritable_target(tmp_path):
-    path = write(tmp_path / "t", [kernel(1, -1.7e308, 1), kernel(2, 1.7e308, 1)])
-    with pytest.raises(TraceError, match="cannot be written"):
-        clean_trace(path, tmp_path / "c")
+def test_only_whole_traces_of_one_process_are_published(tmp_path):
+    """What was left out would be missing without a word, and what was merged would be joined at random."""
+    path = write(tmp_path / "t", EVENTS)
+    content = path.read_bytes()
+    path.write_bytes(
+        content.replace(b'"pid": 9, "args": {"name": "python"}', b'"pid": 9, "args": {"name": "py"th"on"}')
+    )
+    clean_trace(path, tmp_path / "c")  # of a category that is not kept
+    for torn in (content[:-200], content.replace(b'"dur": 10.0', b'"dur": 0.-10')):
+        path.write_bytes(torn)
+        with pytest.raises(TraceError, match="only a whole trace is published"):
+            clean_trace(path, tmp_path / "d")
+    with pytest.raises(TraceError, match="launches of 2 processes"):
+        clean_trace(write(tmp_path / "t", [*EVENTS, launch(4, 1, 1) | {"pid": 10}]), tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_old_words_and_large_times_are_cleaned_into_todays(tmp_path):
+    old = kernel(1, 0, 2, **{"external id": 3}) | {"cat": "Kernel"}
+    path = write(tmp_path / "t", [old, kernel(2, 1, 2)])
+    text_before = path.read_text()
+    path.write_text(
+        text_before.replace('"ts": 0', '"ts": 1712345678901234.123').replace('"ts": 1,', '"ts": 1712345678901240.130,')
+    )
+    clean_trace(path, tmp_path / "c")
+    first, second = json.loads(text(tmp_path / "c"))["traceEvents"]
+    assert (first["cat"], first["args"]["External id"], first["ts"], second["ts"]) == ("kernel", 3, 0.0, 6.007)
+
+
+def test_an_unwritable_target(tmp_path):
     with pytest.raises(TraceError, match="cannot be written"):
         clean_trace(write(tmp_path / "t", EVENTS), tmp_path / "absent" / "c")

@@ -16,7 +16,6 @@ from fusionlib.observe.sources import (
     benchmark_times,
     fastest_step,
     show_traces,
-    window,
     without_common_end,
 )
 from tests.observe.traces import kernel, launch, op
@@ -142,8 +141,10 @@ def test_of_equally_fast_steps_the_one_with_the_shorter_launch(tmp_path):
     assert [k.name for k in fastest_step(trace_of(tmp_path / "t", events)).kernels] == ["good"]
 
 
-def test_a_window_is_counted_from_the_first_event(tmp_path):
-    part = window(trace_of(tmp_path / "t", synthetic.TWO), 8.0, 10.0)  # of a trace that begins at 99
+def test_a_part_keeps_its_joins(tmp_path):
+    trace = trace_of(tmp_path / "t", synthetic.TWO)
+    assert trace.begin_us == 99.0
+    part = trace.between(107.0, 109.0)
     assert [k.name for k in part.kernels] == ["norm"] and [c.correlation for c in part.launches] == [2]
     assert part.ops == ()
 

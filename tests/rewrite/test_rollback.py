@@ -38,11 +38,24 @@ def quantised_alike(x, z, w):
     return *QuantSpelling()(y), *op.group_quant(y, GroupQuant.vllm())
 
 
+def padded(x, z, w):
+    codes, scale = reference.group_quant(value(x, z, w), GroupQuant())
+    return codes, reference.lay_out_scales(scale, GroupQuant(scale_layout="column_major_padded"))
+
+
+def opaque(quant):
+    return lambda x, z, w: op.group_quant(value(x, z, w), quant)
+
+
 PATHS = {
     "row-major": site(NormSpelling(), QuantSpelling()),
     "column-major": site(NormSpelling(), QuantSpelling(layout="column_major")),
     "packed": packed,
-    "opaque": lambda x, z, w: op.group_quant(value(x, z, w), GroupQuant(scale_layout="column_major")),
+    "padded": padded,
+    "opaque, column-major": opaque(GroupQuant(scale_layout="column_major")),
+    "opaque, padded": opaque(GroupQuant(scale_layout="column_major_padded")),
+    "opaque, packed": opaque(PACKED),
+    "opaque, vector": opaque(GroupQuant(512, scale_layout="vector")),
     "value returned": returns_the_value,
     "quantised twice": quantised_twice,
     "quantised alike": quantised_alike,

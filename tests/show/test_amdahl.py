@@ -51,11 +51,11 @@ def test_a_saving_of_ones_own_joins_the_slider():
 def test_the_words_are_of_this_data():
     claims = [Claim("TPOT", 6480.0, 0.025)]
     summary = worth(4.5, 36, 6.48, claims).summary
-    assert "162 µs a step: 2.50% of 6.48 ms" in summary
+    assert "162 µs per step: 2.50% of 6.48 ms" in summary
     assert "16.2 down to 5.4 ms" in summary
     assert "The published statements lie on the curve of 4.5 µs" in summary
     other = worth(1.0, 36, 6.48, claims).summary
-    assert "36 µs a step: 0.56%" in other
+    assert "36 µs per step: 0.56%" in other
     assert "1 of 1 published statements lie off the curve of 1 µs" in other
     assert "published" not in worth(1.0, 36, 6.48).summary
 

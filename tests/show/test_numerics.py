@@ -100,7 +100,7 @@ def test_rounding_costs_name_the_most_and_the_least():
     scales, codes = fig.data
     assert list(scales.x) == [100.0, 25.0, 50.0] and list(codes.x) == [3.75, 1.0, 2.0]
     assert list(codes.y) == ["none", "one", "two"]
-    assert "between 1.00% of the codes change (“one”) and 3.75% (“none”)" in summary
+    assert "between 1.00% (“one”) and 3.75% (“none”) of the codes change" in summary
     assert "between 25.0% and 100.0% of the scales" in summary
 
 

@@ -6,6 +6,8 @@ import pytest
 
 pytest.importorskip("plotly", reason="the notebooks extra is not installed")
 
+from fusionlib.show.lines import IMPLEMENTATIONS
+from fusionlib.show.theme import shades
 from fusionlib.show.timeline import TimelineError, delta_table, timeline, times
 from tests.observe.traces import kernel, launch, op
 from tests.show import traces
@@ -56,7 +58,7 @@ def test_nothing_to_draw_is_named(tmp_path):
 
 def test_a_trace_too_long_for_one_figure_is_refused_with_the_way_out(tmp_path):
     long = trace_of(tmp_path / "t", [kernel(i + 1, float(i), 0.5, "k") for i in range(2001)])
-    with pytest.raises(TimelineError, match=r"mine: 2001 events, over the limit of 2000 .*sources.window"):
+    with pytest.raises(TimelineError, match=r"mine: 2001 events, over the limit of 2000 .*window_us"):
         timeline({"mine": long})
 
 
@@ -100,7 +102,7 @@ def test_hover_says_what_the_trace_says(steps):
     named = steps["two"].with_nodes({"norm": ["mul", "rsqrt"]})
     first, second = bars(timeline({"two": named}).fig, "kernel").hovertext
     for said in (
-        "queue delay 2.00 µs", "grid 32 × 1 × 1", "block 256 × 1 × 1", "40 registers a thread", "operator mul",
+        "queue delay 2.00 µs", "grid 32 × 1 × 1", "block 256 × 1 × 1", "40 registers per thread", "operator mul",
         "1024 bytes of shared memory", "occupancy 75 %", "GPU 0, stream 7", "FX nodes: mul, rsqrt", "4.00 µs",
         "cudaLaunchKernel, correlation 1",
     ):  # fmt: skip
@@ -244,3 +246,12 @@ def test_a_kernel_that_begins_before_the_one_in_front_has_ended_is_slimmer(tmp_p
     events = [kernel(1, 0.0, 5.0, "first"), kernel(2, 4.2, 4.0, "second"), kernel(3, 8.2, 1.0, "third")]
     drawn = bars(timeline({"three": trace_of(tmp_path / "t", events)}).fig, "kernel")
     assert drawn.width[1] < drawn.width[0] == drawn.width[2]
+
+
+def test_a_kernel_has_the_colour_of_its_variant_and_neighbours_differ(steps):
+    variants = {"two kernels": steps["two"], "one kernel": steps["one"]}
+    kernels = bars(timeline(variants).fig, "kernel")
+    two, one = shades(IMPLEMENTATIONS["two_kernel"].colour), shades(IMPLEMENTATIONS["fused"].colour)
+    assert list(kernels.marker.color) == [*two, one[0]]
+    alone = bars(timeline({"one kernel": steps["one"]}).fig, "kernel")
+    assert list(alone.marker.color) == [one[0]]

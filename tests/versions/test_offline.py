@@ -84,7 +84,7 @@ def test_version_7_is_launched_as_the_library_would(compiled):
 
 
 def test_the_listing_taught_version_7_something(compiled):
-    """Machine instructions an element, as the notebook tells it; on the slow unit two of the element's and two a row's.
+    """Machine instructions per element, as the notebook tells it; on the slow unit two per element and two per row.
 
     On that unit version 6 has exp, a reciprocal and one of its three roundings; version 7 rounds in pairs elsewhere.
     """
@@ -93,7 +93,7 @@ def test_the_listing_taught_version_7_something(compiled):
     assert code[7][slow] == 2 * ELEMENTS + 2
     assert code[7]["conversions in pairs"] == 3 * ELEMENTS // 2 + ELEMENTS // 2
     assert code[6][slow] >= 3 * ELEMENTS
-    assert sum(code[7].values()) < 0.8 * sum(code[6].values())
+    assert sum(code[7].values()) < 0.85 * sum(code[6].values())
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.startswith("gfx9")])

@@ -35,7 +35,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def strided(inputs):
-    """Version 6, sixteen rows a program: 20 rows are two programs, the second with four rows."""
+    """Version 6, sixteen rows per program: 20 rows are two programs, the second with four rows."""
     return watch(VERSIONS[5], *inputs, NORM, QUANT, program=1)
 
 

@@ -39,8 +39,8 @@ def _rounded_before(value: torch.Tensor) -> torch.Tensor:
 
 
 def _in_threes(value: torch.Tensor) -> torch.Tensor:
-    """[2, tokens / 2, hidden], computed and not a view of two dimensions."""
-    return 2.0 * value.view(2, -1, value.shape[-1])
+    """[1, tokens, hidden], computed and not a view of two dimensions."""
+    return 2.0 * value.unsqueeze(0)
 
 
 #: Ways to write silu(gate) * up that must be read: function, and (round_activation, round_output).

@@ -26,9 +26,10 @@ from fusionlib.exercises.worked.judges import no_function
 from fusionlib.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul
 from fusionlib.match import QuantRead
 from fusionlib.match.activation import read_activation
-from fusionlib.match.graph import describe, dtype, operands, peel_exact, same_shape, shape
+from fusionlib.match.graph import describe, dtype, operands, peel_exact, shape
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.result import Trail
+from fusionlib.match.sizes import same_shape
 from fusionlib.observe.failure import in_a_line
 from fusionlib.rewrite.run import run_edited
 
@@ -268,9 +269,9 @@ def _kinds(fusion: Any) -> list[str] | str:
     sites = getattr(fusion, "sites", None)
     if not isinstance(sites, list | tuple) or not all(isinstance(site, str) for site in sites):
         return f"its sites are {sites!r:.60}; make it a list with a line of text for each."
-    kinds = [site.split()[0] if site.split() else "" for site in sites]
-    if set(kinds) - {"fused", "refused"}:
-        return f"a line of sites begins with neither fused nor refused: {sites[0]!r:.60}"
+    kinds = [next((kind for kind in ("fused", "refused") if site.startswith(kind)), None) for site in sites]
+    if None in kinds:
+        return f"a line of sites begins with neither fused nor refused: {sites[kinds.index(None)]!r:.60}"
     return kinds
 
 

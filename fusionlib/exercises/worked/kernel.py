@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fusionlib.kernel_quant import _group_scale, _quotient, _rounded, _to_fp8
+from fusionlib.kernel_quant import _group_amax, _group_scale, _quotient, _rounded, _to_fp8
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def silu_and_mul_quant_kernel(
     gate = tl.load(gate_ptr + token * gate_stride + within, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + token * up_stride + within, mask=mask, other=0.0).to(tl.float32)
     y = product(gate, up, DTYPE, ROUND_ACTIVATION, ROUND_OUTPUT)
-    scale = _group_scale(y, floor, Y_DTYPE, 448.0, 1)  # [R]
+    scale = _group_scale(_group_amax(y), floor, Y_DTYPE, 448.0, 1)  # [R]
     codes = _to_fp8(_quotient(y, scale[:, None, None], False, False, 1), codes_ptr.dtype.element_ty, 448.0)
     tl.store(codes_ptr + row.to(tl.int64)[:, None, None] * GROUP + element, codes, mask=mask)
     tl.store(scale_ptr + row, scale, mask=row < groups)

@@ -22,18 +22,18 @@ from fusionlib.match.activation import read_activation
 from fusionlib.match.graph import (
     describe,
     dtype,
-    equal,
     is_mul,
     is_narrowing,
     literal,
     operands,
     peel_exact,
-    same_shape,
     shape,
     value,
 )
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.result import Trail
+from fusionlib.match.sizes import equal, same_shape
+from fusionlib.rewrite.journal import Journal
 from fusionlib.rewrite.replace import Editor
 from fusionlib.rewrite.sources import source_hash
 
@@ -174,16 +174,17 @@ def replace(graph: fx.Graph, quant: QuantRead, found: Found, op: torch._ops.OpOv
 
     Raises Refused, with the graph as it was, where a result would lie otherwise in memory than what it replaces.
     """
-    editor = Editor(quant.y.next, quant.anchor, value(quant.y).fake_mode)
+    journal = Journal(graph)
+    editor = Editor(journal, quant.y.next, quant.anchor, value(quant.y).fake_mode)
     scalars = (found.spec.round_activation, found.spec.round_output, quant.spec.group_size, quant.spec.floor)
     call = editor.call(op, found.gate, found.up, *scalars)
     olds = (quant.codes, quant.scale)
     news = [editor.reshape(editor.item(call, index), [-1, *shape(old)[1:]]) for index, old in enumerate(olds)]
     if different := [old for new, old in zip(news, olds, strict=True) if not same_layout(new, old)]:
-        graph.eliminate_dead_code()  # the call that nobody uses
+        journal.undo()
         raise Refused(f"the op's result would lie otherwise in memory than {describe(different[0])}")
     for new, old in zip(news, olds, strict=True):
-        old.replace_all_uses_with(new)
+        journal.replace(old, new)
     graph.eliminate_dead_code()
 
 

@@ -14,10 +14,12 @@ from torch import fx
 from fusionlib.exercises.worked import silu_and_mul as worked
 from fusionlib.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul, SiluAndMulPass
 from fusionlib.match.activation import read_activation
-from fusionlib.match.graph import dtype, is_mul, is_narrowing, operands, peel_exact, same_shape, shape, value
+from fusionlib.match.graph import dtype, is_mul, is_narrowing, operands, peel_exact, shape, value
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Trail
+from fusionlib.match.sizes import same_shape
+from fusionlib.rewrite.journal import Journal
 from fusionlib.rewrite.replace import Editor
 from fusionlib.rewrite.sources import source_hash
 
@@ -288,14 +290,14 @@ def read_and_change(y):
 
 
 def replace_codes_only(graph, quant, found, op):
-    editor = Editor(quant.anchor, quant.anchor, value(quant.y).fake_mode)
+    editor = Editor(Journal(graph), quant.anchor, quant.anchor, value(quant.y).fake_mode)
     call = editor.call(op, found.gate, found.up, found.spec.round_activation, found.spec.round_output, 128, 1e-10)
     quant.codes.replace_all_uses_with(editor.reshape(editor.item(call, 0), [-1, *shape(quant.codes)[1:]]))
 
 
 def replace_at_the_anchor(graph, quant, found, op):
     """Too late: the scale may be used before the codes are made."""
-    editor = Editor(quant.anchor, quant.anchor, value(quant.y).fake_mode)
+    editor = Editor(Journal(graph), quant.anchor, quant.anchor, value(quant.y).fake_mode)
     call = editor.call(op, found.gate, found.up, found.spec.round_activation, found.spec.round_output, 128, 1e-10)
     for index, old in enumerate((quant.codes, quant.scale)):
         old.replace_all_uses_with(editor.reshape(editor.item(call, index), [-1, *shape(old)[1:]]))
@@ -319,7 +321,7 @@ def replace_by_one_floor(graph, quant, found, op):
 
 
 def _replace(graph, quant, found, op, reshaped):
-    editor = Editor(quant.y.next, quant.anchor, value(quant.y).fake_mode)
+    editor = Editor(Journal(graph), quant.y.next, quant.anchor, value(quant.y).fake_mode)
     scalars = (found.spec.round_activation, found.spec.round_output, quant.spec.group_size, quant.spec.floor)
     call = editor.call(op, found.gate, found.up, *scalars)
     for index, old in enumerate((quant.codes, quant.scale)):
@@ -343,7 +345,7 @@ def replace_with_numbers(graph, quant, found, op):
 
 def replace_twice(graph, quant, found, op):
     """One call for the codes and another for the scale."""
-    editor = Editor(quant.y.next, quant.anchor, value(quant.y).fake_mode)
+    editor = Editor(Journal(graph), quant.y.next, quant.anchor, value(quant.y).fake_mode)
     scalars = (found.spec.round_activation, found.spec.round_output, quant.spec.group_size, quant.spec.floor)
     for index, old in enumerate((quant.codes, quant.scale)):
         call = editor.call(op, found.gate, found.up, *scalars)

@@ -5,6 +5,7 @@ Examples::
     fusionlib bench --quick                       four sizes of one shape, few rounds
     fusionlib bench --out data/benchmarks         everything, written to data/benchmarks/<device>.json
     fusionlib bench --sweep --tokens 1 64 8192    launch configurations, for the heuristic's thresholds
+    fusionlib bench --versions                    the kernel's seven versions of notebook 05, beside the light
     fusionlib bench --check --tokens 4            on a CPU: no times, only whether the variants agree with eager
 """
 
@@ -53,10 +54,17 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of inputs and of the order; default: %(default)s")
     parser.add_argument("--sweep", action="store_true", help="sweep launch configurations instead")
+    parser.add_argument(
+        "--versions",
+        action="store_true",
+        help="time the versions of notebook 05 instead; --tokens 1 64 8192 by default",
+    )
     parser.add_argument("--dependent-launch", action="store_true", help="also programmatic dependent launch (NVIDIA)")
     parser.add_argument("--check", action="store_true", help="check results only, measure nothing; also on a CPU")
     parser.add_argument(
-        "--out", type=Path, help="a .json file, or a folder for <device>.json, -sweep, -chain or -shapes; default: none"
+        "--out",
+        type=Path,
+        help="a .json file, or a folder for <device>.json, -sweep, -versions, -chain or -shapes; default: none",
     )
     parser.set_defaults(run=run)
 
@@ -73,6 +81,8 @@ def run(namespace: argparse.Namespace) -> int:
     import torch
 
     gpu = torch.cuda.is_available()
+    if namespace.versions and (namespace.sweep or namespace.check or namespace.dependent_launch):
+        raise UsageError("--versions is a run of its own; leave --sweep, --check and --dependent-launch out")
     if not gpu and not namespace.check:
         raise UsageError(_ON_A_CPU)
     if namespace.check and namespace.out is not None:
@@ -123,7 +133,14 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
             write_results(path, results, manifest)
 
     with own_tuning():
-        if namespace.sweep:
+        if namespace.versions:
+            from fusionlib.versions import record
+
+            record.measure(
+                namespace.tokens or record.TOKENS, timer, results, rounds=settings.rounds, seed=settings.seed,
+                device=device, save=save,
+            )  # fmt: skip
+        elif namespace.sweep:
             sweep_all(listed, timer, settings, results, save=save)
         else:
             tuned = TunedLight(timer, runs.quick(settings))
@@ -157,6 +174,8 @@ def _kind(namespace: argparse.Namespace) -> str:
     """What sets a run's file apart from the one that has everything, or the base shape alone."""
     if namespace.sweep:
         return "-sweep"
+    if namespace.versions:
+        return "-versions"
     if "alone" not in namespace.contexts:
         return "-chain"
     return "-shapes" if namespace.shapes and SHAPES[0] not in namespace.shapes else ""
@@ -208,6 +227,9 @@ def _libraries(namespace: argparse.Namespace) -> dict[str, str] | None:
 def _command(namespace: argparse.Namespace) -> str:
     """The command as it can be repeated, without where it wrote."""
     words = ["fusionlib bench"]
+    if namespace.versions:
+        words += ["--versions", *(["--tokens", *map(str, namespace.tokens)] if namespace.tokens else [])]
+        return " ".join([*words, "--rounds", str(namespace.rounds), "--seed", str(namespace.seed)])
     words += [f"--{flag.replace('_', '-')}" for flag in ("quick", "sweep", "dependent_launch") if vars(namespace)[flag]]
     for option in ("tokens", "shapes", "variants", "gates", "contexts"):
         if vars(namespace)[option]:

@@ -30,7 +30,9 @@ def _groups(results: Results) -> list[tuple[str, str, str]]:
 def _table(results: Results, shape: str, gate: str, context: str) -> str:
     """Median and spread in us, GB/s of ours, and the ratios, a line for each number of tokens."""
     rows = [row for row in results.rows if (row.shape, row.gate, row.context) == (shape, gate, context)]
-    names = [name for name in (*VARIANTS, BASELINE) if any(row.variant == name for row in rows)]
+    present = dict.fromkeys(row.variant for row in rows)
+    known = [name for name in (*VARIANTS, BASELINE) if name in present]
+    names = [*known, *(name for name in present if name not in known)]
     ratios = [pair for pair in _RATIOS if set(pair) <= set(names)] if context == "alone" else []
     header = ["tokens", *names, *(f"{a}/{b}" for a, b in ratios)]
     if context == "alone" and "fused" in names:

@@ -200,8 +200,8 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("eager", "eager", _eager),
-        Variant("two_kernel", "norm compiled + opaque quant", _two_kernel, compiled=True),
-        Variant("inductor", "Inductor, whole", _inductor, exact=False, compiled=True),
+        Variant("two_kernel", "two kernels: norm compiled, quantisation opaque", _two_kernel, compiled=True),
+        Variant("inductor", "Inductor alone", _inductor, exact=False, compiled=True),
         Variant("aiter", "AITER's Triton kernel", _aiter, exact=False, package="amd-aiter"),
         Variant("fla", "FLA's gated norm + quant", _fla, exact=False, package="flash-linear-attention"),
         Variant("fused", "ours", _fused),
