@@ -154,8 +154,8 @@ def _quotient(
     else:
         # Markstein: with r = RN(1/s), one residual step makes y*r the correctly rounded quotient, at two instructions
         # an element instead of a division. The floor keeps s and r normal. What is left is taken the other way round,
-        # r*s - y and then less: y - r*s of a -0 is +0, and the sum of the two no longer -0. Times -1 and not by a minus,
-        # which Triton makes a difference from zero: of the reciprocal of an infinite scale, that would be +0.
+        # r*s - y and then less: y - r*s of a -0 is +0, and the sum of the two no longer -0. Times -1 and not by a
+        # minus, which Triton makes a difference from zero: of the reciprocal of an infinite scale, that would be +0.
         estimate = y * reciprocal
         excess = tl.fma(estimate, finite, y * -1.0)
         quotient = tl.fma(excess, reciprocal * -1.0, estimate)

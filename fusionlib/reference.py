@@ -41,7 +41,8 @@ def rms_norm_gated(
         return tensor.flatten(1).unflatten(1, (-1, norm.norm_size)).float()  # [tokens, runs, norm_size]
 
     def scaled(value: torch.Tensor) -> torch.Tensor:
-        value = value * (weight.float() + norm.weight_offset).view(-1, norm.norm_size)
+        factor = weight.float() + norm.weight_offset if norm.weight_offset else weight.float()
+        value = value * factor.view(-1, norm.norm_size)
         return value if bias is None else value + bias.float().view(-1, norm.norm_size)
 
     value = runs(x)

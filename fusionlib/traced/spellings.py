@@ -88,7 +88,7 @@ def written_norm(
     rows, gates = (t.unflatten(1, (-1, x.shape[-1])).float() for t in flat)
     activated = activation(gates)
     value = scale(rows, square(rows).mean(-1, keepdim=True) + eps)
-    factor = weight.float() + weight_offset
+    factor = weight.float() + weight_offset if weight_offset else weight.float()
     factor = factor.view(-1, x.shape[-1]) if weight_view else factor
     value = activated * (factor * value) if commuted else value * factor * activated
     return value.to(x.dtype).flatten(1).view(x.shape)
