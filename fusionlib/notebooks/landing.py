@@ -100,12 +100,16 @@ _NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 
 
 
 def minutes(words: str) -> tuple[int, int] | None:
-    """Return the first time in `words` as (least, most) minutes: "half an hour", "an hour or two", "45 minutes"."""
+    """Return the first time in `words` as (least, most) minutes: "half an hour", "an hour or two", "two sittings of
+    about 40 minutes"."""
     text = words.lower()
+    number = r"(\d+|" + "|".join(_NUMBERS) + r")\b"
+    if sittings := re.match(rf"(?:about )?{number} sittings of (.*)", text, flags=re.DOTALL):
+        times, each = int(_NUMBERS.get(sittings[1], sittings[1])), minutes(sittings[2])
+        return each and (times * each[0], times * each[1])
     for pattern, fixed in (("three quarters of an hour", 45), ("half an hour", 30), ("quarter of an hour", 15)):
         if re.search(rf"^(about |a |an )*{pattern}", text):
             return fixed, fixed
-    number = r"(\d+|" + "|".join(_NUMBERS) + r")\b"
     unit = "(?: (hours?|minutes?))?"
     found = re.search(rf"^(?:about )?{number}{unit}(?: (?:to|or) {number})?{unit}", text)
     said = found and (found[2] or found[4])
