@@ -158,11 +158,13 @@ def _amax(node: fx.Node, trail: Trail) -> tuple[fx.Node, int]:
             raise Stop("scale_arithmetic", node, "the maximum of the magnitudes of a group", "where it stands in it")
         source, dims = maximum.args[0], [maximum.args[1]]
     else:
+        if is_call(node, aten.expand.default):
+            _amax(peel_exact(node.args[0]), Trail())  # of what is repeated, reading on may say more
         raise Stop("scale_arithmetic", node, "the maximum of the magnitudes of a group", describe(node))
-    group = _group_of(maximum, source, dims)
     magnitude = peel_exact(source)
     if is_call(magnitude, *_MAXIMA) or result_of(magnitude, _MAX_DIM) is not None:
         raise Stop("block_group", maximum, "a maximum over the last dimension", "a maximum of maxima")
+    group = _group_of(maximum, source, dims)
     if not is_call(magnitude, aten.abs.default):
         raise Stop("amax_source", maximum, "the maximum of magnitudes: abs before amax", describe(magnitude))
     trail.add("amax", maximum)

@@ -148,6 +148,24 @@ def test_a_bias_where_the_fused_computation_has_none(where):
     refusal(lambda x, z, w: QUANT(norm(x, z, w).to(x.dtype).flatten(1)), *inputs(), code=code)
 
 
+BLOCKS = {
+    "two dimensions": lambda v: v.abs().amax((0, 2)).repeat_interleave(128),
+    "kept dimensions": lambda v: v.abs().amax((0, 2), keepdim=True).expand(6, 4, 128).reshape(6, 512),
+    "a maximum of maxima": lambda v: v.abs().amax(-1).amax(0).repeat_interleave(128),
+    "repeated both ways": lambda v: v[None].abs().amax((1, 3)).repeat_interleave(6, 0).repeat_interleave(128, 1),
+}
+
+
+@pytest.mark.parametrize("how", BLOCKS)
+def test_a_block_of_several_rows_however_it_is_repeated(how):
+    def fn(x, z, w):
+        y = normed(x, z, w).float()
+        scale = BLOCKS[how](y.view(6, 4, 128)) / 448.0
+        return (y / scale).clamp(-448.0, 448.0).to(FP8), scale
+
+    refusal(fn, *inputs(), code="block_group")
+
+
 def test_device():
     refusal(lambda x, z, w: QUANT(normed(x, z, w)), *inputs(), code="device", fusion=FusionPass())
 
