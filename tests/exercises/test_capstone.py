@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 from fusionlib import GroupQuant, reference
 from fusionlib.exercises import Exercise, capstone
-from fusionlib.exercises.worked import captured, offline, traps
+from fusionlib.exercises.worked import captured, graph_traps, offline, traps
 from fusionlib.exercises.worked import silu_and_mul as worked
+from fusionlib.match.graph import value
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.result import Trail
 
@@ -57,7 +58,7 @@ def test_no_solution_and_no_trap_is_taken_for_a_gap():
     for step in STEPS:
         assert not capstone.is_stub(step.solution), step.name
         for trap in step.traps:
-            if trap is not traps.replace_nothing and trap is not traps.NoUuid:
+            if trap is not graph_traps.replace_nothing and trap is not graph_traps.NoUuid:
                 named = getattr(trap, "__name__", "text")
                 assert named == "<lambda>" or not capstone.is_stub(trap), (step.name, named)
 
@@ -72,6 +73,13 @@ def test_a_right_answer_goes_on_and_a_wrong_one_does_not(capsys):
     assert capstone.use(capstone.BYTES, traps.bytes_without_scales) is worked.moved_bytes
     out = capsys.readouterr().out
     assert out.startswith("Not yet: too few bytes for two kernels") and "capstone.BYTES.hint()" in out
+
+
+def test_what_is_to_be_replaced_lies_column_by_column():
+    codes, _ = captured.in_columns(*captured.halves())
+    assert codes.stride() == (1, 6)
+    quant = quant_of(captured.in_columns, *captured.halves())
+    assert value(quant.codes).stride()[-1] != 1, "else the judge of the replacement's layout asks nothing"
 
 
 def quant_of(fn, *args):

@@ -7,22 +7,19 @@ back unchanged. The op that is put in leaves a mark on its results, so that they
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import fx
 
-from fusionlib.exercises import elsewhere
-from fusionlib.exercises.worked import captured, compare
+from fusionlib.exercises.worked import captured, compare, uuid_judge
 from fusionlib.exercises.worked import silu_and_mul as worked
 from fusionlib.exercises.worked.captured import MUST_NOT, NOT_FOR_ONE_CALL, REPLACED, SPELLINGS, halves
 from fusionlib.exercises.worked.judges import no_function
+from fusionlib.exercises.worked.ops import mark, marked_op
 from fusionlib.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul
 from fusionlib.match import QuantRead
 from fusionlib.match.activation import read_activation
@@ -95,28 +92,6 @@ def _judge_neighbour(answer: Callable, name: str) -> str | None:
 # Step 6: replacing.
 
 
-def _marked(gate, up, act, out, group, floor):
-    codes, scale = worked.quantise(gate, up, act, out, group, floor)
-    return _mark(codes), _mark(scale)
-
-
-def _mark(result: torch.Tensor) -> torch.Tensor:
-    """Another tensor of the same layout, that the right one can be told from: a bit of a code, twice a scale."""
-    if result.dtype is torch.float8_e4m3fn:
-        return (result.view(torch.uint8) ^ 1).view(result.dtype)
-    return result * 2.0
-
-
-@functools.cache
-def _op() -> torch._ops.OpOverload:
-    return worked.define_op(_marked, worked.fake)
-
-
-@functools.cache
-def _other_op() -> torch._ops.OpOverload:
-    return worked.define_op(worked.quantise, worked.fake)
-
-
 def replace(answer: Any) -> str | None:
     """replace(graph, quant, found, op): in every spelling and size, also where tokens are a symbol."""
     if wrong := no_function(answer):
@@ -137,7 +112,7 @@ def _judge_replaced(
 
     def edit(graph: fx.Graph) -> None:
         quant = _quant(graph)
-        answer(graph, quant, worked.read_silu_and_mul(quant.y), _op())
+        answer(graph, quant, worked.read_silu_and_mul(quant.y), marked_op())
         graph.lint()
         found.update(_inventory(graph))
 
@@ -157,7 +132,7 @@ def _judge_replaced(
 def _inventory(graph: fx.Graph) -> dict[str, Any]:
     names = ("amax", "abs", "exp", "clamp")
     old = [node.name for node in graph.nodes if node.op == "call_function" and node.name.startswith(names)]
-    return {"calls": sum(node.target is _op() for node in graph.nodes), "old": old}
+    return {"calls": sum(node.target is marked_op() for node in graph.nodes), "old": old}
 
 
 def _run(
@@ -197,7 +172,7 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 def _not_marked(got: Outputs, want: Outputs) -> str | None:
     """What keeps `got` from being what the marked op makes of `want`."""
     for what, new, old in zip(("codes", "scale", "value made of the scale"), got, want, strict=False):
-        if compare.same_result(new, _mark(old)):
+        if compare.same_result(new, mark(old)):
             continue
         if compare.same_bits(new, old):
             return f"what comes out as {what} is not the op's: somebody still uses the old one."
@@ -217,7 +192,7 @@ def _judge_layout(answer: Callable) -> str | None:
         gate, up = (peel_exact(operand) for operand in operands(_product(quant.y)))
         gate = read_activation(gate).gate
         try:
-            answer(graph, quant, Found(gate, up, SiluAndMul()), _op())
+            answer(graph, quant, Found(gate, up, SiluAndMul()), marked_op())
         except Refused as reason:
             refused.append(reason)
         graph.lint()
@@ -246,7 +221,7 @@ def the_pass(answer: Any) -> str | None:
     """SiluAndMulPass(op): sites, results, graphs that must be left alone, gradients, and the uuid."""
     if not isinstance(answer, type):
         return f"{answer!r} is no class."
-    judges = (_judge_uuid, _judge_sites, _judge_left_alone, _judge_uuid_elsewhere)  # the quick ones come first
+    judges = (uuid_judge.here, _judge_sites, _judge_left_alone, uuid_judge.elsewhere)  # the quick ones come first
     return next(filter(None, (judge(answer) for judge in judges)), None)
 
 
@@ -279,12 +254,12 @@ def _judge_sites(answer: type) -> str | None:
     """Sites of several kinds in one graph: each has its line, and those that are fused come out of the op."""
     marks = {_two_sites: (True, True, False), _three_sites: (False, True, True, True, True)}
     for fn, marked in marks.items():
-        fusion = answer(_op())
+        fusion = answer(marked_op())
         outcome = _run(fusion, fn, halves(6, 256, seed=2))
         if isinstance(outcome, str):
             return f"in a compile with a site of another kind: {outcome}"
         got, want = outcome
-        want = tuple(_mark(result) if mark else result for result, mark in zip(want, marked, strict=True))
+        want = tuple(mark(result) if from_op else result for result, from_op in zip(want, marked, strict=True))
         kinds, expected = _kinds(fusion), ["fused"] * (sum(marked) // 2) + ["refused"]
         if isinstance(kinds, str):
             return kinds
@@ -306,7 +281,7 @@ def _judge_left_alone(answer: type) -> str | None:
     cases |= {name: MUST_NOT[name] for name in ("gelu in place of silu", "three dimensions")}
     cases["gradients are taken of this graph"] = _train
     for what, fn in cases.items():
-        fusion, grad = answer(_op()), fn is _train
+        fusion, grad = answer(marked_op()), fn is _train
         gate, up = halves(6, 256, seed=2)
         outcome = _run(fusion, fn, (gate.clone().requires_grad_() if grad else gate, up), grad=grad)
         if isinstance(outcome, str):
@@ -320,84 +295,4 @@ def _judge_left_alone(answer: type) -> str | None:
             return f"{what}: it reports {kinds or 'nothing'}; each site has one line, and where there is none no line."
         if not compare.same_results(*outcome):
             return f"{what}: it gives other results, though nothing was to be changed."
-    return None
-
-
-# The uuid.
-
-
-def _other_read(y: fx.Node) -> Found:
-    raise Refused("another way to read")
-
-
-def _other_replace(graph: fx.Graph, quant: QuantRead, found: Found, op: torch._ops.OpOverload) -> None:
-    """Another way to replace."""
-
-
-def _other_call(self: Any, graph: fx.Graph) -> None:
-    """Another way to go through a graph."""
-
-
-def _twin(function: types.FunctionType) -> types.FunctionType:
-    """The same function at another address."""
-    return types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
-
-
-def _judge_uuid(answer: type) -> str | None:
-    parts = worked.read_silu_and_mul, worked.replace
-    first = answer(_op()).uuid()
-    if not isinstance(first, str | bytes):
-        return f"uuid() is {first!r}: without a key the compile cache cannot be used."
-    if first != answer(_op()).uuid():
-        return "two equal passes have different uuids: every compile would be a cold one."
-    if first == answer(_other_op()).uuid():
-        return "a pass with another op has the same uuid: the cache would hand out the old artefact."
-    given = answer(_op(), *parts).uuid()
-    for what, others in (("read", (_other_read, parts[1])), ("replace", (parts[0], _other_replace))):
-        if given == answer(_op(), *others).uuid():
-            return f"a pass with another way to {what} has the same uuid: after an edit the old artefact would be used."
-    if given != answer(_op(), *map(_twin, parts)).uuid():
-        return "the same functions at other addresses give another uuid: what is printed of them says where they lie."
-    if not _follows_its_own_code(answer, first):
-        return "an edit of its own __call__ leaves the uuid as it is: the old artefact would be used."
-    return None
-
-
-def _follows_its_own_code(answer: type, first: Any) -> bool:
-    """Whether the uuid changes with the pass's own code, by whichever way it looks at it."""
-    for edited in (_other_method, _other_source):
-        with edited(answer):
-            if answer(_op()).uuid() != first:
-                return True
-    return False
-
-
-@contextmanager
-def _other_method(answer: type) -> Iterator[None]:
-    with mock.patch.object(answer, "__call__", _other_call):
-        yield
-
-
-@contextmanager
-def _other_source(answer: type) -> Iterator[None]:
-    plain, own = inspect.getsource, {answer, *filter(inspect.isfunction, vars(answer).values())}
-
-    def getsource(thing: Any) -> str:
-        return plain(thing) + "# edited" * (getattr(thing, "__func__", thing) in own)
-
-    with mock.patch.object(inspect, "getsource", getsource):
-        yield
-
-
-def _in_this_process(answer: type) -> str | bytes:
-    return answer(_op()).uuid()
-
-
-def _judge_uuid_elsewhere(answer: type) -> str | None:
-    try:
-        first, second = elsewhere.results(_in_this_process, answer)
-    except elsewhere.ElsewhereError as error:
-        return f"its uuid could not be asked for in a process of its own: {error}"
-    if first != second:
-        return "in another process the same pass has another uuid, so nothing would ever be found in the cache."
     return None
