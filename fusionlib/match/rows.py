@@ -45,8 +45,8 @@ def _rows(norm: NormRead, quant: QuantRead) -> list[int]:
     forms += [user for user in quant.codes.users if user.op == "call_function"]
     least = max(norm.spec.norm_size, quant.spec.group_size)
     elements = numel(quant.y)
-    rows = [shape(node)[-1] for node in forms if len(shape(node)) >= 2 and equal(numel(node), elements)]
-    rows = [row for row in rows if isinstance(row, int)]
+    shapes = (shape(node) for node in forms if equal(numel(node), elements))
+    rows = [sizes[-1] for sizes in shapes if len(sizes) >= 2 and isinstance(sizes[-1], int)]
     flat = [row for row in rows if row >= least]
     # Groups of a row that is no multiple of them: the row itself says so.
     return flat or [row for row in rows if row % least]

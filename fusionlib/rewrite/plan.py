@@ -70,17 +70,23 @@ def plan_sites(matches: list[Match]) -> list[SitePlan]:
     for site in by_normed.values():
         site.rebuilt = {site.normed}.union(*((q.match.quant.codes, q.match.quant.scale) for q in site.quants))
         site.cone = _cone(site)
-        inputs = site.inputs()
-        for node in sorted(site.cone):
-            source = below(node)
-            site.roots[node] = node if source is None else site.roots.get(source, source)
-            if any(n in site.dependent or n in inputs[:2] for n in node.all_input_nodes):
-                site.dependent.add(node)
+        _follow_values(site)
         site.wants_normed = _wants_normed(site)
     return list(by_normed.values())
 
 
+def _follow_values(site: SitePlan) -> None:
+    """Fill `roots` and `dependent`, in one walk from the inputs to the codes."""
+    x_and_gate = site.inputs()[:2]
+    for node in sorted(site.cone):
+        source = below(node)
+        site.roots[node] = node if source is None else site.roots.get(source, source)
+        if any(n in site.dependent or n in x_and_gate for n in node.all_input_nodes):
+            site.dependent.add(node)
+
+
 def _cone(site: SitePlan) -> set[fx.Node]:
+    """Every tensor node between the inputs of the site and its codes and scales, these included."""
     stop = set(site.inputs())
     ends = [q.match.quant.codes for q in site.quants] + [q.match.quant.scale for q in site.quants]
     stack, cone = [node for node in ends if node is not None], set()
