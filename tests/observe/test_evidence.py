@@ -61,9 +61,11 @@ def test_what_is_recorded_is_a_gpus_and_whole():
             assert trace.kernels and trace.launches and len(trace.marks) == recorded.steps
     for recorded in evidence.benchmarks(DATA):
         assert recorded.manifest.machine.kind == "gpu"
-        assert recorded.path.stem.removeprefix(recorded.device) in ("", "-chain", "-shapes", "-sweep")
+        assert recorded.path.stem.removeprefix(recorded.device) in ("", "-chain", "-shapes", "-sweep", "-versions")
         found = read_results(recorded.document, recorded.path.name)
         assert bool(found.sweep) == recorded.path.stem.endswith("-sweep") and (found.rows or found.sweep)
+        of_versions = {row.context.startswith("versions") for row in found.rows}
+        assert of_versions in (set(), {recorded.path.stem.endswith("-versions")})
         assert recorded.manifest.commit is not None
 
 
