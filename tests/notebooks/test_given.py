@@ -83,7 +83,8 @@ def test_neither_the_result_nor_the_page_says_where_the_file_is(checkout, mine):
     result = run(checkout, f"trace_file={mine.name}")
     assert result.status == "failed"
     node = nbformat.read(result.output, as_version=4)
-    text = result.output.read_text() + site.render_page(result.output, site.read_page(result.output))
+    page = site.read_page(result.output)
+    text = result.output.read_text() + site.render_page(result.output, page, [page])
     assert "at home" not in text and str(checkout.root) not in text and "mine" in text
     injected = next(cell for cell in node.cells if "injected-parameters" in cell.metadata.get("tags", []))
     scope: dict = {}
