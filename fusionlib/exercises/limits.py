@@ -90,27 +90,41 @@ def _alarm(seconds: float, code: CodeType) -> Iterator[None]:
 @contextmanager
 def _watcher(seconds: float, code: CodeType) -> Iterator[None]:
     """Raise OutOfTime in `code`, from a second thread."""
-    thread, done = threading.get_ident(), threading.Event()
+    thread, done, rung = threading.get_ident(), threading.Event(), threading.Event()
 
-    def raise_there(exception: type[BaseException] | None) -> None:
-        wanted = None if exception is None else ctypes.py_object(exception)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), wanted)
+    def ring() -> None:
+        rung.set()
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(OutOfTime))
 
     def watch() -> None:
         pause = seconds
         while not done.wait(pause):
             pause = _AGAIN
             if _is_inside(sys._current_frames().get(thread), code):
-                raise_there(OutOfTime)
+                ring()
+
+    def stop() -> None:
+        done.set()
+        watching.join()
+        if rung.is_set():
+            # One may still be on its way. To take it back (by a null) would leave CPython 3.11 with work announced that
+            # it never finds: all code is slower from then on, and code under a profiler or debugger stands still. So
+            # another one takes its place and is waited for.
+            ring()
+            while True:
+                pass
 
     watching = threading.Thread(target=watch, daemon=True, name="fusionlib-time-limit")
     watching.start()
     try:
         yield
     finally:
-        done.set()
-        watching.join()
-        raise_there(None)  # one that is still on its way
+        while watching.is_alive() or rung.is_set():
+            try:
+                stop()
+            except OutOfTime:
+                if not watching.is_alive():
+                    break
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -73,6 +74,28 @@ def test_what_ends_in_time_is_handed_back_and_nothing_rings_later(monkeypatch, s
     deadline = time.monotonic() + 0.15
     while time.monotonic() < deadline:
         pass
+
+
+UNDER_A_PROFILER = """
+import sys
+from fusionlib.exercises import limits
+
+limits._can_use_signals = lambda: False
+for call in (lambda: 7, lambda: [None for _ in iter(int, 1)]):
+    try:
+        limits.within(0.05, call)
+    except limits.OutOfTime:
+        print("stopped")
+
+sys.setprofile(lambda *_: None)
+print(sum(n for n in range(1000)))
+"""
+
+
+def test_the_interpreter_is_left_as_it_was():
+    """Under a profiler, CPython 3.11 stands still for good where an exception on its way was taken back."""
+    run = subprocess.run([sys.executable, "-c", UNDER_A_PROFILER], capture_output=True, text=True, timeout=60)
+    assert run.stdout.split() == ["stopped", "499500"], run.stderr
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
