@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fusionlib.contract import supports
+    from fusionlib.explanation import explain
     from fusionlib.op import group_quant, rms_norm_gated_group_quant
     from fusionlib.reference import dequantise
     from fusionlib.rewrite import FusionError, FusionPass, Report
-    from fusionlib.rewrite.explain import explain
     from fusionlib.spec import GatedNorm, GroupQuant, SpecError
 
 __all__ = [
@@ -40,7 +40,7 @@ _HOMES = {
     "Report": "fusionlib.rewrite",
     "SpecError": "fusionlib.spec",
     "dequantise": "fusionlib.reference",
-    "explain": "fusionlib.rewrite.explain",
+    "explain": "fusionlib.explanation",
     "group_quant": "fusionlib.op",
     "rms_norm_gated_group_quant": "fusionlib.op",
     "supports": "fusionlib.contract",

@@ -18,19 +18,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
-from fusionlib import cost, doctor, exercises_command, explain_command
-from fusionlib.arguments import Parser
-from fusionlib.notebooks import command as notebooks
-from fusionlib.notebooks.errors import UsageError
-from fusionlib.observe import asm_command, record_command
-from fusionlib.observe.bench import command as bench
+from fusionlib.commands import cost, doctor, explain
+from fusionlib.commands.errors import UsageError
+from fusionlib.commands.parser import Parser
 
-# One entry per subcommand: a module with `register(subparsers)`, which adds its parser and sets `run` to a function
-# (namespace) -> exit code. Such a module imports at its top only what is cheap and always installed: torch is not.
-COMMANDS = (doctor, notebooks, exercises_command, asm_command, explain_command, cost, bench, record_command)
+# A subcommand is a module with `register(subparsers)`, which adds its parser and sets `run` to a function from the
+# namespace to the exit code. Such a module imports at its top only what is cheap and always installed: torch is not.
+# Modules outside of the library join by an entry point of this group.
+COMMANDS = (doctor, explain, cost)
+JOINING = "fusionlib.commands"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,9 +42,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version of fusionlib and of what it stands on")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in COMMANDS:
+    for module in (*COMMANDS, *_joining()):
         module.register(subparsers)
     return parser
+
+
+def _joining() -> Iterator[ModuleType]:
+    """The modules of commands that installed packages bring."""
+    from importlib import metadata
+
+    return (point.load() for point in metadata.entry_points(group=JOINING))
 
 
 class _Version(argparse.Action):

@@ -10,7 +10,8 @@ from math import lcm, prod
 
 import torch
 
-from fusionlib.layout import row_layout
+from fusionlib.devices import fp8_problem
+from fusionlib.kernels.row_layout import row_layout
 from fusionlib.spec import GatedNorm, GroupQuant
 
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -181,18 +182,16 @@ def device_problem(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"Triton cannot be imported ({error}); install triton>=3.6"
     if not torch.cuda.is_available():
         return "no CUDA or ROCm device is visible to this process"
-    if torch.version.hip:
-        arch = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-        native = torch.float8_e4m3fnuz if arch.startswith("gfx94") else torch.float8_e4m3fn
-        if dtype not in (native, torch.float8_e5m2):
-            return f"{arch} has no conversion to {dtype}; use {native}"
+    name = str(dtype).removeprefix("torch.")
+    arch = amd_arch(device)
+    return fp8_problem(name, (0, 0) if arch else torch.cuda.get_device_capability(device), arch)
+
+
+def amd_arch(device: torch.device | int | None = None) -> str | None:
+    """The architecture of an AMD GPU, such as gfx942; None where this torch is NVIDIA's."""
+    if not torch.version.hip:
         return None
-    capability = torch.cuda.get_device_capability(device)
-    if dtype is torch.float8_e4m3fnuz:
-        return "NVIDIA GPUs have no conversion to torch.float8_e4m3fnuz; use torch.float8_e4m3fn"
-    if capability < (8, 9):
-        return f"compute capability {capability[0]}.{capability[1]} has no FP8 conversion; 8.9 or newer does"
-    return None
+    return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
 
 
 def quant_supports(y: torch.Tensor, quant: GroupQuant) -> str | None:

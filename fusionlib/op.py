@@ -110,7 +110,7 @@ def _fused_cuda(x, gate, weight, bias, *scalars, want_normed: bool) -> tuple:
     if reason is not None:
         _warn_once(reason)
         return _fused_reference(x, gate, weight, bias, *scalars)
-    from fusionlib.launch import launch_fused
+    from fusionlib.kernels.launch import launch_fused
 
     codes, scale = _empty_quantised(x, quant)
     normed = torch.empty_like(codes, dtype=norm.output_dtype(x.dtype)) if want_normed else None
@@ -138,7 +138,7 @@ def _quant_cuda(y, *scalars) -> tuple:
     if reason is not None:
         _warn_once(reason)
         return _quant_reference(y, *scalars)
-    from fusionlib.launch import launch_group_quant
+    from fusionlib.kernels.launch import launch_group_quant
 
     codes, scale = _empty_quantised(y, quant)
     with torch.cuda.device(y.device):

@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from fusionlib.contract import amd_arch
+from fusionlib.devices import converts_to_fp8
+
 SEED = 20_260_427
 # No timed tests: the machine may be busy. No database: what an earlier run found must not decide this one.
 settings.register_profile("suite", deadline=None, print_blob=True, database=None)
@@ -34,7 +37,7 @@ def seeded():
 
 def pytest_collection_modifyitems(items):
     """Tests marked `gpu` need a device that converts to e4m3fn."""
-    if torch.cuda.is_available() and (torch.version.hip or torch.cuda.get_device_capability() >= (8, 9)):
+    if torch.cuda.is_available() and converts_to_fp8(torch.cuda.get_device_capability(), amd_arch()):
         return
     skip = pytest.mark.skip(reason="needs a GPU with FP8 conversion (NVIDIA 8.9 or newer, or ROCm)")
     for item in items:

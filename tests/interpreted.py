@@ -15,10 +15,10 @@ import sys
 
 import torch
 
+from fusionlab.codes import code_steps
+from fusionlab.versions.interpreted import interpreters_codes
 from fusionlib import GatedNorm, GroupQuant, reference
-from fusionlib.codes import code_steps
-from fusionlib.launch import launch_fused, launch_group_quant
-from fusionlib.versions.interpreted import interpreters_codes
+from fusionlib.kernels.launch import launch_fused, launch_group_quant
 from tests.support import grouped_gate, poisoned_outputs
 
 

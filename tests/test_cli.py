@@ -10,8 +10,9 @@ import nbformat
 import pytest
 import torch
 
-from fusionlib import cli, doctor
-from fusionlib.notebooks import runner
+from fusionlab.notebooks import runner
+from fusionlib import cli
+from fusionlib.commands import doctor
 
 v4 = nbformat.v4
 
@@ -147,7 +148,7 @@ def test_a_timeout_is_a_positive_number(capsys, seconds):
 
 def test_a_missing_extra_is_one_sentence(checkout, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "papermill", None)
-    monkeypatch.delitem(sys.modules, "fusionlib.notebooks.runner", raising=False)
+    monkeypatch.delitem(sys.modules, "fusionlab.notebooks.runner", raising=False)
     assert cli.main(["notebooks", "list"]) == 2
     assert "pip install 'fusionlib[notebooks,models]'" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 
-from fusionlib.notebooks.landing import ROUTES
+from fusionlab.notebooks.landing import ROUTES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,7 +11,7 @@ import fusionlib
 from fusionlib import GatedNorm, GroupQuant, reference
 from fusionlib.block_mm import block_scaled_mm, dequantised
 from fusionlib.layers import AttentionOutput
-from fusionlib.traced.norm_op import define_norm_op, rms_norm_gated
+from fusionlib.pattern.norm_op import define_norm_op, rms_norm_gated
 from tests.support import norms, quants
 
 HIDDEN = 16

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusionlab.codes import code_steps
 from fusionlib import GatedNorm, GroupQuant, reference
-from fusionlib.codes import code_steps
 from fusionlib.spec import FP8_MAXIMA
 from tests.support import norms, quants
 

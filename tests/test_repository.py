@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -17,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("fusionlib", "fusionlab")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -140,6 +142,31 @@ def test_the_examples_in_readme_and_docs_run():
     assert names["fusion"].report().summary.startswith("1 fused, 0 refused")
 
 
+def test_the_library_imports_nothing_of_the_walkthrough():
+    """Everything in it, in one process: neither by an import at the top nor by one in a function that is imported."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in (ROOT / "fusionlib").rglob("*.py")
+        if path.name != "doctor.py"  # also a script
+    ]
+    code = (
+        f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\n"
+        "lab = {'fusionlab', 'plotly', 'IPython', 'ipywidgets', 'nbformat', 'nbconvert', 'papermill', 'transformers'}\n"
+        "print(sorted(lab & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+    mentions = [path for path in (ROOT / "fusionlib").rglob("*.py") if "fusionlab" in path.read_text(encoding="utf-8")]
+    assert not mentions
+
+
+def test_no_module_name_is_used_twice():
+    """Apart from those that mean the same wherever they stand."""
+    alike = {"__init__", "command", "explain", "gated_norm", "quant"}
+    names = [path.stem for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.stem not in alike]
+    assert sorted(name for name, times in Counter(names).items() if times > 1) == []
+
+
 def test_importing_the_package_loads_no_plotly_and_no_jupyter():
     code = (
         "import sys, fusionlib\n"
@@ -159,7 +186,8 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "fusionlib", source / "fusionlib", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist"]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -168,20 +196,23 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     return zipfile.ZipFile(built)
 
 
-def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
-    package = {
+def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel):
+    files = {
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "fusionlib").rglob("*")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert held == package
+    assert held == files
     assert "fusionlib/py.typed" in held
-    assert "fusionlib/notebooks/templates/page/index.html.j2" in held
-    assert "fusionlib/notebooks/assets/site.css" in held
+    assert "fusionlab/notebooks/templates/page/index.html.j2" in held
+    assert "fusionlab/notebooks/assets/site.css" in held
 
 
 def test_the_wheel_declares_its_command_and_licence(wheel):
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
-    assert "fusionlib = fusionlib.cli:main" in wheel.read(entry_points).decode()
+    declared = wheel.read(entry_points).decode()
+    assert "fusionlib = fusionlib.cli:main" in declared
+    assert "bench = fusionlab.observe.bench.command" in declared
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())

@@ -13,8 +13,8 @@ from math import prod
 import torch
 from torch import fx
 
-from fusionlib.match.lines import source_line as source_line
 from fusionlib.match.sizes import equal, plain, same_shape
+from fusionlib.match.source_lines import source_line as source_line
 
 aten, prims = torch.ops.aten, torch.ops.prims
 

@@ -13,7 +13,7 @@ from fusionlib.match.opaque import is_opaque_quant, read_opaque_quant
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.reasons import REASONS, Stop
 from fusionlib.match.result import Match, Miss, Trail
-from fusionlib.match.rows import hidden_size
+from fusionlib.match.tokens import hidden_size
 from fusionlib.match.unknown import is_unknown_quant, unknown_quant
 
 log = logging.getLogger(__name__)

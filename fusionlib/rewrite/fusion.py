@@ -11,13 +11,13 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from fusionlib.match import Match, Miss, match_graph
 from fusionlib.match.graph import describe
 from fusionlib.match.reasons import Stop
-from fusionlib.rewrite import ledger
+from fusionlib.rewrite import cached_records
+from fusionlib.rewrite.cache_key import combined, readers_hash, source_hash
 from fusionlib.rewrite.guards import GraphFacts, check
 from fusionlib.rewrite.journal import Journal
 from fusionlib.rewrite.plan import SitePlan, plan_sites
 from fusionlib.rewrite.replace import rewrite_site
 from fusionlib.rewrite.report import CompileRecord, Report, Site, spell
-from fusionlib.rewrite.sources import combined, readers_hash, source_hash
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class FusionPass(CustomGraphPass):
         self._demand(record)
         self._records.append(record)
         if self._key is not None:
-            ledger.write(self._key, record)
+            cached_records.write(self._key, record)
 
     def rewrite(self, graph: fx.Graph) -> CompileRecord:
         """Rewrite `graph` and say what was done; neither logs nor remembers."""
@@ -148,11 +148,11 @@ class FusionPass(CustomGraphPass):
 
     def report(self) -> Report:
         """What this pass did in all compiles so far, those answered by a compile cache included."""
-        ledger.settle()
+        cached_records.settle()
         return Report(tuple(self._records))
 
     def take(self, record: CompileRecord) -> None:
-        """Take the record of a compile that a cache answered; called by the ledger."""
+        """Take the record of a compile that a cache answered; called by the cached_records."""
         log.info("fusionlib: %s", Report((record,)).summary)
         self._records.append(record)
 
@@ -166,7 +166,7 @@ class FusionPass(CustomGraphPass):
         options = f"{sorted(self.devices)} {self.expect} {self.strict}"
         self._key = None if readers is None else combined((source_hash(), readers, options))
         if self._key is not None:
-            ledger.asked(self, self._key)
+            cached_records.asked(self, self._key)
         return self._key
 
 

@@ -9,12 +9,12 @@ from math import prod
 import torch
 from torch import fx
 
-from fusionlib.layout import row_layout
+from fusionlib.kernels.row_layout import row_layout
 from fusionlib.match.graph import aten, below, is_call, numel, shape, value
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Match
 from fusionlib.match.sizes import equal, same_shape
-from fusionlib.rewrite.layout import ScaleTarget, scale_target
+from fusionlib.rewrite.scale_layout import ScaleTarget, scale_target
 from fusionlib.spec import GroupQuant
 
 #: A size of a reshape: a number, a node that is one, or dimension `dim` of a node.

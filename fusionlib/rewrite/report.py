@@ -13,9 +13,9 @@ import torch
 from torch import fx
 
 from fusionlib.match.graph import source_line, tensor_text
-from fusionlib.match.lines import source_text
 from fusionlib.match.reasons import REASONS
 from fusionlib.match.result import Match, Miss
+from fusionlib.match.source_lines import source_text
 from fusionlib.spec import GatedNorm, GroupQuant
 
 

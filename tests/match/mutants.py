@@ -18,9 +18,9 @@ from torch import fx
 from torch._inductor.compile_fx import compile_fx
 from torch.fx.experimental.proxy_tensor import maybe_enable_thunkify
 
+from fusionlab.roundings import roundings_kept
+from fusionlib.explanation import apart_from_caches
 from fusionlib.rewrite import FusionPass
-from fusionlib.rewrite.explain import apart_from_caches
-from fusionlib.rewrite.roundings import roundings_kept
 
 aten, prims = torch.ops.aten, torch.ops.prims
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from fusionlab.spellings import SPELLINGS
 from fusionlib import GroupQuant, group_quant
-from fusionlib.traced.spellings import SPELLINGS
 from tests.match.mutants import Base, capture, compared, copied, mutate, verdict
 from tests.spellings import NormSpelling, QuantSpelling, inputs, site
 

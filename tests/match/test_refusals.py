@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fusionlab.reason_examples import EXAMPLES
 from fusionlib import GroupQuant, op
 from fusionlib.match import REASONS, OpaqueQuant, register_quant_op
 from fusionlib.match.opaque import readers_kept
-from fusionlib.reason_examples import EXAMPLES
 from fusionlib.rewrite import FusionPass
 from tests.spellings import FP8, NormSpelling, QuantSpelling, inputs, run_rewritten
 

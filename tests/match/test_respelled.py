@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusionlib.codes import code_steps
-from fusionlib.traced.scoreboard import RESPELLED, respelled
+from fusionlab.codes import code_steps
+from fusionlab.scoreboard import RESPELLED, respelled
 from tests.spellings import NormSpelling, QuantSpelling, inputs, run_rewritten, site
 
 LIMIT = 10  # of 1,048,576 codes: 1e-5, the bound on what another order of summation moves

@@ -5,8 +5,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fusionlab.codes import code_steps
 from fusionlib import GroupQuant
-from fusionlib.codes import code_steps
 from fusionlib.match import Match, match_graph
 from fusionlib.spec import FP8_MAXIMA
 from tests.spellings import NormSpelling, inputs, run_rewritten

@@ -22,9 +22,9 @@ import torch
 from fusionlib import GroupQuant
 from fusionlib.match import OpaqueQuant, register_quant_op
 from fusionlib.match.opaque import readers_kept, registered
-from fusionlib.rewrite import Chain, FusionPass, sources
+from fusionlib.rewrite import Chain, FusionPass, cache_key
+from fusionlib.rewrite.cache_key import PACKAGE, readers_hash, source_files
 from fusionlib.rewrite.fingerprint import NoFingerprint, covered_by, fingerprint
-from fusionlib.rewrite.sources import PACKAGE, readers_hash, source_files
 
 FLOOR = 1e-10
 SETTINGS = {"floors": [1e-10]}
@@ -411,7 +411,7 @@ def test_state_that_changes_after_registration_counts():
 
 
 def test_a_reader_that_cannot_be_hashed_keeps_everything_out_of_caches_and_says_so_once(caplog):
-    sources._warn_once.cache_clear()
+    cache_key._warn_once.cache_clear()
     with readers_kept():
         register_quant_op("other::quant", UNSEEN["the environment"][0])
         with caplog.at_level(logging.WARNING, "fusionlib"):

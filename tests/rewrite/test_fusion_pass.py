@@ -15,13 +15,13 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.utils import fresh_cache
 
 import fusionlib.match.graph as graph_module
+from fusionlab.roundings import roundings_kept
 from fusionlib import GatedNorm, GroupQuant, explain
-from fusionlib.cost import layered_graph, traced_layer
+from fusionlib.commands.cost import layered_graph, traced_layer
 from fusionlib.layers import AttentionOutput
 from fusionlib.match import match_graph
 from fusionlib.rewrite import Chain, FusionError, FusionPass
-from fusionlib.rewrite.roundings import roundings_kept
-from fusionlib.rewrite.sources import PACKAGE, source_files, source_hash
+from fusionlib.rewrite.cache_key import PACKAGE, source_files, source_hash
 from tests.spellings import NormSpelling, QuantSpelling, agree, inputs, run_rewritten, site
 
 aten = torch.ops.aten
@@ -98,7 +98,7 @@ def test_uuid_changes_with_every_source_and_option(tmp_path):
     before = source_hash.__wrapped__(copy)
     assert before == source_hash.__wrapped__(PACKAGE)
     names = {path.relative_to(copy).as_posix() for path in source_files(copy)}
-    assert {"kernel.py", "reference.py", "match/norm.py", "rewrite/replace.py"} <= names
+    assert {"kernels/gated_norm.py", "reference.py", "match/norm.py", "rewrite/replace.py"} <= names
     for path in source_files(copy):
         text = path.read_text(encoding="utf-8")
         path.write_text(text + "\n", encoding="utf-8")

@@ -8,12 +8,12 @@ from math import prod
 import pytest
 import torch
 
+from fusionlab.codes import code_steps
+from fusionlab.run_edited import run_edited
+from fusionlab.spellings import OPAQUE_NORM, SPELLINGS
 from fusionlib import FusionPass
-from fusionlib.codes import code_steps
-from fusionlib.rewrite.run import run_edited
-from fusionlib.traced.spellings import OPAQUE_NORM, SPELLINGS
+from tests.pattern.support import run_spelling
 from tests.support import same
-from tests.traced.support import run_spelling
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.name)

@@ -1,0 +1,115 @@
+"""An exercise: a question, a judge, hints and a solution.
+
+The judge runs; it does not compare texts. Every exercise carries answers that must be turned down, and a test plants
+them all, so that no exercise can be passed by accident.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusionlab.exercises import folded, progress
+from fusionlab.exercises.time_limit import Escape, OutOfTime, within
+
+
+def _say(text: str) -> None:
+    """Print one paragraph in lines that a notebook page shows whole."""
+    print(textwrap.fill(text.strip(), 88, break_long_words=False, break_on_hyphens=False))
+
+
+def source_of(solution: Any) -> str:
+    """A solution as a reader would write it: a value, or the source of a function or class, no underscore before it."""
+    if not inspect.isroutine(solution) and not inspect.isclass(solution):
+        return repr(solution)
+    return re.sub(r"^(def|class) _", r"\1 ", textwrap.dedent(inspect.getsource(solution))).strip()
+
+
+@dataclass(eq=False, repr=False)
+class Exercise:
+    """One exercise of a notebook. Its repr tells the state and the task, and not the solution.
+
+    Args:
+        name: a stable identifier, unique in the suite.
+        question: what is asked, in words.
+        judge: takes an answer; returns None if it is correct, else a sentence that says what is wrong without giving
+            the answer away. An exception inside it counts as wrong and is told.
+        solution: an answer that the judge accepts.
+        traps: answers that it must turn down: the mistakes one makes.
+        hints: told one by one.
+        explanation: told with the praise, and with the solution.
+        solution_text: the solution as a reader should see it, where neither source nor repr serves.
+        seconds: for how long the judge may run.
+    """
+
+    name: str
+    question: str
+    judge: Callable[[Any], str | None]
+    solution: Any
+    traps: tuple[Any, ...]
+    hints: tuple[str, ...] = ()
+    explanation: str = ""
+    solution_text: str = ""
+    seconds: float = 20.0
+    _told: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.solution_text = self.solution_text or source_of(self.solution)
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {progress.state(self.name)}. {self.question}"
+
+    def verdict(self, answer: Any) -> str | None:
+        """None if `answer` is correct, else what is wrong with it.
+
+        The answer may be any code of the reader's: whatever it raises is told, since a traceback would be the judge's.
+        """
+        try:
+            return within(self.seconds, lambda: self.judge(answer))
+        except OutOfTime:
+            return f"it was stopped after {self.seconds:g} s; is there a loop in it that never ends?"
+        except Escape as error:
+            return f"it raised {error}, which would have ended the notebook's process."
+        except Exception as error:
+            return f"it raised {type(error).__name__}: {error}"
+
+    def attempt(self, answer: Any) -> str | None:
+        """`verdict`, and a note of it among the reader's progress."""
+        wrong = self.verdict(answer)
+        if (problem := progress.record(self.name, solved=wrong is None)) is not None:
+            _say(f"({problem})")
+        return wrong
+
+    def check(self, answer: Any = ..., *, interactive: bool = True) -> None:
+        """Print whether `answer` is correct. `...`, the placeholder in the notebook, is no answer yet.
+
+        Where nobody can ask for them, `interactive=False`, hints and solution follow, folded.
+        """
+        if answer is ...:
+            _say(f"Not attempted. {self.question}")
+        elif (wrong := self.attempt(answer)) is None:
+            _say(f"Correct. {self.explanation}")
+        else:
+            _say(f"Not yet: {wrong}")
+        if not interactive:
+            folded.publish(self)
+
+    def hint(self) -> None:
+        """Print the next hint; after the last one, the first again."""
+        if not self.hints:
+            print("There is no hint for this one.")
+            return
+        print(
+            f"Hint {self._told % len(self.hints) + 1} of {len(self.hints)}: {self.hints[self._told % len(self.hints)]}"
+        )
+        self._told += 1
+
+    def solve(self) -> None:
+        """Print the solution."""
+        print("Solution:", self.solution_text, sep="\n" if "\n" in self.solution_text else " ")
+        if self.explanation:
+            _say(self.explanation)

@@ -1,0 +1,68 @@
+"""The reader's progress as one page that needs nothing else: no script, no file, no network."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from fusionlab.exercises.chapters import Standing, summary
+from fusionlab.exercises.progress import NEW, SOLVED, TRIED
+
+_SIGNS = {SOLVED: "✓", TRIED: "…", NEW: "–"}
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>Your progress</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 0 auto; padding: 1.5rem 1rem; color: #1b1f24;
+  background: #fff; }}
+h2 {{ font-size: 1.1rem; margin: 1.6rem 0 0.3rem; }}
+progress {{ width: 100%; height: 0.6rem; accent-color: #1a63b0; }}
+ul {{ list-style: none; padding: 0; margin: 0.3rem 0; }}
+li {{ overflow-wrap: anywhere; }}
+.sign {{ display: inline-block; width: 1.5em; }}
+.note {{ color: #57606a; }}
+a {{ color: #1a63b0; }}
+@media (prefers-color-scheme: dark) {{
+  body {{ color: #e6edf3; background: #0d1117; }}
+  .note {{ color: #9da7b1; }}
+  a {{ color: #79b8ff; }}
+  progress {{ accent-color: #79b8ff; }}
+}}
+</style>
+</head>
+<body>
+<h1>Your progress</h1>
+<p>{summary}</p>
+{chapters}
+<p class="note">From this machine, for this machine: nothing is sent anywhere. <code>fusionlib exercises page</code>
+writes this page again, <code>fusionlib exercises reset</code> forgets it all.</p>
+</body>
+</html>
+"""
+
+
+def render(standings: list[Standing], folder: Path) -> str:
+    """The page; notebooks whose pages lie in `folder` are links."""
+    return _PAGE.format(
+        summary=escape(summary(standings)), chapters="\n".join(_chapter(standing, folder) for standing in standings)
+    )
+
+
+def _chapter(standing: Standing, folder: Path) -> str:
+    chapter, total = standing.chapter, len(standing.states)
+    title, page = escape(chapter.title), f"{chapter.notebook}.html"
+    if (folder / page).exists():
+        title = f'<a href="{page}">{title}</a>'
+    rows = "".join(
+        f'<li><span class="sign" aria-hidden="true">{_SIGNS[state]}</span>{escape(name)}: {state}</li>\n'
+        for name, state in standing.states.items()
+    )
+    said = f"{standing.solved} of {total} solved"
+    bar = f'<progress max="{total}" value="{standing.solved}" aria-label="{said}">{said}</progress>'
+    return f"<section>\n<h2>{title}</h2>\n{bar}\n<p>{said}</p>\n<ul>\n{rows}</ul>\n</section>"

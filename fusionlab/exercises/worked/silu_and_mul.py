@@ -1,0 +1,226 @@
+"""The capstone, worked: silu(gate) * up and FP8 group quantisation as one op, from the reference to the pass.
+
+The activation of almost every MLP: gate and up [tokens, hidden] come out of projections, their product is quantised for
+the next one. Reading the quantisation and the activation off a graph, and putting a call into one, is fusionlib's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from fusionlib import GroupQuant, reference
+from fusionlib.match import QuantRead, Stop
+from fusionlib.match.activation import read_activation
+from fusionlib.match.graph import (
+    describe,
+    dtype,
+    is_mul,
+    is_narrowing,
+    literal,
+    operands,
+    peel_exact,
+    shape,
+    value,
+)
+from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
+from fusionlib.match.result import Trail
+from fusionlib.match.sizes import equal, same_shape
+from fusionlib.rewrite.cache_key import source_hash
+from fusionlib.rewrite.journal import Journal
+from fusionlib.rewrite.replace import Editor
+
+
+@dataclass(frozen=True)
+class SiluAndMul:
+    """y = silu(gate) * up in float32; at both points the value may be rounded to the dtype of gate.
+
+    Args:
+        round_activation: silu(gate) is rounded before it is multiplied.
+        round_output: the product is rounded; else y is float32.
+    """
+
+    round_activation: bool = True
+    round_output: bool = True
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was read off a graph: the nodes of both inputs, and the spec."""
+
+    gate: fx.Node
+    up: fx.Node
+    spec: SiluAndMul
+
+
+class Refused(Exception):
+    """A site that must be left alone; the message says why."""
+
+
+def silu_and_mul(gate: torch.Tensor, up: torch.Tensor, spec: SiluAndMul) -> torch.Tensor:
+    """gate, up [tokens, hidden] -> y [tokens, hidden], of gate's dtype if the output is rounded, else float32."""
+    activated = torch.nn.functional.silu(gate.float())
+    if spec.round_activation:
+        activated = activated.to(gate.dtype).float()
+    y = activated * up.float()
+    return y.to(gate.dtype) if spec.round_output else y
+
+
+def moved_bytes(tokens: int, hidden: int, group_size: int) -> tuple[int, int]:
+    """(bytes of two kernels, bytes of one) for bf16 in, FP8 out and a float32 scale for each group."""
+    elements = tokens * hidden
+    inputs, product = 2 * 2 * elements, 2 * elements
+    outputs = elements + 4 * elements // group_size
+    return inputs + product + product + outputs, inputs + outputs
+
+
+def quantise(gate, up, round_activation, round_output, group_size, floor):
+    """What the op computes: codes [tokens, hidden] and scale [tokens, hidden / group_size], both contiguous."""
+    y = silu_and_mul(gate, up, SiluAndMul(round_activation, round_output))
+    codes, scale = reference.group_quant(y, GroupQuant(group_size, floor=floor))
+    return codes.contiguous(), scale.contiguous()  # of transposed inputs the results would be transposed too
+
+
+def fake(gate, up, round_activation, round_output, group_size, floor):
+    """Shapes, strides and dtypes of what `quantise` returns, without computing it."""
+    tokens, hidden = gate.shape
+    codes = gate.new_empty((tokens, hidden), dtype=torch.float8_e4m3fn)
+    return codes, gate.new_empty((tokens, hidden // group_size), dtype=torch.float32)
+
+
+_numbers = itertools.count()
+
+
+def define_op(implementation: Callable, fake: Callable) -> torch._ops.OpOverload:
+    """A new op of these two functions; every call defines another one, so that a cell can be run again."""
+    name = f"silu_and_mul_quant_{next(_numbers)}"
+    arguments = "Tensor gate, Tensor up, bool round_activation, bool round_output, int group_size, float floor"
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+    torch.library.define(f"capstone::{name}", f"({arguments}) -> (Tensor codes, Tensor scale)", tags=tags)
+    for device in ("cpu", "cuda"):
+        torch.library.impl(f"capstone::{name}", device, implementation)
+    torch.library.register_fake(f"capstone::{name}", fake)
+    return getattr(torch.ops.capstone, name).default
+
+
+def read_silu_and_mul(y: fx.Node) -> Found:
+    """Inputs and spec of the product whose value is `y`. Raises Refused where it is none that the spec can spell."""
+    product, rounds = peel_exact(y), dtype(y)
+    if is_narrowing(product):
+        product = peel_exact(product.args[0])
+    if not is_mul(product):
+        raise Refused(f"not a product: {describe(product)}")
+    for left, right in (operands(product), operands(product)[::-1]):
+        activation = read_activation(left) if isinstance(left, fx.Node) else None
+        if activation is None or activation.kind != "silu" or not isinstance(right, fx.Node):
+            continue
+        gate, up = activation.gate, peel_exact(right)
+        if dtype(up) != dtype(gate) or activation.rounded not in (None, dtype(gate)):
+            raise Refused(f"other dtypes than the gate's: {describe(up)}")
+        if rounds not in (torch.float32, dtype(gate)):
+            raise Refused(f"rounded to another dtype than the gate's: {describe(y)}")
+        if len(shape(gate)) != 2 or not same_shape(shape(gate), shape(up)):
+            raise Refused(f"gate and up are not both [tokens, hidden]: {describe(up)}")
+        if value(gate).stride(-1) != 1 or value(up).stride(-1) != 1:
+            raise Refused("the elements of a row are not side by side")
+        return Found(gate, up, SiluAndMul(activation.rounded is not None, rounds == dtype(gate)))
+    raise Refused(f"no factor is silu of something: {describe(product)}")
+
+
+def check_site(quant: QuantRead, found: Found) -> None:
+    """Raise Refused where one call cannot replace this site."""
+    spec = quant.spec
+    if spec != GroupQuant(spec.group_size, floor=spec.floor) or spec.floor is None:
+        raise Refused(f"the op has no such quantisation: {spec}")
+    hidden = shape(found.gate)[-1]
+    if not isinstance(hidden, int) or hidden % spec.group_size:
+        raise Refused(f"groups of {spec.group_size} do not divide a row of {hidden}")
+    for node in inside(quant, found):
+        is_result = node in (quant.codes, quant.scale)
+        if is_result or peel_exact(node) in (found.gate, found.up) or literal(node) is not None:
+            continue
+        if others := [user for user in node.users if user not in inside(quant, found)]:
+            raise Refused(f"%{node.name} is needed by %{others[0].name} too")
+
+
+def inside(quant: QuantRead, found: Found) -> set[fx.Node]:
+    """The nodes between the inputs and codes and scale."""
+    nodes, stack = set(), [quant.codes, quant.scale]
+    while stack:
+        node = stack.pop()
+        if node not in nodes and node not in (found.gate, found.up) and node.op == "call_function":
+            nodes.add(node)
+            stack.extend(node.all_input_nodes)
+    return nodes
+
+
+def same_layout(new: fx.Node, old: fx.Node) -> bool:
+    """Whether `new` can stand where `old` stood: dtype, shape, and strides of dimensions with more than one element."""
+    if dtype(new) != dtype(old) or not same_shape(shape(new), shape(old)):
+        return False
+    steps = zip(shape(new), value(new).stride(), value(old).stride(), strict=True)
+    return all(equal(size, 1) or equal(mine, theirs) for size, mine, theirs in steps)
+
+
+def replace(graph: fx.Graph, quant: QuantRead, found: Found, op: torch._ops.OpOverload) -> None:
+    """Put one call of `op` behind y, hand its results to all who used codes and scale, and drop what is dead.
+
+    Raises Refused, with the graph as it was, where a result would lie otherwise in memory than what it replaces.
+    """
+    journal = Journal(graph)
+    editor = Editor(journal, quant.y.next, quant.anchor, value(quant.y).fake_mode)
+    scalars = (found.spec.round_activation, found.spec.round_output, quant.spec.group_size, quant.spec.floor)
+    call = editor.call(op, found.gate, found.up, *scalars)
+    olds = (quant.codes, quant.scale)
+    news = [editor.reshape(editor.item(call, index), [-1, *shape(old)[1:]]) for index, old in enumerate(olds)]
+    if different := [old for new, old in zip(news, olds, strict=True) if not same_layout(new, old)]:
+        journal.undo()
+        raise Refused(f"the op's result would lie otherwise in memory than {describe(different[0])}")
+    for new, old in zip(news, olds, strict=True):
+        journal.replace(old, new)
+    graph.eliminate_dead_code()
+
+
+class SiluAndMulPass(CustomGraphPass):
+    """The pass: every cast to FP8 is a site, fused or refused with a reason; `sites` lists them as text."""
+
+    def __init__(self, op: torch._ops.OpOverload, read: Callable = read_silu_and_mul, swap: Callable = replace) -> None:
+        self.op, self.read, self.swap = op, read, swap
+        self.sites: list[str] = []
+
+    def __call__(self, graph: fx.Graph) -> None:
+        """Rewrite every site of `graph` that can be, in place."""
+        training = any(str(node.target).startswith("primals_") for node in graph.nodes if node.op == "placeholder")
+        for anchor in [node for node in graph.nodes if is_fp8_cast(node)]:
+            try:
+                if training:
+                    raise Refused("gradients are taken of this graph")
+                quant = read_fp8_cast(anchor, Trail())
+                found = self.read(quant.y)
+                check_site(quant, found)
+                self.swap(graph, quant, found, self.op)
+                self.sites.append(f"fused %{anchor.name}: {found.spec}")
+            except (Refused, Stop) as reason:
+                self.sites.append(f"refused %{anchor.name}: {reason}")
+        graph.lint()
+
+    def uuid(self) -> str:
+        """A hash of all that decides the result: fusionlib's sources, this pass, its parts and its op."""
+        parts = [source_hash(), str(self.op)]
+        code = (
+            type(self).__call__,
+            self.read,
+            self.swap,
+            check_site,
+            inside,
+            same_layout,
+        )  # a notebook knows functions' sources only
+        parts += [inspect.getsource(part) for part in code]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()

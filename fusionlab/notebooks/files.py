@@ -1,0 +1,91 @@
+"""Files that several runs share: written whole or not at all, one writer at a time, and asked for before the work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fusionlib.commands.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock; a result is still replaced in one step
+    fcntl = None  # type: ignore[assignment]
+
+_PROBE = b"\0" * 4096  # more than a name: a full disk still takes an empty file
+
+
+def require_writable(folder: Path, way_out: str) -> None:
+    """Make `folder` and write a file there and delete it; UsageError with `way_out` where that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(_PROBE)
+            probe.flush()
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror or error}; {way_out}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one step: whoever reads it finds the old content or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file `path` against other processes; `waiting` is called once if another one holds it.
+
+    The system lets go of it when a process ends, however it ends. The file is gone when nobody holds the lock.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = _acquired(path, waiting)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held, so that whoever waits for it takes a new one
+        os.close(descriptor)
+
+
+def _acquired(path: Path, waiting: Callable[[], None]) -> int:
+    """A descriptor of the locked file that `path` still names."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                waiting = lambda: None  # noqa: E731
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def replace_folder(made: Path, target: Path) -> None:
+    """Put the folder `made` in place of `target`, which is gone only once `made` is there."""
+    old = made.with_name(f"{made.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    try:
+        made.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

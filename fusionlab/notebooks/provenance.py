@@ -1,0 +1,70 @@
+"""Where and with what a notebook ran, without host or user names."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusionlib.commands.doctor import installed_version
+
+LIBRARIES = ("torch", "triton", "transformers", "numpy", "plotly", "ipykernel")
+
+
+def library_versions(names: Sequence[str]) -> dict[str, str | None]:
+    """Return the installed version of each distribution, None where there is none."""
+    return {name: installed_version(name) for name in names}
+
+
+def device_markers() -> dict[str, str | bool | None]:
+    """Return what tells one kind of device from another without importing torch, which takes seconds."""
+    variables = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "TRITON_INTERPRET")
+    nodes = ("/proc/driver/nvidia/version", "/dev/kfd")
+    return {
+        "machine": platform.machine(),
+        **{name: os.environ.get(name) for name in variables},
+        **{path: Path(path).exists() for path in nodes},
+    }
+
+
+def provenance(root: Path) -> dict[str, str]:
+    """Return what a reader needs to judge a number: versions, device, date, and the commit where there is one."""
+    versions = {"Python": platform.python_version()}
+    versions |= {name: version for name, version in library_versions(LIBRARIES).items() if version}
+    now = datetime.datetime.now(datetime.UTC)
+    record = {**versions, "device": device_name(), "date": now.strftime("%Y-%m-%d %H:%M UTC")}
+    commit = git_commit(root)
+    return record | ({"commit": commit} if commit else {})
+
+
+def device_name() -> str:
+    """Return the name of the first GPU, else the kind of CPU."""
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name(0)
+    except (ImportError, OSError, RuntimeError):
+        pass  # an unusable torch has failed the notebook already; the page still says where that was
+    return f"CPU ({platform.machine()}, {os.cpu_count()} cores), no GPU"
+
+
+def git_commit(root: Path, apart_from: Sequence[str] = ()) -> str | None:
+    """Return the short hash of the commit, marked when files differ from it; None outside a git checkout.
+
+    `apart_from` names folders whose files may differ.
+    """
+    try:
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        status = ["status", "--porcelain", "--", ".", *(f":!{folder}" for folder in apart_from)]
+        return f"{commit}, with local changes" if _git(root, *status) else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()

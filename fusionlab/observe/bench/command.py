@@ -1,0 +1,239 @@
+"""`fusionlib bench`: the kernel beside what a user has today and beside the light.
+
+Examples::
+
+    fusionlib bench --quick                       four sizes of one shape, few rounds
+    fusionlib bench --out data/benchmarks         everything, written to data/benchmarks/<device>.json
+    fusionlib bench --sweep --tokens 1 64 8192    launch configurations, for the heuristic's thresholds
+    fusionlib bench --versions                    the kernel's seven versions of notebook 05, beside the light
+    fusionlib bench --check --tokens 4            on a CPU: no times, only whether the variants agree with eager
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fusionlab.notebooks.files import require_writable
+from fusionlib.commands.errors import UsageError
+
+VARIANTS = ("eager", "two_kernel", "inductor", "aiter", "fla", "fused", "light", "reciprocal")
+CONTEXTS = ("alone", "producer", "chain")
+GATES = ("contiguous", "strided")
+SHAPES = ("32x128", "16x128", "48x128", "64x128", "mamba2", "per_token")
+_CHECK_TOKENS = (1, 64)
+_ON_A_CPU = (
+    "no GPU is visible, and a CPU's times say nothing of a GPU's kernels: nothing can be measured here. "
+    "--check says without times whether the variants that run on a CPU agree with eager"
+)
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the `bench` parser to `subparsers`."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure the fused kernel beside the alternatives and the light (needs a GPU)",
+        description="Time the fused kernel beside what a user has today and beside a kernel that only moves the bytes.",
+    )
+    parser.add_argument("--quick", action="store_true", help="one shape, four sizes, 10 rounds")
+    parser.add_argument("--tokens", nargs="+", type=_positive, help="default: 1 to 32768 in ten steps")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="default: all")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:-1]), help="default: all but the last"
+    )
+    parser.add_argument("--gates", nargs="+", choices=GATES, default=list(GATES), help="default: both")
+    parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, default=list(CONTEXTS), help="default: all")
+    parser.add_argument("--rounds", type=_positive, default=30, help="samples of each variant; default: %(default)s")
+    parser.add_argument(
+        "--compilations",
+        type=_positive,
+        default=3,
+        help="keep the fastest of so many by Inductor; default: %(default)s",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of inputs and of the order; default: %(default)s")
+    parser.add_argument("--sweep", action="store_true", help="sweep launch configurations instead")
+    parser.add_argument(
+        "--versions",
+        action="store_true",
+        help="time the versions of notebook 05 instead; --tokens 1 64 8192 by default",
+    )
+    parser.add_argument("--dependent-launch", action="store_true", help="also programmatic dependent launch (NVIDIA)")
+    parser.add_argument("--check", action="store_true", help="check results only, measure nothing; also on a CPU")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="a .json file, or a folder for <device>.json, -sweep, -versions, -chain or -shapes; default: none",
+    )
+    parser.set_defaults(run=run)
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if not 1 <= value <= 1 << 20:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1 to {1 << 20}")
+    return value
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Measure, or check: 0; 1 if a result is wrong, 2 if there is nothing to measure with."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if namespace.versions and (namespace.sweep or namespace.check or namespace.dependent_launch):
+        raise UsageError("--versions is a run of its own; leave --sweep, --check and --dependent-launch out")
+    if not gpu and not namespace.check:
+        raise UsageError(_ON_A_CPU)
+    if namespace.check and namespace.out is not None:
+        raise UsageError("--check measures nothing, so there is nothing to write; leave --out out")
+    if gpu and not namespace.check and (problem := _fp8_problem()):
+        raise UsageError(problem)
+    make_timer: Callable[[], Any] | None = None
+    if not namespace.check:
+        from fusionlab.observe.bench.timer import GraphTimer
+
+        make_timer = GraphTimer
+    return bench(namespace, "cuda" if gpu else "cpu", make_timer)
+
+
+def _fp8_problem() -> str | None:
+    """Why our kernel does not run on this GPU, so that there is nothing to measure, or None."""
+    import torch
+
+    from fusionlib.contract import device_problem
+
+    return device_problem(torch.device("cuda", torch.cuda.current_device()), torch.float8_e4m3fn)
+
+
+def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], Any] | None) -> int:
+    """The command with a timer given, so that everything but the device can be tried without one."""
+    from fusionlab.observe.bench import run as runs
+    from fusionlab.observe.bench.compilations import FastestCompilation
+    from fusionlab.observe.bench.results import Results, write_results
+    from fusionlab.observe.bench.sweep import TunedLight, sweep_all
+    from fusionlab.observe.manifest import make_manifest
+    from fusionlab.observe.tuning import own_tuning
+
+    settings = runs.Settings(namespace.rounds, namespace.seed, namespace.compilations, device)
+    settings = runs.quick(settings) if namespace.quick else settings
+    listed = _cases(namespace)
+    if make_timer is None:
+        results = Results({})
+        runs.check_all(listed, namespace.variants, settings, results)
+        return _checked(results)
+    timer = make_timer()
+    results = Results(runs.conditions(timer, settings))
+    manifest = make_manifest(_command(namespace), namespace.seed, libraries=_libraries(namespace))
+    path = _destination(namespace, manifest.machine.slug)
+
+    def save() -> None:
+        """What was measured so far, so that a run that is stopped loses one case."""
+        if path is not None:
+            write_results(path, results, manifest)
+
+    with own_tuning():
+        if namespace.versions:
+            from fusionlab.versions import recorded_times
+
+            recorded_times.measure(
+                namespace.tokens or recorded_times.TOKENS, timer, results, rounds=settings.rounds, seed=settings.seed,
+                device=device, save=save,
+            )  # fmt: skip
+        elif namespace.sweep:
+            sweep_all(listed, timer, settings, results, save=save)
+        else:
+            tuned = TunedLight(timer, runs.quick(settings))
+            fastest = FastestCompilation(timer, settings)
+            plan = runs.check_all(listed, namespace.variants, settings, results, light_config=tuned, fastest=fastest)
+            runs.time_all(plan, timer, settings, results, save=save)
+            _judge(results)
+        if namespace.dependent_launch:
+            _dependent(timer, settings, results)
+    save()
+    from fusionlab.observe.bench.text import text
+
+    print(text(results, manifest))
+    if path is not None:
+        print(f"results: {path}")
+    return 1 if any(entry.wrong for entry in results.skipped) else 0
+
+
+def _destination(namespace: argparse.Namespace, device: str) -> Path | None:
+    """Where to write, its folder made; None where nothing is to be written."""
+    if namespace.out is None:
+        return None
+    path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{device}{_kind(namespace)}.json"
+    if path.is_dir():
+        raise UsageError(f"--out {path} is a folder; a name that ends in .json is that of a file")
+    require_writable(path.parent, "name a file or folder that can be written with --out")
+    return path
+
+
+def _kind(namespace: argparse.Namespace) -> str:
+    """What sets a run's file apart from the one that has everything, or the base shape alone."""
+    if namespace.sweep:
+        return "-sweep"
+    if namespace.versions:
+        return "-versions"
+    if "alone" not in namespace.contexts:
+        return "-chain"
+    return "-shapes" if namespace.shapes and SHAPES[0] not in namespace.shapes else ""
+
+
+def _cases(namespace: argparse.Namespace) -> list:
+    from fusionlab.observe.bench.cases import BASE, QUICK_TOKENS, TOKENS, cases
+
+    brief = namespace.quick or namespace.check
+    sizes = _CHECK_TOKENS if namespace.check else QUICK_TOKENS if namespace.quick else TOKENS
+    shapes = namespace.shapes or ((BASE,) if namespace.quick else SHAPES)
+    contexts = [name for name in namespace.contexts if name == "alone"] if brief else namespace.contexts
+    return list(cases(namespace.tokens or sizes, shapes, namespace.gates, contexts))
+
+
+def _checked(results: Any) -> int:
+    """Say what a check found."""
+    from fusionlab.observe.bench.text import skipped
+
+    print(skipped(results) or "every variant was checked")
+    wrong = sum(entry.wrong for entry in results.skipped)
+    print(f"{wrong} wrong results; nothing was measured")
+    return 1 if wrong else 0
+
+
+def _judge(results: Any) -> None:
+    from fusionlab.observe.bench.targets import as_json, verdicts
+
+    results.verdicts = as_json(verdicts(results))
+
+
+def _dependent(timer: Any, settings: Any, results: Any) -> None:
+    from fusionlab.observe.bench import dependent
+    from fusionlab.observe.bench.results import Skipped
+
+    problem = dependent.dependent_problem()
+    if problem:
+        results.skipped.append(Skipped("dependent launch", "light", problem))
+    else:
+        results.dependent = dependent.measure(timer, settings)
+
+
+def _libraries(namespace: argparse.Namespace) -> dict[str, str] | None:
+    from fusionlab.observe.bench.variants import package_versions
+
+    return package_versions(tuple(namespace.variants)) or None
+
+
+def _command(namespace: argparse.Namespace) -> str:
+    """The command as it can be repeated, without where it wrote."""
+    words = ["fusionlib bench"]
+    if namespace.versions:
+        words += ["--versions", *(["--tokens", *map(str, namespace.tokens)] if namespace.tokens else [])]
+        return " ".join([*words, "--rounds", str(namespace.rounds), "--seed", str(namespace.seed)])
+    words += [f"--{flag.replace('_', '-')}" for flag in ("quick", "sweep", "dependent_launch") if vars(namespace)[flag]]
+    for option in ("tokens", "shapes", "variants", "gates", "contexts"):
+        if vars(namespace)[option]:
+            words += [f"--{option}", *map(str, vars(namespace)[option])]
+    for option in ("rounds", "compilations", "seed"):
+        words += [f"--{option}", str(vars(namespace)[option])]
+    return " ".join(words)

@@ -1,0 +1,283 @@
+"""One run: make every variant, check all of them, then time all of them, interleaved.
+
+The samples of a case's variants are taken in rounds, each round in another order, so that a clock that drifts or a GPU
+that warms up falls on all alike. Nothing wrong is timed, and nothing absent is left unsaid.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from fusionlab.observe.bench.cases import Case
+from fusionlab.observe.bench.context import BASELINE, Buffers, baseline, gemm_problem, in_context, projection
+from fusionlab.observe.bench.correctness import Agreement, agreement
+from fusionlab.observe.bench.results import Results, Row, Skipped, percentiles
+from fusionlab.observe.bench.timer import Key, Timer, copies_for, in_rounds
+from fusionlab.observe.bench.variants import VARIANTS, Call, Unavailable, Variant
+from fusionlib.commands.failure import in_a_line
+from fusionlib.contract import amd_arch
+from fusionlib.devices import threads_per_warp
+from fusionlib.layers import BlockFP8Linear
+
+Say = Callable[[str], None]
+#: Of several compilations of a variant for a case, the fastest call, and the median time of each, microseconds.
+Fastest = Callable[[Case, Callable[[Case], Call]], tuple[Call, list[float]]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A variant made for a case, and how its result compares with eager's."""
+
+    variant: Variant
+    call: Call
+    agreement: Agreement | None
+    launch: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is made: rounds of samples a case, the seed of inputs and of the order, the device.
+
+    `compilations`: of a variant that Inductor compiles, the fastest of so many is measured.
+    """
+
+    rounds: int = 30
+    seed: int = 0
+    compilations: int = 3
+    device: str = "cuda"
+
+
+def check_all(
+    cases: Iterable[Case],
+    names: Sequence[str],
+    settings: Settings,
+    results: Results,
+    say: Say = print,
+    *,
+    light_config: Callable[[Case], Any] | None = None,
+    fastest: Fastest | None = None,
+) -> list[tuple[Case, list[Prepared]]]:
+    """Make every variant for every case and hold it against eager; what is absent or wrong goes to `results.skipped`.
+
+    `light_config` names the light's tuned launch for a case; without it the light takes our kernel's heuristic.
+    `fastest` compiles what Inductor compiles several times; without it once.
+    """
+    plan = []
+    made: dict[tuple, Prepared] = {}  # a case alone and behind a producer compile the same
+    for case in cases:
+        inputs = case.inputs(settings.device, settings.seed)
+        expected = VARIANTS["eager"].make(case)(inputs.x, inputs.gate, inputs.weight)
+        prepared = []
+        for name in names:
+            try:
+                if case.context == "chain" and not VARIANTS[name].computes:
+                    raise Unavailable("its codes are noise, and how fast the GEMM is depends on what it multiplies")
+                key = (name, case.shape.name, case.tokens, case.gate, case.quant)
+                if key not in made:
+                    made[key] = _prepared(VARIANTS[name], case, inputs, expected, light_config, fastest)
+                prepared.append(made[key])
+            except Unavailable as error:
+                results.skipped.append(Skipped(case.name, name, str(error)))
+            except Wrong as error:
+                results.skipped.append(Skipped(case.name, name, str(error), wrong=True))
+                say(f"WRONG    {case.name} {name}: {error}")
+            except Exception as error:  # a compiler's or another library's failure; the others still count
+                results.skipped.append(Skipped(case.name, name, in_a_line(error)))
+        say(f"checked  {case.name}: {', '.join(p.variant.name for p in prepared) or 'nothing'}")
+        plan.append((case, prepared))
+    return plan
+
+
+class Wrong(RuntimeError):
+    """A variant whose result is not eager's within its bounds."""
+
+
+def _prepared(
+    variant: Variant, case: Case, inputs: Any, expected: Any, light_config: Any, fastest: Fastest | None
+) -> Prepared:
+    arguments = (inputs.x, inputs.gate, inputs.weight)
+    if not variant.computes:
+        if inputs.x.device.type == "cpu":
+            raise Unavailable("the light is a Triton kernel; it needs a GPU")
+        from fusionlab.observe.bench.variants import light_call
+
+        config = light_config(case) if light_config else None
+        call = light_call(case, config)
+        problem = light_problem(call(*arguments), inputs)
+        if problem:
+            raise Wrong(problem)
+        return Prepared(variant, call, None, asdict(config or heuristic(case)))
+    launch = asdict(heuristic(case)) if variant.name == "fused" and inputs.x.device.type == "cuda" else None
+    if variant.compiled and fastest is not None:
+        call, medians = fastest(case, variant.make)
+        launch = {"compilations_us": medians}
+    else:
+        call = variant.make(case)
+    with torch.no_grad():
+        found = agreement(call(*arguments), expected, case.quant)
+    problem = found.problem(variant.exact_in(case))
+    if problem:
+        raise Wrong(problem)
+    return Prepared(variant, call, found, launch)
+
+
+def heuristic(case: Case) -> Any:
+    """Our kernel's own `LaunchConfig` for `case`."""
+    from fusionlib.kernels import gated_norm as kernel
+
+    return kernel.choose_launch(case.units, case.unit, threads_per_warp(amd_arch()))
+
+
+def light_problem(outputs: tuple[torch.Tensor, torch.Tensor], inputs: Any) -> str | None:
+    """Whether the light moved every byte: its codes are the low bytes of x ^ gate ^ weight, its scales all one."""
+    codes, scale = outputs
+    bits = [tensor.reshape(codes.shape[0], -1).view(torch.int16) for tensor in (inputs.x, inputs.gate)]
+    weight = inputs.weight.view(torch.int16).repeat(codes.shape[1] // inputs.weight.numel())
+    expected = (bits[0] ^ bits[1] ^ weight).to(torch.uint8)
+    if not torch.equal(codes.view(torch.uint8), expected):
+        return "the light's codes are not the exclusive-or of its inputs: it does not read or write every byte"
+    return None if bool((scale == 1).all()) else "the light does not write every scale"
+
+
+def time_all(
+    plan: Iterable[tuple[Case, list[Prepared]]],
+    timer: Timer,
+    settings: Settings,
+    results: Results,
+    say: Say = print,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Time every prepared variant of every case; rows go to `results.rows`, and `save` is called after each case."""
+    order = random.Random(settings.seed)
+    for case, prepared in plan:
+        if not prepared:
+            continue
+        device = torch.device(settings.device)
+        if case.context == "chain" and (problem := gemm_problem(device)):
+            results.skipped += [Skipped(case.name, p.variant.name, problem) for p in prepared]
+            continue
+        rows = time_case(case, prepared, timer, settings, order, results)
+        timer.release()
+        results.rows += rows
+        save()
+        say(f"timed    {case.name}: " + ", ".join(f"{row.variant} {row.median_us:.2f}" for row in rows) + " us")
+
+
+def time_case(
+    case: Case,
+    prepared: Sequence[Prepared],
+    timer: Timer,
+    settings: Settings,
+    order: random.Random,
+    results: Results,
+) -> list[Row]:
+    """The rows of one case; a variant that cannot be captured is skipped with the reason."""
+    device = torch.device(settings.device)
+    moved = case.bytes().total
+    copies = copies_for(moved, timer.l2_bytes)
+    buffers = make_buffers(case, copies, settings)
+    linear = projection(case, device, settings.seed) if case.context == "chain" else None
+    handles: dict[str, Any] = {}
+    for name, run in _runs(case, prepared, buffers[0], linear):
+        try:
+            handles[name] = timer.prepare([lambda run=run, buffer=buffer: run(buffer) for buffer in buffers])
+        except (RuntimeError, torch.OutOfMemoryError) as error:  # out of memory, or not to be captured in a graph
+            results.skipped.append(Skipped(case.name, name, in_a_line(error)))
+    samples = in_rounds(timer, handles, settings.rounds, order)
+    known = {p.variant.name: p for p in prepared}
+    return [_row(case, name, samples[name], copies, moved, known.get(name)) for name in handles]
+
+
+def _runs(case: Case, prepared: Sequence[Prepared], first: Buffers, linear: BlockFP8Linear | None):
+    """(name, function of one set of buffers) for each variant and, in a chain, for the chain without any."""
+    for p in prepared:
+        yield p.variant.name, in_context(case, p.call, linear)
+    if case.context != "alone":
+        ready = VARIANTS["eager"].make(case)(first.x, first.gate, first.weight)
+        yield BASELINE, baseline(case, ready, linear)
+
+
+def sample_alone(
+    case: Case,
+    calls: Mapping[Key, Call],
+    timer: Timer,
+    settings: Settings,
+    failed: Callable[[Key, Exception], None] | None = None,
+) -> dict[Key, list[float]]:
+    """Samples of each of `calls` on `case`'s inputs and nothing around them, interleaved; memory is given back.
+
+    What cannot be prepared is left out and handed to `failed`; without it the error is raised.
+    """
+    buffers = make_buffers(case, copies_for(case.bytes().total, timer.l2_bytes), settings)
+    handles: dict[Key, Any] = {}
+    for key, call in calls.items():
+        try:
+            handles[key] = timer.prepare([lambda call=call, b=b: call(b.x, b.gate, b.weight) for b in buffers])
+        except Exception as error:  # out of registers or memory; Triton's errors share no base class
+            if failed is None:
+                raise
+            failed(key, error)
+    samples = in_rounds(timer, handles, settings.rounds, random.Random(settings.seed))
+    handles.clear()
+    timer.release()
+    return samples
+
+
+def make_buffers(case: Case, copies: int, settings: Settings) -> list[Buffers]:
+    """`copies` sets of inputs, each with values of its own; the weight is one, as in a model."""
+    made = []
+    weight = None
+    for number in range(copies):
+        inputs = case.inputs(settings.device, settings.seed + number)
+        weight = inputs.weight if weight is None else weight
+        source = inputs.x.clone() if case.context != "alone" else None
+        made.append(Buffers(inputs.x, inputs.gate, weight, source))
+    return made
+
+
+def _row(case: Case, name: str, samples: list[float], copies: int, moved: int, prepared: Prepared | None) -> Row:
+    median, p10, p90 = percentiles(samples)
+    return Row(
+        case=case.name,
+        shape=case.shape.name,
+        tokens=case.tokens,
+        gate=case.gate,
+        context=case.context,
+        variant=name,
+        median_us=median,
+        p10_us=p10,
+        p90_us=p90,
+        samples=len(samples),
+        copies=copies,
+        bytes=moved,
+        gb_s=moved / median / 1e3 if case.context == "alone" else None,
+        launch=prepared.launch if prepared else None,
+        agreement=prepared.agreement.as_json() if prepared and prepared.agreement else None,
+    )
+
+
+def conditions(timer: Timer, settings: Settings) -> dict[str, Any]:
+    """How the numbers were taken, for a reader of the file."""
+    from fusionlab.observe.bench.timer import CALLS_PER_GRAPH, LEAST_SAMPLE_US, ROTATION
+
+    return {
+        "timing": "CUDA graph replay, events around whole cycles; one sample is the mean of at least one cycle",
+        "l2_bytes": timer.l2_bytes,
+        "rotation": ROTATION,
+        "calls_per_graph": CALLS_PER_GRAPH,
+        "least_sample_us": LEAST_SAMPLE_US,
+        "rounds": settings.rounds,
+        "compilations": f"the fastest of {settings.compilations}, where Inductor compiles",
+        "order": "shuffled in each round",
+        "spread": "10th and 90th percentile of the samples",
+    }
+
+
+def quick(settings: Settings) -> Settings:
+    """The same with few rounds."""
+    return replace(settings, rounds=min(settings.rounds, 10))

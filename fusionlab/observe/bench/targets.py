@@ -1,0 +1,102 @@
+"""What the kernel must reach, and whether a run's numbers do: met, missed, or not measured. Nothing is asserted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from fusionlab.observe.bench.cases import BASE, SHAPES, Case
+from fusionlab.observe.bench.correctness import CODE_BOUND
+from fusionlab.observe.bench.results import Results, Row
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One goal at one number of tokens.
+
+    Args:
+        target: what is compared, in words; `goal` says which way.
+        value: the measured ratio; None if one of its parts was not measured.
+        met: whether the goal is reached; None if not measured.
+    """
+
+    target: str
+    tokens: int
+    goal: str
+    value: float | None
+    met: bool | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio of two rows of the base shape against a limit; `limit(tokens)` is None where there is no goal."""
+
+    title: str
+    above: tuple[str, str]  # variant and gate of the numerator
+    below: tuple[str, str]
+    limit: Callable[[int], float | None]
+    at_least: bool = True
+
+    def verdict(self, results: Results, tokens: int) -> Verdict | None:
+        """The verdict at `tokens`, None where there is no goal."""
+        limit = self.limit(tokens)
+        if limit is None:
+            return None
+        goal = f"{'>=' if self.at_least else '<='} {limit:g}"
+        one, other = (_find(results, tokens, *part) for part in (self.above, self.below))
+        if one is None or other is None:
+            return Verdict(self.title, tokens, goal, None, None)
+        value = one.median_us / other.median_us
+        return Verdict(self.title, tokens, goal, value, value >= limit if self.at_least else value <= limit)
+
+
+def _share_of_light(tokens: int) -> float | None:
+    return 0.98 if tokens >= 8192 else 0.85 if tokens <= 256 else None
+
+
+def _against_two_kernels(tokens: int) -> float | None:
+    return 2.3 if tokens <= 64 else 2.1 if tokens == 8192 else None
+
+
+PLAIN = "contiguous"
+TARGETS = (
+    Target("share of the light", ("light", PLAIN), ("fused", PLAIN), _share_of_light),
+    Target("two kernels / ours", ("two_kernel", PLAIN), ("fused", PLAIN), _against_two_kernels),
+    Target("Inductor / ours", ("inductor", PLAIN), ("fused", PLAIN), lambda tokens: 1.3),
+    Target("AITER / ours", ("aiter", PLAIN), ("fused", PLAIN), lambda tokens: 1.25),
+    Target(
+        "strided gate / contiguous",
+        ("fused", "strided"),
+        ("fused", PLAIN),
+        lambda tokens: 1.05 if tokens <= 256 else 1.10,
+        at_least=False,
+    ),
+)
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """Every goal at every number of tokens that the base shape was measured with."""
+    tokens = sorted({row.tokens for row in results.rows if row.shape == BASE})
+    found = [target.verdict(results, count) for target in TARGETS for count in tokens]
+    return [verdict for verdict in (*found, *(_codes(results, count) for count in tokens)) if verdict is not None]
+
+
+def _codes(results: Results, tokens: int) -> Verdict:
+    """The codes that differ from eager's, by one step."""
+    title, goal = "codes that differ from eager's", f"<= {CODE_BOUND:g}"
+    row = _find(results, tokens, "fused", PLAIN)
+    if row is None or row.agreement is None:
+        return Verdict(title, tokens, goal, None, None)
+    share, codes = row.agreement["codes_differ"], row.agreement["compared"]
+    # One code of a small call is more than the bound: what cannot be told apart from it passes.
+    return Verdict(title, tokens, goal, share, share * codes <= max(1, math.floor(CODE_BOUND * codes)))
+
+
+def _find(results: Results, tokens: int, variant: str, gate: str) -> Row | None:
+    return results.find(Case(SHAPES[BASE], tokens, gate).name, variant)
+
+
+def as_json(found: list[Verdict]) -> list[dict]:
+    """Verdicts as plain objects."""
+    return [asdict(verdict) for verdict in found]

@@ -1,0 +1,224 @@
+"""The ways of computing gated norm and quantisation that are measured side by side.
+
+    eager       a. plain PyTorch, an operator at a time
+    two_kernel  b. the norm compiled, the quantisation an opaque op: the pull request's two kernels
+    inductor    c. both left to Inductor
+    aiter       d. AITER's published Triton kernel, where installed
+    fla         d. flash-linear-attention's gated norm and the quantisation op, where installed
+    fused       e. ours
+    light       f. moves the same bytes and computes nothing
+    reciprocal  ours with y * (1 / scale) for y / scale: what the exact division costs, and what it buys; on request
+
+A variant is made for one case: a function of (x, gate, weight) that returns codes and scale in the layout of
+`case.quant`, newly allocated, since outputs must rotate like inputs do. What others' kernels cannot take (a strided
+gate, another scale layout) is copied for them inside the call, as their callers must.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from fusionlab.observe.bench.cases import Case
+from fusionlab.observe.record import own_code
+from fusionlib import op, reference
+from fusionlib.commands.failure import in_a_line
+
+Outputs = tuple[torch.Tensor, torch.Tensor]
+Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Outputs]
+
+
+class Unavailable(RuntimeError):
+    """A variant that is not there, or cannot take a case: the message says why."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of computing the path.
+
+    Args:
+        name: the key of `VARIANTS`.
+        label: what a table calls it.
+        make: case -> call; raises Unavailable.
+        exact: whether eager's roundings are all reproduced, and the result is held to the exact bounds; see `exact_in`.
+        computes: False for the light.
+        compiled: whether Inductor chooses its launch.
+        package: the distribution it needs beyond fusionlib's own, None for none.
+    """
+
+    name: str
+    label: str
+    make: Callable[[Case], Call]
+    exact: bool = True
+    computes: bool = True
+    compiled: bool = False
+    package: str | None = None
+
+    def exact_in(self, case: Case) -> bool:
+        """Whether eager's roundings are all reproduced in `case`.
+
+        Inductor keeps in float32 what it fuses. The compiled norm therefore reproduces the rounding at its end, which
+        is really written, and none that the model makes before.
+        """
+        return self.exact and (self.name != "two_kernel" or case.shape.norm.rounding == {"output"})
+
+
+def _eager(case: Case) -> Call:
+    norm, quant = case.shape.norm, case.quant
+
+    def eager(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
+        return reference.group_quant(reference.rms_norm_gated(x, gate, weight, norm), quant)
+
+    return eager
+
+
+def _two_kernel(case: Case) -> Call:
+    norm, quant = case.shape.norm, case.quant
+
+    def two_kernel(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
+        return op.group_quant(reference.rms_norm_gated(x, gate, weight, norm), quant)
+
+    return torch.compile(own_code(two_kernel), dynamic=False, fullgraph=True)
+
+
+def _inductor(case: Case) -> Call:
+    return torch.compile(own_code(_eager(case)), dynamic=False, fullgraph=True)
+
+
+def _fused(case: Case) -> Call:
+    norm, quant = case.shape.norm, case.quant
+
+    def fused(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
+        return op.rms_norm_gated_group_quant(x, gate, weight, norm=norm, quant=quant)
+
+    return fused
+
+
+def _aiter(case: Case) -> Call:
+    # Signature: AITER aiter/ops/triton/quant/fused_fp8_quant.py, as vLLM's _aiter_ops.py calls it (PR #40710).
+    kernel = _imported("aiter.ops.triton.quant", "fused_rms_gated_fp8_group_quant")
+    norm, quant = case.shape.norm, case.quant
+    if (norm.norm_size, quant.group_size) != (128, 128) or not norm.norm_before_gate:
+        raise Unavailable("takes a norm and groups of 128, norm before gate, and nothing else")
+
+    def aiter(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
+        rows, gates = (tensor.reshape(-1, 128).contiguous() for tensor in (x, gate))
+        codes, scale = kernel(
+            rows,
+            weight,
+            None,
+            gates,
+            norm.eps,
+            norm_before_gate=True,
+            activation=norm.activation,
+            out_dtype=quant.dtype,
+            group_size=128,
+        )
+        return codes.view(x.shape[0], -1), reference.lay_out_scales(scale.view(x.shape[0], -1), quant)
+
+    return aiter
+
+
+def _fla(case: Case) -> Call:
+    # Signature: flash-linear-attention fla/modules/fused_norm_gate.py.
+    norm_gated = _imported("fla.modules.fused_norm_gate", "rms_norm_gated")
+    norm, quant = case.shape.norm, case.quant
+    if not norm.norm_before_gate:
+        raise Unavailable("gates behind the norm only")
+    activation = {"silu": "swish", "sigmoid": "sigmoid"}[norm.activation]
+
+    def fla(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
+        gates = gate.reshape(x.shape)
+        normed = norm_gated(x, gates, weight, None, activation=activation, eps=norm.eps)
+        return op.group_quant(normed.flatten(1), quant)
+
+    return fla
+
+
+def _reciprocal(case: Case) -> Call:
+    norm, quant = case.shape.norm, replace(case.quant, division="reciprocal")
+
+    def reciprocal(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
+        return op.rms_norm_gated_group_quant(x, gate, weight, norm=norm, quant=quant)
+
+    return reciprocal
+
+
+def _light(case: Case) -> Call:
+    return light_call(case)
+
+
+def light_call(case: Case, config: object = None, *, dependent: bool = False) -> Call:
+    """The light as a call; `config` is a `kernel.LaunchConfig`, None for our kernel's heuristic."""
+    try:
+        from fusionlab.observe.bench.light import launch_light
+    except ImportError as error:
+        raise Unavailable(f"Triton cannot be imported ({error})") from error
+    norm, quant = case.shape.norm, case.quant
+
+    def light(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
+        codes, scale = empty_outputs(x, case)
+        launch_light(x, gate, weight, norm, quant, codes, scale, config, dependent=dependent)
+        return codes, scale
+
+    return light
+
+
+def fused_call(case: Case, config: object) -> Call:
+    """Our kernel as a call with the launch configuration `config` (a `kernel.LaunchConfig`)."""
+    from fusionlib.kernels.launch import launch_fused
+
+    norm, quant = case.shape.norm, case.quant
+
+    def fused(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
+        codes, scale = empty_outputs(x, case)
+        launch_fused(x, gate, weight, None, norm, quant, codes, scale, None, config)
+        return codes, scale
+
+    return fused
+
+
+def empty_outputs(x: torch.Tensor, case: Case) -> Outputs:
+    """Unwritten codes [tokens, hidden] and scale in the layout of `case.quant`."""
+    size, stride, dtype = reference.scale_storage(x.shape[0], case.shape.hidden // case.shape.group_size, case.quant)
+    codes = x.new_empty((x.shape[0], case.shape.hidden), dtype=case.quant.dtype)
+    return codes, torch.empty_strided(size, stride, dtype=dtype, device=x.device)
+
+
+def _imported(module: str, name: str) -> Callable:
+    """A function of an optional package. Whatever its import raises means that it is not there for us."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # a package built for another GPU fails in its own ways
+        raise Unavailable(f"{module}.{name} cannot be imported: {in_a_line(error, 120)}") from error
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("eager", "eager", _eager),
+        Variant("two_kernel", "two kernels: norm compiled, quantisation opaque", _two_kernel, compiled=True),
+        Variant("inductor", "Inductor alone", _inductor, exact=False, compiled=True),
+        Variant("aiter", "AITER's Triton kernel", _aiter, exact=False, package="amd-aiter"),
+        Variant("fla", "FLA's gated norm + quant", _fla, exact=False, package="flash-linear-attention"),
+        Variant("fused", "ours", _fused),
+        Variant("light", "the light", _light, exact=False, computes=False),
+        Variant("reciprocal", "ours, by the reciprocal", _reciprocal, exact=False),
+    )
+}
+
+
+def package_versions(names: tuple[str, ...] = tuple(VARIANTS)) -> dict[str, str]:
+    """Versions of the optional packages behind `names` that are installed, by distribution."""
+    found = {}
+    for name in names:
+        package = VARIANTS[name].package
+        for distribution in (package, package.removeprefix("amd-")) if package else ():
+            try:
+                found[distribution] = importlib.metadata.version(distribution)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found

@@ -1,0 +1,237 @@
+"""Traces of the attention-output step, recorded: gated norm, quantisation, FP8 GEMM, four ways.
+
+The ways differ in the norm and the quantisation alone; the GEMM behind them is the same eager call in each:
+
+    eager        plain PyTorch, an operator at a time
+    two_kernel   the norm compiled, the quantisation an opaque op: what a serving engine has
+    inductor     both left to Inductor
+    fused        `two_kernel` with `FusionPass`, which must fuse it or nothing is recorded
+
+`record_step` records one of them, live or to a file. On a CPU a trace has operators only: no kernel, no launch, no
+CUDA graph.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+
+from fusionlab.observe.clean import clean_trace
+from fusionlab.observe.inputs import attention_inputs
+from fusionlab.observe.privacy import own_names
+from fusionlab.observe.trace import Trace, read_trace
+from fusionlib.layers import AttentionOutput
+from fusionlib.spec import GatedNorm
+
+VARIANTS = ("eager", "two_kernel", "inductor", "fused")
+MOST_STEPS = 3
+WARM_UP = 5
+_GPU_FEATURES, _CPU_FEATURES = 2048, 256
+
+_numbers = itertools.count()
+
+
+class RecordError(RuntimeError):
+    """A trace that cannot be recorded here: the message says what is missing and the way out."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What to record.
+
+    Args:
+        variant: one of `VARIANTS`.
+        tokens: rows of the input; 1 to 256 is a decode step, thousands are a prefill.
+        graph: replay it from a CUDA graph.
+        steps: how many marked steps the trace holds, 1 to 3.
+        heads, head_dim: of the attention's value; 32 x 128 in Qwen3-Next.
+        out_features: of the projection; None for 2048, or for 256 on a CPU, which multiplies in float32.
+        seed: of inputs and weights.
+        device: `cuda` or `cpu`; None for the GPU if there is one.
+    """
+
+    variant: str
+    tokens: int
+    graph: bool = False
+    steps: int = 2
+    heads: int = 32
+    head_dim: int = 128
+    out_features: int | None = None
+    seed: int = 0
+    device: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return f"{self.variant}-{self.tokens}{'-graph' if self.graph else ''}.json.gz"
+
+    @property
+    def labels(self) -> dict[str, str | int | bool]:
+        """What a manifest says of it."""
+        return {"variant": self.variant, "tokens": self.tokens, "graph": self.graph, "steps": self.steps}
+
+    def resolved(self) -> Recording:
+        """With the device and the sizes that depend on it filled in.
+
+        Raises:
+            RecordError: for values out of range, or a device that is not here.
+        """
+        if self.variant not in VARIANTS:
+            raise RecordError(f"variant {self.variant!r} is unknown; choose one of {', '.join(VARIANTS)}")
+        for name, value, most in (("tokens", self.tokens, 1 << 20), ("steps", self.steps, MOST_STEPS)):
+            if type(value) is not int or not 1 <= value <= most:
+                raise RecordError(f"{name}={value!r} must be an integer from 1 to {most}")
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RecordError("device='cuda', and no GPU is visible to this process; leave it out, or give 'cpu'")
+        if self.graph and device != "cuda":
+            raise RecordError("graph=True needs a GPU: a CPU has no CUDA graphs; leave it out")
+        features = self.out_features or (_GPU_FEATURES if device == "cuda" else _CPU_FEATURES)
+        return replace(self, device=device, out_features=features)
+
+
+def record_step(variant: str, tokens: int, *, path: str | Path | None = None, **options: Any) -> Trace:
+    """Record `variant` of the step at `tokens`, cleaned (`observe.clean`), and return the trace.
+
+    Args:
+        variant, tokens, options: the fields of `Recording`.
+        path: where the cleaned trace goes, .json.gz of at most 100 KB; None for nowhere, and the trace's `path` is then
+            only its name.
+
+    The steps are `Trace.marks`; `structure.steps` cuts the trace by them. Every step before them (compilation, warm-up)
+    is outside of the trace.
+
+    Raises:
+        RecordError: where it cannot be recorded here.
+        TraceError: if the cleaned trace is too large or cannot be written.
+    """
+    recording = Recording(variant, tokens, **options).resolved()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above its notices of start and stop, which it writes to stderr
+    with tempfile.TemporaryDirectory() as folder:
+        raw, cleaned = Path(folder, "raw.json"), Path(folder, recording.name)
+        _profile(make_step(recording), recording).export_chrome_trace(str(raw))
+        clean_trace(raw, cleaned, secrets=own_names())
+        trace = read_trace(cleaned)
+        if path is None:
+            return replace(trace, path=Path(recording.name))
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(cleaned.read_bytes())
+        os.replace(partial, path)
+    return replace(trace, path=path)
+
+
+def make_step(recording: Recording) -> Callable[[], torch.Tensor]:
+    """The step as a function of nothing: compiled, warmed up, and captured if `recording.graph`. Returns the output."""
+    recording = recording.resolved()
+    inputs = attention_inputs(
+        recording.tokens, recording.heads, recording.head_dim, device=recording.device, seed=recording.seed
+    )
+    layer = _layer(recording)
+    layer.norm.weight.data.copy_(inputs.weight)
+    front = _front(layer, recording)
+
+    def step() -> torch.Tensor:
+        codes, scale = front(inputs.x, inputs.gate)
+        return layer.out_proj.product(codes, scale, inputs.x.dtype)
+
+    with torch.no_grad():
+        return _captured(step) if recording.graph else _warm(step)
+
+
+def _layer(recording: Recording) -> AttentionOutput:
+    """The layer with seeded weights; the caller's random state stays as it was."""
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if recording.device == "cuda" else []):
+        torch.manual_seed(recording.seed)
+        layer = AttentionOutput(
+            recording.heads,
+            recording.head_dim,
+            recording.out_features,
+            GatedNorm.qwen3_next(recording.head_dim),
+            native_quant=recording.variant in ("eager", "inductor"),
+            device=recording.device,
+        )
+    return layer.requires_grad_(False)
+
+
+def _front(layer: AttentionOutput, recording: Recording) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Norm and quantisation the way `recording.variant` names.
+
+    The compiled part ends before the GEMM: what a compiled function returns keeps its strides, and the GEMM demands
+    column-major scales.
+    """
+
+    def front(x: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return layer.out_proj.quantise(layer.norm(x, gate).flatten(1))
+
+    if recording.variant == "eager":
+        return front
+    options: dict[str, Any] = {}
+    if recording.device == "cpu":
+        options["cpp.enable_kernel_profile"] = True  # or the loops that Inductor wrote would not be in the trace
+    if recording.variant == "fused":
+        from fusionlib.rewrite import FusionPass
+
+        options["post_grad_custom_pre_pass"] = FusionPass(devices=("cpu", "cuda"), expect=1, strict=True)
+    return torch.compile(own_code(front), dynamic=False, options=options)
+
+
+def own_code(function: FunctionType) -> FunctionType:
+    """`function` with a code object of its own: Dynamo counts recompilations, and remembers sizes, by code object."""
+    code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(_numbers)}")
+    return FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+
+
+def _warm(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    for _ in range(WARM_UP):
+        step()
+    return step
+
+
+def _captured(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """`step` as the replay of a CUDA graph; compiled and warmed up on a side stream first, as capture demands."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]):
+        torch.cuda.synchronize()  # CUPTI must be at work before the graph is made, or its kernels are not told apart
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        _warm(step)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = step()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return output
+
+    return _warm(replay)
+
+
+def _profile(step: Callable[[], torch.Tensor], recording: Recording) -> torch.profiler.profile:
+    """The profiler behind the marked steps. Nothing waits between the steps, as nothing does in a decode loop."""
+    gpu = recording.device == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if gpu else []
+    with torch.no_grad(), torch.cuda.device(0) if gpu else nullcontext(), warnings.catch_warnings():
+        # PyTorch 2.11 says so of every profile, of one cycle too, where nothing is lost.
+        warnings.filterwarnings("ignore", message="Warning: Profiler clears events at the end of each cycle")
+        if gpu:
+            torch.cuda.synchronize()
+        with torch.profiler.profile(activities=activities) as profiler:
+            for number in range(recording.steps):
+                with torch.profiler.record_function(f"fusionlib step {number}"):
+                    step()
+            if gpu:
+                torch.cuda.synchronize()
+    return profiler

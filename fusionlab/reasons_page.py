@@ -1,0 +1,55 @@
+"""The reason codes as a page: a table of what each means and the way out, and the smallest example of each.
+
+`docs/reasons.md` is this page, as `fusionlib reasons` prints it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+
+from fusionlab.reason_examples import EXAMPLES, SHARED
+from fusionlib.match.reasons import REASONS
+
+_INTRODUCTION = """\
+# Why a site is refused
+
+Every place where the fusion could apply is either fused or refused with one of these codes; a code keeps its meaning.
+`fusionlib explain MODULE:CALLABLE` and `FusionPass.report()` name the code, the node that stopped the reading, its
+source line, what was expected there and what was found. `fusionlib reasons` prints this page, and
+`fusionlib reasons CODE` one reason with its example.
+"""
+
+_EXAMPLES = """\
+## The smallest example of each
+
+Every example changes one thing of this path, which fuses (`F` is `torch.nn.functional`):
+
+{shared}
+
+An example that is a function of `x`, `gate` and `weight` is refused by `fusionlib.explain(example, *tensors())`. One
+without parameters makes its report itself. The tests run all of them, from `fusionlab/reason_examples.py`.
+"""
+
+
+def reasons_page() -> str:
+    """The whole page as markdown."""
+    parts = [_INTRODUCTION, _table(), _EXAMPLES.format(shared=_source(SHARED))]
+    parts += [f"### {code}\n\n{reason.sentence}\n\n{_source([EXAMPLES[code]])}\n" for code, reason in REASONS.items()]
+    return "\n".join(parts)
+
+
+def reason_text(code: str) -> str:
+    """One reason: what it means, the way out and its example."""
+    reason = REASONS[code]
+    return f"{code}: {reason.sentence}\nfix: {reason.fix}\n\n{inspect.getsource(EXAMPLES[code])}"
+
+
+def _table() -> str:
+    rows = [f"| [`{r.code}`](#{r.code}) | {r.sentence} | {r.fix} |" for r in REASONS.values()]
+    return "\n".join(["| code | what it means | the way out |", "|---|---|---|", *rows, ""])
+
+
+def _source(functions: Iterable[Callable]) -> str:
+    sources = "\n\n\n".join(inspect.getsource(function).rstrip() for function in functions)
+    return f"```python\n{sources}\n```"

@@ -1,0 +1,56 @@
+"""What a function returns if its graphs are edited before they run: for checking an edit without generating code.
+
+Up to the edit this is what `torch.compile` does (Dynamo, AOTAutograd, Inductor's early passes); then PyTorch's own
+kernels run the graph's calls one by one, so that a difference in the result can only come from the edit. Roundings that
+older versions drop are kept (`roundings`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from fusionlab.roundings import roundings_kept
+from fusionlib.explanation import apart_from_caches
+
+
+def run_edited(
+    edit: Callable[[fx.Graph], object],
+    fn: Callable[..., Any],
+    *args: Any,
+    dynamic: Iterable[int] = (),
+    grad: bool = False,
+) -> Any:
+    """What `fn(*args)` returns if `edit` changes its graphs in place before they run.
+
+    Args:
+        edit: called with every graph, as a pass behind Inductor's early passes gets it; what it returns is ignored.
+        fn: a function or module; Dynamo resets before and after, so it is always traced anew.
+        dynamic: which of `args` have a symbol for the size of their first dimension; Dynamo's mark stays on them.
+        grad: trace with gradients on; `edit` then gets the graph that saves values for the backward pass.
+    """
+
+    def inner_compile(module: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+        edit(module.graph)
+        module.recompile()
+
+        def run(inputs: list) -> Any:
+            values = list(inputs)
+            inputs.clear()
+            return module(*values)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        from torch._inductor.compile_fx import compile_fx
+
+        return compile_fx(module, example_inputs, inner_compile=inner_compile)
+
+    for index in dynamic:
+        torch._dynamo.mark_dynamic(args[index], 0)
+    with apart_from_caches(), roundings_kept(), torch.set_grad_enabled(grad):
+        return torch.compile(fn, backend=backend)(*args)

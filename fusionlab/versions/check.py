@@ -1,0 +1,74 @@
+"""Check all, then time all: every version against the reference, wherever this runs.
+
+On a GPU the versions run there, in the dtype they are given, and are compared with the reference on the same device. On
+a CPU they run in Triton's interpreter, in float32 and in a process of its own: it shows that addresses, masks,
+reductions and scales are right, and says nothing about the hardware's roundings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fusionlab.codes import code_steps
+from fusionlab.versions.case import require
+from fusionlab.versions.registry import VERSIONS, Version
+from fusionlab.versions.subprocess_interpreter import ask
+from fusionlib import reference
+from fusionlib.spec import GatedNorm, GroupQuant
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One version against the reference.
+
+    Args:
+        version: which.
+        where: `GPU` or `interpreter`.
+        codes, moved, steps: codes compared, how many differ, and by how many FP8 steps at most. On a GPU only codes of
+            groups whose scales agree are compared.
+        scales, scales_moved: the same for scales; in the interpreter from a relative 2^-20 on.
+    """
+
+    version: Version
+    where: str
+    codes: int
+    moved: int
+    steps: int
+    scales: int
+    scales_moved: int
+
+
+def check_all(
+    x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, norm: GatedNorm, quant: GroupQuant
+) -> list[Agreement]:
+    """Hold every version to `fusionlib.reference` on these inputs: x and gate [tokens, heads, head_dim].
+
+    Raises:
+        ValueError: for specs beyond the teaching case.
+        InterpreterError: where the interpreting process fails.
+    """
+    require(norm, quant, weight)
+    if x.is_cuda:
+        return [_on_gpu(version, x, gate, weight, norm, quant) for version in VERSIONS]
+    results = ask("check", x, gate, weight, norm, quant)
+    return [Agreement(version, "interpreter", **result) for version, result in zip(VERSIONS, results, strict=True)]
+
+
+def _on_gpu(version: Version, x, gate, weight, norm: GatedNorm, quant: GroupQuant) -> Agreement:
+    expected, expected_scale = reference.group_quant(reference.rms_norm_gated(x, gate, weight, norm), quant)
+    codes = torch.full(expected.shape, 0x7E, dtype=torch.uint8, device=x.device).view(quant.dtype)
+    scale = torch.full_like(expected_scale, torch.nan)
+    version.launch_into(x, gate, weight, norm, quant, codes, scale)
+    same = scale == expected_scale
+    steps = code_steps(codes, expected)[same.repeat_interleave(quant.group_size, 1)]
+    return Agreement(
+        version=version,
+        where="GPU",
+        codes=steps.numel(),
+        moved=int((steps > 0).sum()),
+        steps=int(steps.max()) if steps.numel() else 0,
+        scales=scale.numel(),
+        scales_moved=int((~same).sum()),
+    )

@@ -1,0 +1,105 @@
+"""`fusionlib explain`: what the pass would do with a function."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fusionlib.commands.errors import UsageError
+from fusionlib.commands.failure import in_a_line
+from fusionlib.commands.parser import did_you_mean
+
+
+def register(subparsers: Any) -> None:
+    """Add the `explain` command to the parser."""
+    parser = subparsers.add_parser("explain", help="say which sites of a function would fuse, and why the others not")
+    parser.add_argument(
+        "target", metavar="MODULE:CALLABLE",
+        help="a callable without parameters that returns (function or module, argument, ...)",
+    )  # fmt: skip
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Print the report; 0 if every site found would fuse, 1 otherwise."""
+    from fusionlib.explanation import explain
+
+    function, *arguments = _made(args.target)
+    try:
+        report = explain(function, *arguments)
+    except Exception as error:  # whatever the function raises: it is the user's own
+        raise UsageError(f"{args.target}: {_named(function)} cannot be traced: {_raised(error)}") from error
+    print(report)
+    return 0 if report.fused and not report.refused else 1
+
+
+def _made(target: str) -> tuple[Any, ...]:
+    """What the callable that `target` names returns: a function and its arguments."""
+    make = _found(target)
+    needed = [name for name, parameter in _parameters(make).items() if _is_needed(parameter)]
+    if needed:
+        raise UsageError(
+            f"{target} needs arguments ({', '.join(needed)}); name a callable that needs none and returns "
+            "(function or module, argument, ...)"
+        )
+    try:
+        made = make()
+    except Exception as error:  # whatever the user's own code raises
+        raise UsageError(f"{target}: {_raised(error)}") from error
+    if not isinstance(made, tuple) or not made or not callable(made[0]):
+        raise UsageError(f"{target} returned {type(made).__name__}; it must return (function or module, argument, ...)")
+    return made
+
+
+def _found(target: str) -> Callable[[], Any]:
+    """The callable that `target` names."""
+    module_name, _, name = target.partition(":")
+    if not module_name or not name:
+        raise UsageError(f"{target!r} is not MODULE:CALLABLE; write for example mymodel.probe:make")
+    sys.path.insert(0, os.getcwd())  # as `python -m` does, so that a file beside the user is found
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a module that is not there, or whatever the user's own code raises
+        raise UsageError(f"{target}: {module_name} cannot be imported: {_raised(error)}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        hint = did_you_mean(name, (other for other in vars(module) if callable(getattr(module, other))))
+        raise UsageError(f"{target}: {module_name} has no callable {name!r}{hint}")
+    return found
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some builtins have none to read
+        return {}
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty and parameter.kind not in (
+        parameter.VAR_POSITIONAL,
+        parameter.VAR_KEYWORD,
+    )
+
+
+def _named(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
+def _raised(error: Exception) -> str:
+    """An exception in a line, with the innermost line of the user's own code that it came through."""
+    package = Path(__file__).parents[1]
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((str(package), sys.prefix, sys.base_prefix, "<"))
+    ]
+    where = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    return f"{in_a_line(error, 300)}{where}"

@@ -1,0 +1,81 @@
+"""The hash of everything whose change can change what the pass does."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from fusionlib.match.opaque import registered
+from fusionlib.rewrite.fingerprint import NoFingerprint, covered_by, fingerprint
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+#: Modules and packages that the rewrite's result depends on, from spec to kernel.
+DEPENDS_ON = (
+    "kernels",
+    "match",
+    "rewrite",
+    "contract.py",
+    "devices.py",
+    "op.py",
+    "reference.py",
+    "spec.py",
+)
+
+
+@functools.cache
+def source_files(package: Path = PACKAGE) -> tuple[Path, ...]:
+    """The files that `source_hash` covers, sorted."""
+    files: list[Path] = []
+    for name in DEPENDS_ON:
+        path = package / name
+        files += path.rglob("*.py") if path.is_dir() else [path]
+    return tuple(sorted(files))
+
+
+@functools.cache
+def source_hash(package: Path = PACKAGE) -> str:
+    """SHA-256 over names and contents of all these files; read once, since loaded code does not change either."""
+    digest = hashlib.sha256()
+    for path in source_files(package):
+        digest.update(f"{path.relative_to(package)}\0".encode())
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def readers_hash() -> str | None:
+    """SHA-256 over the registered readers of opaque ops: their names, and their versions or all they compute with.
+
+    None where a reader without a version cannot be hashed faithfully; a warning says so once, and what to do.
+    """
+    digest, covered = hashlib.sha256(), covered_by(source_files())
+    for name, (reader, version) in sorted(registered().items()):
+        try:
+            what = ("version", version) if version is not None else ("code", fingerprint(reader, covered))
+        except NoFingerprint as problem:
+            _warn_once(name, str(problem))
+            return None
+        for word in (name, *what):
+            digest.update(f"{len(word)}:{word}".encode())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _warn_once(name: str, problem: str) -> None:
+    log.warning(
+        "fusionlib: Inductor's caches keep nothing that FusionPass had a part in, since what the reader of %s computes "
+        "with cannot be hashed: %s. Register it with register_quant_op(..., version=...), and give another version "
+        "whenever it computes something else.",
+        name,
+        problem,
+    )
+
+
+def combined(parts: Iterable[str]) -> str:
+    """One short hash of several texts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,111 @@
+"""Every live control of every notebook, moved in JupyterLab: the figure follows, and comes back.
+
+What a figure shows is read off the plot itself, in the page: its caption could follow and the figure not.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from fusionlab.notebooks.catalogue import repository_root
+from tests.lab.notebooks.jupyterlab import open_notebook, run_all, wait_for_the_end
+
+NOTEBOOKS = repository_root(Path(__file__)) / "notebooks"
+
+#: The data of the plots in an output area; what plotly adds by itself is left out.
+PLOTS = """area => JSON.stringify([...area.querySelectorAll(".js-plotly-plot")].map(plot => plot.data),
+    (key, value) => key === "uid" ? undefined : ArrayBuffer.isView(value) ? [...value] : value)"""
+MOVED = f"([area, before]) => {{ const now = ({PLOTS})(area); return now !== '[]' && now !== before; }}"
+
+
+def controls_of(path: Path) -> list[list[str]]:
+    """The live controls of each figure in a notebook, in order: the arguments of its calls of `explore`."""
+    found = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code" and "explore(" in cell.source:
+            calls = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+            explored = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "explore"]
+            words = [[word.arg for word in call.keywords if word.arg != "interactive"] for call in explored]
+            found += [[word.replace("_", " ") for word in call] for call in words]
+    return found
+
+
+CONTROLS = {path.stem: found for path in sorted(NOTEBOOKS.glob("*.ipynb")) if (found := controls_of(path))}
+
+
+def test_which_notebooks_have_controls():
+    """All but the rewrite's, whose figure has a slider of its own that needs no kernel."""
+    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} - set(CONTROLS) == {"04_rewriting"}
+
+
+class Control:
+    """A live control, moved as one does without a pointer."""
+
+    def __init__(self, widget) -> None:
+        self.name = widget.locator(".widget-label").inner_text()
+        self._list, self._handle = widget.locator("select"), widget.locator(".noUi-handle")
+        self._is_list = self._list.count() > 0
+        widget.scroll_into_view_if_needed()
+
+    @property
+    def positions(self) -> int:
+        """How many there are, or enough."""
+        return self._list.locator("option").count() if self._is_list else 2
+
+    @property
+    def position(self) -> float:
+        if self._is_list:
+            return self._list.evaluate("list => list.selectedIndex")
+        return float(self._handle.get_attribute("aria-valuenow"))
+
+    def move(self) -> None:
+        """One step on, or back from the end."""
+        now = self.position
+        if self._is_list:
+            self._list.select_option(index=now + 1 if now + 1 < self.positions else now - 1)
+        else:
+            self._handle.press(
+                "ArrowRight" if now < float(self._handle.get_attribute("aria-valuemax")) else "ArrowLeft"
+            )
+        assert self.position != now
+
+    def put_back(self, before: float) -> None:
+        """What undoes a `move` from `before`."""
+        if self._is_list:
+            self._list.select_option(index=before)
+        else:
+            self._handle.press("ArrowLeft" if self.position > before else "ArrowRight")
+        assert self.position == before
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_figure_follows_every_control(lab, lab_page, name):
+    open_notebook(lab_page, lab, f"notebooks/{name}.ipynb")
+    run_all(lab_page)
+    wait_for_the_end(lab_page)
+    areas = lab_page.locator(".jp-CodeCell .jp-OutputArea:has(> .jp-OutputArea-child .widget-box)")
+    areas.nth(len(CONTROLS[name]) - 1).wait_for(state="attached")  # what was put out is drawn a little later
+    found = []
+    for area in areas.all():
+        area.locator(".js-plotly-plot .main-svg").first.wait_for(state="attached")
+        assert area.locator(".fusionlib-still").is_hidden()  # its words are for where the controls are not
+        controls = [Control(widget) for widget in area.locator(".widget-slider, .widget-dropdown").all()]
+        found.append([control.name for control in controls])
+        for control in controls:
+            if control.positions > 1:  # a recording may have one variant alone
+                assert_the_figure_follows(lab_page, area, control)
+    assert found == CONTROLS[name]
+    assert lab_page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
+
+
+def assert_the_figure_follows(page, area, control: Control) -> None:
+    """Its data change with the control, and are the first ones again when it is put back."""
+    handle, first, place = area.element_handle(), area.evaluate(PLOTS), control.position
+    control.move()
+    page.wait_for_function(MOVED, arg=[handle, first])
+    control.put_back(place)
+    page.wait_for_function(f"([area, first]) => ({PLOTS})(area) === first", arg=[handle, first])

@@ -1,0 +1,24 @@
+"""`fusionlib reasons` from the command line."""
+
+from pathlib import Path
+
+from fusionlib.cli import main
+from fusionlib.match.reasons import REASONS
+
+
+def test_one_reason_is_explained_by_its_example(capsys):
+    assert main(["reasons", "no_gate"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("no_gate: An RMS norm without a gate") and "def no_gate(x, gate, weight):" in out
+
+
+def test_a_misspelt_reason_is_named(capsys):
+    assert main(["reasons", "no_gates"]) == 2
+    assert "did you mean no_gate?" in capsys.readouterr().err
+
+
+def test_the_documentation_is_the_page_of_reasons(capsys):
+    page = Path(__file__).resolve().parents[2] / "docs" / "reasons.md"
+    assert main(["reasons"]) == 0
+    assert capsys.readouterr().out == page.read_text(encoding="utf-8")
+    assert all(f"### {code}" in page.read_text(encoding="utf-8") for code in REASONS)

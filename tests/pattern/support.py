@@ -1,0 +1,16 @@
+"""What the tests of the traced way share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import fx
+
+from fusionlab.run_edited import run_edited
+from fusionlab.spellings import Spelling
+
+
+def run_spelling(graph_pass: Callable[[fx.Graph], object], spelling: Spelling):
+    """(outputs with the pass, outputs without) of a spelling."""
+    fn, inputs = spelling.build()
+    return run_edited(graph_pass, fn, *inputs, dynamic=(0, 1) if spelling.dynamic else ()), fn(*inputs)
