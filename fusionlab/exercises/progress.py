@@ -14,7 +14,7 @@ SOLVED, TRIED, NEW = "solved", "attempted", "not attempted"
 
 
 def state_file() -> Path:
-    """Where the state lies: `fusionlab/exercises.json` in the XDG state folder, by default ~/.local/state."""
+    """Where the state lies: `fusionlib/exercises.json` in the XDG state folder, by default ~/.local/state."""
     folder = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(folder, "fusionlib", "exercises.json")
 

@@ -1,7 +1,7 @@
 """The stock way: a pattern traced from code, searched for by PyTorch's own matcher, replaced by the fused op.
 
 This is how vLLM PR #40710 does it, complete and with our own op. It finds what is written as the pattern is written and
-passes over everything else in silence; `spellings` lists thirty-odd ways to write the same computation, of which it
+passes over everything else in silence: of the thirty-odd ways in docs/scoreboard.md to write the same computation it
 finds a few. It is where the walkthrough starts and what the semantic matcher is measured against.
 """
 

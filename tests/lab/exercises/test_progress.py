@@ -77,14 +77,14 @@ def test_a_folder_that_cannot_be_made_is_told_and_the_verdict_still_comes(monkey
 def test_the_file_lies_in_the_users_state_folder(monkeypatch):
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", "/home/reader")
-    assert progress.state_file() == Path("/home/reader/.local/state/fusionlab/exercises.json")
+    assert progress.state_file() == Path("/home/reader/.local/state/fusionlib/exercises.json")
 
 
 def called(notebook: str) -> list[str]:
     """The exercises that a notebook's cells check, by name in order."""
     cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    module = re.search(r"from fusionlib\.exercises(?: import (\w+)|\.(\w+) import \w+)", source)
+    module = re.search(r"from fusionlab\.exercises(?: import (\w+)|\.(\w+) import \w+)", source)
     module = module[1] or module[2]
     names = re.findall(r"^(?:exercises\.)?(\w+)\.check\(", source, re.MULTILINE)
     names += re.findall(r"capstone\.use\(capstone\.(\w+)", source)

@@ -83,7 +83,7 @@ from fusionlab.exercises import time_limit
 time_limit._can_use_signals = lambda: False
 for call in (lambda: 7, lambda: [None for _ in iter(int, 1)]):
     try:
-        limits.within(0.05, call)
+        time_limit.within(0.05, call)
     except time_limit.OutOfTime:
         print("stopped")
 
