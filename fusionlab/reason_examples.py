@@ -175,15 +175,17 @@ def unknown_quant_op():
 
 
 def not_gated_norm(x, gate, weight):
-    return quant(groups(torch.tanh(x).flatten(1)))
+    y = rms(x.float()) * weight * F.silu(gate.float()) * 1.5
+    return quant(groups(y.to(x.dtype).flatten(1)))
 
 
 def rearranged(x, gate, weight):
     return quant(groups(F.pad(norm(x, gate, weight), (0, 128))))
 
 
-def no_gate(x, gate, weight):
-    y = rms(x.float()) * weight
+def mean_of_squares(x, gate, weight):
+    v = x.float()
+    y = v * torch.rsqrt(v.abs().mean(-1, keepdim=True) + 1e-6) * weight * F.silu(gate.float())
     return quant(groups(y.to(x.dtype).flatten(1)))
 
 

@@ -18,7 +18,7 @@ def register(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from fusionlab.reasons_page import reason_text, reasons_page
-    from fusionlib.match.reasons import REASONS
+    from fusionlib.match import REASONS
 
     if args.code is not None and args.code not in REASONS:
         hint = did_you_mean(args.code, REASONS) or "; `fusionlib reasons` lists them"

@@ -11,9 +11,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fusionlib.contract import supports
     from fusionlib.explanation import explain
-    from fusionlib.op import group_quant, rms_norm_gated_group_quant
+    from fusionlib.op import group_quant, rms_norm_gated_group_quant, unsupported
     from fusionlib.reference import dequantise
     from fusionlib.rewrite import FusionError, FusionPass, Report
     from fusionlib.spec import GatedNorm, GroupQuant, SpecError
@@ -29,7 +28,7 @@ __all__ = [
     "explain",
     "group_quant",
     "rms_norm_gated_group_quant",
-    "supports",
+    "unsupported",
 ]
 
 _HOMES = {
@@ -43,7 +42,7 @@ _HOMES = {
     "explain": "fusionlib.explanation",
     "group_quant": "fusionlib.op",
     "rms_norm_gated_group_quant": "fusionlib.op",
-    "supports": "fusionlib.contract",
+    "unsupported": "fusionlib.op",
 }
 
 

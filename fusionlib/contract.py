@@ -1,4 +1,4 @@
-"""What may come: whether tensors fit their specs, and whether a device can run them by the kernel.
+"""Whether tensors fit their specs, and whether a device can run them with the kernel.
 
 Every answer is None or one sentence that names the value, the limit and the way out. The op raises or falls back by
 these answers and the rewrite refuses a site by them; nobody else decides. They work on fake tensors too.
@@ -6,6 +6,7 @@ these answers and the rewrite refuses a site by them; nobody else decides. They 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import lcm, prod
 
 import torch
@@ -98,63 +99,75 @@ def quant_problem(y: torch.Tensor, quant: GroupQuant) -> str | None:
     )
 
 
+def rows_problem(
+    rows: Mapping[str, torch.Tensor], quant: GroupQuant, output_dtype: torch.dtype, run: tuple[str, int] | None = None
+) -> str | None:
+    """Why `rows`, tensors of one value's tokens by their names, cannot be computed with and quantised, or None.
+
+    Args:
+        output_dtype: of the value that is quantised.
+        run: a spec's field and the elements that belong together by it, such as ("norm_size", 128).
+    """
+    for name, tensor in rows.items():
+        problem = _tensor_problem(name, tensor, ACTIVATION_DTYPES)
+        if problem is not None:
+            return problem
+    (first, x), *others = rows.items()
+    hidden = prod(x.shape[1:])
+    for name, other in others:
+        if _differ(x.shape[0], other.shape[0]) or _differ(hidden, prod(other.shape[1:])):
+            return (
+                f"{first} has shape {list(x.shape)} and {name} {list(other.shape)}; both need the same number of "
+                "tokens (first dimension) and of elements per token (the others together)"
+            )
+    return (
+        (None if run is None else _division_problem(hidden, *run))
+        or _division_problem(hidden, "group_size", quant.group_size)
+        or _stored_problem(hidden, output_dtype, quant)
+    )
+
+
+def places_problem(*tensors: torch.Tensor | None) -> str | None:
+    """Why an op cannot run tensors where they are, or None: they are on one device, which has an implementation."""
+    devices = {str(tensor.device) for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        return f"tensors are on {', '.join(sorted(devices))}; move them to one device"
+    kind = tensors[0].device.type
+    if kind not in ("cpu", "cuda"):
+        return f"device {kind!r} has no implementation; use 'cpu' or 'cuda' (NVIDIA and ROCm)"
+    return None
+
+
 def contract_problem(
     x: torch.Tensor,
     gate: torch.Tensor,
     weight: torch.Tensor,
+    bias: torch.Tensor | None,
     norm: GatedNorm,
     quant: GroupQuant,
-    bias: torch.Tensor | None = None,
 ) -> str | None:
     """Why these tensors do not fit these specs on any device, or None. The op raises ValueError with it."""
-    for name, tensor in (("x", x), ("gate", gate)):
-        problem = _tensor_problem(name, tensor, ACTIVATION_DTYPES)
-        if problem is not None:
-            return problem
+    rows, run = {"x": x, "gate": gate}, ("norm_size", norm.norm_size)
+    problem = rows_problem(rows, quant, norm.output_dtype(x.dtype), run)
+    if problem is not None:
+        return problem
     hidden = prod(x.shape[1:])
-    if _differ(x.shape[0], gate.shape[0]) or _differ(hidden, prod(gate.shape[1:])):
-        return (
-            f"x has shape {list(x.shape)} and gate {list(gate.shape)}; both need the same number of tokens (first "
-            "dimension) and of elements per token (the others together)"
-        )
-    problem = (
-        _division_problem(hidden, "norm_size", norm.norm_size)
-        or _division_problem(hidden, "group_size", quant.group_size)
-        or _stored_problem(hidden, norm.output_dtype(x.dtype), quant)
-        or _vector_problem("weight", weight, hidden, norm.norm_size)
-    )
+    problem = _vector_problem("weight", weight, hidden, norm.norm_size)
     if problem is None and bias is not None:
         problem = _vector_problem("bias", bias, hidden, norm.norm_size)
         if problem is None and bias.shape != weight.shape:
             problem = f"bias has shape {list(bias.shape)} and weight {list(weight.shape)}; they must be the same"
-    devices = {str(t.device) for t in (x, gate, weight, bias) if t is not None}
-    if problem is None and len(devices) > 1:
-        problem = f"tensors are on {', '.join(sorted(devices))}; move them to one device"
-    return problem
+    return problem or places_problem(x, gate, weight, bias)
 
 
-def supports(
+def kernel_problem(
     x: torch.Tensor,
     gate: torch.Tensor,
     weight: torch.Tensor,
+    bias: torch.Tensor | None,
     norm: GatedNorm,
     quant: GroupQuant,
-    bias: torch.Tensor | None = None,
 ) -> str | None:
-    """None if the fused op can run these tensors with these specs where they are, else the reason in words.
-
-    On CPU that is the tensor contract alone; on a GPU also whether the kernel and the device can do it. The one place
-    that decides: the op falls back to the reference, and the rewrite refuses a site, by this answer.
-    """
-    problem = contract_problem(x, gate, weight, norm, quant, bias)
-    if problem is not None or x.device.type == "cpu":
-        return problem
-    if x.device.type != "cuda":
-        return f"device {x.device.type!r} has no implementation; use 'cpu' or 'cuda' (NVIDIA and ROCm)"
-    return kernel_problem(x, gate, norm, quant) or device_problem(x.device, quant.dtype)
-
-
-def kernel_problem(x: torch.Tensor, gate: torch.Tensor, norm: GatedNorm, quant: GroupQuant) -> str | None:
     """What the kernel's tiling or addressing cannot do with tensors that fit their specs, or None."""
     unit = unit_size(norm, quant)
     if unit > MAX_UNIT:
@@ -165,7 +178,12 @@ def kernel_problem(x: torch.Tensor, gate: torch.Tensor, norm: GatedNorm, quant: 
     units = x.shape[0] * (prod(x.shape[1:]) // unit)
     if isinstance(units, int) and units > MAX_UNITS:
         return f"{units} units are more than the kernel's 32-bit row index holds ({MAX_UNITS}); split the tokens"
-    for name, tensor in (("x", x), ("gate", gate)):
+    return strides_problem({"x": x, "gate": gate})
+
+
+def strides_problem(rows: Mapping[str, torch.Tensor]) -> str | None:
+    """Which of `rows`, by their names, lies such that a kernel cannot follow it by two strides a token, or None."""
+    for name, tensor in rows.items():
         if row_layout(tensor) is None:
             return (
                 f"{name} with shape {list(tensor.shape)} and strides {list(tensor.stride())} takes more than two "
@@ -194,8 +212,8 @@ def amd_arch(device: torch.device | int | None = None) -> str | None:
     return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
 
 
-def quant_supports(y: torch.Tensor, quant: GroupQuant) -> str | None:
-    """None if the quantisation kernel can take `y`, which fits `quant`, on its GPU, else the reason in words."""
+def quant_kernel_problem(y: torch.Tensor, quant: GroupQuant) -> str | None:
+    """Why the quantisation kernel cannot take `y`, which fits `quant`, on its GPU, or None."""
     if quant.group_size > MAX_UNIT:
         return f"group_size={quant.group_size} is above the kernel's {MAX_UNIT}"
     if y.shape[0] * (y.shape[1] // quant.group_size) > MAX_UNITS:

@@ -1,4 +1,4 @@
-"""`supports` is None where the op runs and a reason where it does not; it is the only place that decides."""
+"""`unsupported` is None where the op runs and a reason where it does not; it is the only place that decides."""
 
 import pytest
 import torch
@@ -10,15 +10,15 @@ from tests.support import good
 
 def test_cpu_runs_whatever_fits_the_contract():
     arguments = good()
-    assert fusionlib.supports(**arguments) is None
-    assert "norm_size=96" in fusionlib.supports(**(arguments | {"norm": GatedNorm(96)}))
+    assert fusionlib.unsupported(**arguments) is None
+    assert "norm_size=96" in fusionlib.unsupported(**(arguments | {"norm": GatedNorm(96)}))
 
 
 def test_another_device_is_named():
     arguments = good()
     for name in ("x", "gate", "weight"):
         arguments[name] = arguments[name].to("meta")
-    assert "'meta'" in fusionlib.supports(**arguments)
+    assert "'meta'" in fusionlib.unsupported(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_another_device_is_named():
 )
 def test_what_the_kernel_cannot_do(shape, norm_size, group_size, words):
     x = torch.empty(shape, device="meta")
-    problem = contract.kernel_problem(x, x, GatedNorm(norm_size), GroupQuant(group_size))
+    problem = contract.kernel_problem(x, x, None, None, GatedNorm(norm_size), GroupQuant(group_size))
     for word in words:
         assert word in problem
 
@@ -39,7 +39,7 @@ def test_what_the_kernel_cannot_do(shape, norm_size, group_size, words):
 def test_too_many_levels_of_strides():
     gate = torch.empty(2, 3, 5, 7, 11).as_strided((2, 2, 2, 2, 4), (1155, 385, 77, 11, 1))
     x = torch.empty(2, 32)
-    assert "gate.contiguous()" in contract.kernel_problem(x, gate, GatedNorm(32), GroupQuant(32))
+    assert "gate.contiguous()" in contract.kernel_problem(x, gate, None, None, GatedNorm(32), GroupQuant(32))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusionlib
-from fusionlib import GatedNorm, GroupQuant, op, reference
+from fusionlib import GatedNorm, GroupQuant, op, quant_op, reference, schema
 from tests.support import FLOAT_DTYPES, good, grouped_gate, norms, quants, same
 
 FUSED = torch.ops.fusionlib.rms_norm_gated_group_quant.default
@@ -56,7 +56,7 @@ def calls(draw):
 
 
 def scalars(norm: GatedNorm, quant: GroupQuant) -> tuple:
-    return *op.norm_arguments(norm), *op.quant_arguments(quant)
+    return schema.scalars(norm, quant)
 
 
 @given(calls())
@@ -117,7 +117,7 @@ def test_strides_of_any_kind_leave_results_as_fresh_tensors(data):
     calls = [
         (FUSED, (x, gate, torch.ones(norm.norm_size), None, *scalars(norm, quant))),
         (WITH_NORM, (x, gate, torch.ones(norm.norm_size), None, *scalars(norm, quant))),
-        (QUANT, (y, *op.quant_arguments(quant))),
+        (QUANT, (y, *schema.scalars(quant))),
     ]
     for call, arguments in calls:
         with FakeTensorMode() as mode:
@@ -141,7 +141,7 @@ def test_opcheck(layout, tokens):
     quant = GroupQuant(512 if layout == "vector" else 128, scale_format="ue8m0", scale_layout=layout)
     for fused in (FUSED, WITH_NORM):
         torch.library.opcheck(fused, (x, gate, weight, None, *scalars(norm, quant)))
-    torch.library.opcheck(QUANT, (x.flatten(1), *op.quant_arguments(quant)))
+    torch.library.opcheck(QUANT, (x.flatten(1), *schema.scalars(quant)))
 
 
 def test_a_compiled_call_with_dynamic_tokens_is_the_eager_one():
@@ -225,15 +225,15 @@ def test_importing_again_registers_nothing_twice():
 
 def test_the_gpu_path_falls_back_once_said_and_right(monkeypatch):
     """The implementation for GPUs, given CPU tensors, has a reason against the kernel: it must still be correct."""
-    monkeypatch.setattr(op, "_warned", set())
-    monkeypatch.setattr(op, "kernel_problem", lambda *_: "the reason of this test")
+    monkeypatch.setattr(quant_op, "_warned", set())
+    monkeypatch.setattr(op.GATED_NORM, "_kernel_problem", lambda *_: "the reason of this test")
     arguments = good()
     x, gate, weight = (arguments[name] for name in ("x", "gate", "weight"))
     spelled = (x, gate, weight, None, *scalars(arguments["norm"], arguments["quant"]))
     with pytest.warns(RuntimeWarning, match="the reason of this test"):
-        got = op._fused_cuda(*spelled, want_normed=True)
+        got = op.GATED_NORM._on_gpu(True, *spelled)
     for a, b in zip(got, WITH_NORM(*spelled), strict=True):
         assert same(a, b)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        op._fused_cuda(*spelled, want_normed=False)
+        op.GATED_NORM._on_gpu(False, *spelled)

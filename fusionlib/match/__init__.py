@@ -1,10 +1,10 @@
-"""Reading specs off from graphs: `match_graph(graph)` gives a `Match` or a `Miss` for every anchor."""
+"""Reading specs off from graphs: `match_graph(graph, fusions)` says of every anchor what it is to these fusions."""
 
 from fusionlib import op as _op  # noqa: F401  (defines the op that is registered below)
 from fusionlib.match.matcher import anchors, match_anchor, match_graph
 from fusionlib.match.opaque import OpaqueCast, OpaqueQuant, register_own, register_quant_op
-from fusionlib.match.reasons import REASONS, Reason, Stop
-from fusionlib.match.result import Match, Miss, NormRead, Pair, QuantRead
+from fusionlib.match.reasons import REASONS, NotMine, Reason, Stop
+from fusionlib.match.result import Match, Miss, Pair, QuantRead, Reading, Unclaimed
 from fusionlib.match.torchao import register_torchao
 
 register_own()
@@ -14,13 +14,15 @@ __all__ = [
     "REASONS",
     "Match",
     "Miss",
-    "NormRead",
+    "NotMine",
     "OpaqueCast",
     "OpaqueQuant",
     "Pair",
     "QuantRead",
+    "Reading",
     "Reason",
     "Stop",
+    "Unclaimed",
     "anchors",
     "match_anchor",
     "match_graph",

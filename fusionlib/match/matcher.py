@@ -1,22 +1,34 @@
-"""From a graph to specs: every anchor becomes a `Match` or a `Miss`, never an exception and never nothing."""
+"""From a graph to sites: every anchor becomes a `Match`, a `Miss` or `Unclaimed`, never an exception or nothing."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from torch import fx
 
-from fusionlib.match.graph import describe
-from fusionlib.match.norm import read_norm
+from fusionlib.match.graph import clamp_bounds, describe, is_div, is_mul, is_narrowing, operands, peel_exact, value
 from fusionlib.match.opaque import is_opaque_quant, read_opaque_quant
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
-from fusionlib.match.reasons import REASONS, Stop
-from fusionlib.match.result import Match, Miss, Trail
+from fusionlib.match.reasons import REASONS, NotMine, Stop
+from fusionlib.match.result import Match, Miss, QuantRead, Reading, Trail, Unclaimed
 from fusionlib.match.tokens import hidden_size
 from fusionlib.match.unknown import is_unknown_quant, unknown_quant
 
 log = logging.getLogger(__name__)
+
+
+class Reads(Protocol):
+    """What matching needs of a fusion."""
+
+    name: str
+
+    def read(self, value: fx.Node, trail: Trail) -> Reading:
+        """The producer whose value is `value`. Raises NotMine or Stop."""
+
+
+Site = Match | Miss | Unclaimed
 
 
 def anchors(graph: fx.Graph) -> Iterator[fx.Node]:
@@ -26,25 +38,90 @@ def anchors(graph: fx.Graph) -> Iterator[fx.Node]:
             yield node
 
 
-def match_anchor(anchor: fx.Node) -> Match | Miss:
-    """What the quantisation that ends in `anchor` is, if it quantises a gated norm, or what stopped the reading."""
+def match_graph(graph: fx.Graph, fusions: Sequence[Reads]) -> list[Site]:
+    """What each anchor of `graph` is to `fusions`, in graph order; changes nothing."""
+    return [match_anchor(anchor, fusions) for anchor in anchors(graph)]
+
+
+def match_anchor(anchor: fx.Node, fusions: Sequence[Reads]) -> Site:
+    """What the quantisation that ends in `anchor` is to `fusions`: the first that takes it has it."""
     trail = Trail()
     try:
-        if not is_fp8_cast(anchor) and not is_opaque_quant(anchor):
-            raise unknown_quant(anchor)
-        quant = (read_opaque_quant if is_opaque_quant(anchor) else read_fp8_cast)(anchor, trail)
-        trail.add("normed", quant.y)
-        norm = read_norm(quant.y, trail)
-        hidden = hidden_size(norm, quant)
-        return Match(anchor, quant.y, hidden, norm, quant, tuple(trail))
-    except Stop as stop:
-        return Miss(anchor, stop.reason, stop.node, stop.expected, stop.found, tuple(trail))
+        try:
+            quant = _read_quant(anchor, trail)
+        except Stop as stop:
+            return _unread(anchor, stop, trail, fusions)
+        return _claimed(anchor, quant, trail, fusions) or Unclaimed(anchor, _producer(quant.y), "", tuple(trail))
     except Exception as error:  # a pass must not break a compile; the refusal and the log say that it happened
         log.exception("fusionlib failed to read %s", describe(anchor))
         found = f"{type(error).__name__}: {error}"
         return Miss(anchor, REASONS["internal_error"], anchor, "a site that can be read", found, tuple(trail))
 
 
-def match_graph(graph: fx.Graph) -> list[Match | Miss]:
-    """The matches and misses of all anchors of `graph`, in graph order; changes nothing."""
-    return [match_anchor(anchor) for anchor in anchors(graph)]
+def _read_quant(anchor: fx.Node, trail: Trail) -> QuantRead:
+    if is_opaque_quant(anchor):
+        return read_opaque_quant(anchor, trail)
+    if is_fp8_cast(anchor):
+        return read_fp8_cast(anchor, trail)
+    raise unknown_quant(anchor)
+
+
+def _claimed(anchor: fx.Node, quant: QuantRead, trail: Trail, fusions: Sequence[Reads]) -> Match | Miss | None:
+    """What the first fusion makes of the site that can take it, else the refusal that came furthest, else None."""
+    nearest: Miss | None = None
+    for fusion in fusions:
+        own = Trail(trail)
+        try:
+            reading = fusion.read(quant.y, own)
+            return Match(anchor, fusion, quant.y, hidden_size(reading, quant), reading, quant, tuple(own))
+        except NotMine:
+            continue
+        except Stop as stop:
+            if nearest is None or len(own) > len(nearest.pairs):
+                nearest = _miss(anchor, stop, own, fusion)
+    return nearest
+
+
+def _unread(anchor: fx.Node, stop: Stop, trail: Trail, fusions: Sequence[Reads]) -> Miss | Unclaimed:
+    """A quantisation that cannot be read is refused where a fusion starts from its value, and unclaimed elsewhere."""
+    values = _quantised_values(anchor)
+    for node in values:
+        for fusion in fusions:
+            try:
+                fusion.read(node, Trail())
+            except NotMine:
+                continue
+            except Stop:
+                pass
+            return _miss(anchor, stop, trail, fusion)
+    return Unclaimed(anchor, _producer(values[0]) if values else anchor, stop.reason.code, tuple(trail))
+
+
+def _miss(anchor: fx.Node, stop: Stop, trail: Trail, fusion: Reads) -> Miss:
+    return Miss(anchor, stop.reason, stop.node, stop.expected, stop.found, tuple(trail), fusion.name)
+
+
+def _quantised_values(anchor: fx.Node) -> list[fx.Node]:
+    """The nodes that may be what is quantised, where the quantisation was not read: the likeliest first."""
+    if not is_fp8_cast(anchor):
+        return [node for node in anchor.all_input_nodes if value(node) is not None]
+    quotient = peel_exact(anchor.args[0])
+    while True:  # the clamp, and roundings in front of the cast
+        clamped = clamp_bounds(quotient)
+        if clamped is not None:
+            quotient = peel_exact(clamped[0])
+        elif is_narrowing(quotient):
+            quotient = peel_exact(quotient.args[0])
+        else:
+            break
+    if is_mul(quotient) or is_div(quotient):
+        return [*(arg for arg in operands(quotient) if isinstance(arg, fx.Node)), quotient]
+    return [quotient]
+
+
+def _producer(node: fx.Node) -> fx.Node:
+    """The node that computed a value, below reshapes and casts."""
+    node = peel_exact(node)
+    while is_narrowing(node):
+        node = peel_exact(node.args[0])
+    return node

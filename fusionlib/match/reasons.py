@@ -5,7 +5,10 @@ The codes are an interface: tests, reports and documentation name them, so a cod
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from torch import fx
 
 
 @dataclass(frozen=True)
@@ -59,26 +62,16 @@ _TABLE = (
      "Say what it computes with fusionlib.match.register_quant_op; a bare Triton kernel first needs to be wrapped by "
      "torch.library.custom_op."),
     # What is normed, and how.
-    ("not_gated_norm", "What is quantised is not the product of a gated RMS norm.",
-     "Nothing, if this is another layer; else write it as norm(x) * weight * act(gate)."),
-    ("rearranged", "The normed value is padded, cut, joined, repeated or reordered before it is quantised.",
-     "Quantise the value as the norm leaves it, reshaped at most, and rearrange the codes and scales instead."),
-    ("no_gate", "An RMS norm without a gate is quantised.",
-     "Nothing: this fusion is for gated norms."),
+    ("mean_of_squares", "What is below the root is not the mean of the squares of a value.",
+     "Write rsqrt((x * x).mean(-1, keepdim=True) + eps), with the squares taken element by element."),
     ("layer_norm", "The mean is subtracted: this is LayerNorm, not RMSNorm.",
      "Nothing, if the model needs LayerNorm."),
     ("mean_axis", "The mean of squares is not taken over the last dimension.",
      "Take the mean over the last dimension, with the groups as a dimension of their own."),
     ("mean_source", "The mean of squares is taken of another value than the one that is normed.",
      "Take the mean of exactly the value that is multiplied by its reciprocal root, after the same rounding."),
-    ("activation", "The gate goes through an activation that is not silu or sigmoid, or through none.",
-     "Use silu or sigmoid."),
-    ("gate_shape", "The gate is broadcast: it has fewer elements than the value.",
-     "Expand it in the model, or apply it to the heads elsewhere."),
     ("weight_shape", "The weight is no vector over the norm or the row.",
      "Use one weight per element of the norm, or one per element of the token."),
-    ("bias", "A bias is added where the fused computation has none.",
-     "Add it to norm(x) * weight: before a gate that comes behind the norm, after one that comes first."),
     ("eps", "Epsilon is negative, denormal, infinite or not a number.",
      "Use 0 or an ordinary positive number; models use 1e-5 or 1e-6."),
     ("scalar_not_literal", "A number that decides the result is only known at run time.",
@@ -88,8 +81,6 @@ _TABLE = (
      "Take x and gate of one token dimension, or tell the compiler with torch._check(gate.numel() == x.numel())."),
     ("rounding", "The graph rounds where the fused computation cannot.",
      "Compute in float32 between the rounding points of fusionlib.GatedNorm and GroupQuant."),
-    ("order", "Norm, weight and gate are applied in an order that the fused computation does not have.",
-     "Use norm * weight * act(gate), or norm(x * act(gate)) * weight."),
     # Where and when.
     ("device", "The pass does not rewrite for this device.",
      "Pass devices=(...) with this device to FusionPass."),
@@ -107,14 +98,29 @@ _TABLE = (
      "Please report it with the traceback in the log."),
 )  # fmt: skip
 
-#: Every reason by its code, in the order in which the documentation lists them.
+#: Every reason by its code, in the order in which the documentation lists them; fusions add their own.
 REASONS: dict[str, Reason] = {row[0]: Reason(*row) for row in _TABLE}
+
+
+def register_reasons(reasons: Iterable[Reason]) -> None:
+    """Make a fusion's reasons known by their codes. Raises ValueError where a code already means something else."""
+    for reason in reasons:
+        known = REASONS.setdefault(reason.code, reason)
+        if known != reason:
+            raise ValueError(
+                f"reason code {reason.code!r} already means {known.sentence!r}; choose another code for "
+                f"{reason.sentence!r}"
+            )
+
+
+class NotMine(Exception):
+    """A fusion does not start from what produced the value. The site is left to others: neither fused nor refused."""
 
 
 class Stop(Exception):
     """Ends the reading of one site: which reason, at which node, what was expected there and what was found."""
 
-    def __init__(self, code: str, node, expected: str, found: str) -> None:
+    def __init__(self, code: str, node: fx.Node, expected: str, found: str) -> None:
         super().__init__(f"{code}: expected {expected}, found {found}")
         self.reason = REASONS[code]
         self.node = node

@@ -1,16 +1,16 @@
-"""What matching one anchor gives: a `Match` with specs and tensors, or a `Miss` with the node that stopped it."""
+"""What matching one anchor gives: a `Match`, a `Miss` with the node that stopped it, or `Unclaimed`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import fx
 
 from fusionlib.match.graph import peel_exact
 from fusionlib.match.reasons import Reason
-from fusionlib.spec import GatedNorm, GroupQuant
+from fusionlib.spec import GroupQuant
 
 
 class Pair(NamedTuple):
@@ -30,7 +30,7 @@ class Trail(list):
 
 @dataclass(frozen=True)
 class Miss:
-    """An anchor that could not be read, and why."""
+    """An anchor that a fusion, named by `fusion`, starts from and cannot take, and why."""
 
     anchor: fx.Node
     reason: Reason
@@ -38,6 +38,7 @@ class Miss:
     expected: str
     found: str
     pairs: tuple[Pair, ...] = ()
+    fusion: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,23 +70,50 @@ class QuantRead:
 
 
 @dataclass(frozen=True)
-class NormRead:
-    """One gated norm, read from its value: the deepest nodes that are its tensors, and its spec."""
+class Reading:
+    """One producer, read from its value: the nodes that its op takes, by the op's names and in its order, and its spec.
 
-    x: fx.Node
-    gate: fx.Node
-    weight: fx.Node | None
-    bias: fx.Node | None
-    spec: GatedNorm
+    Args:
+        rows: the tensors with an element for each of the value's, [tokens, ...] in some shape.
+        spec: what is computed: a frozen dataclass.
+        vectors: those with one element for each element of a run or of a token; None where the graph has none.
+        run: elements that belong together, such as those of one norm: a token is whole runs.
+        kept: further values that the op can give back, by the names of `Fusion.emit`.
+    """
+
+    rows: dict[str, fx.Node]
+    spec: Any
+    vectors: dict[str, fx.Node | None] = field(default_factory=dict)
+    run: int = 1
+    kept: dict[str, fx.Node] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        """All nodes that the op reads."""
+        return [*self.rows.values(), *(node for node in self.vectors.values() if node is not None)]
 
 
 @dataclass(frozen=True)
 class Match:
-    """A site that the specs reproduce: what to compute from which tensors, and what it replaces."""
+    """A site that a fusion can take: what to compute from which tensors, and what it replaces.
+
+    `value` is what is quantised, `hidden` the number of its elements per token.
+    """
 
     anchor: fx.Node
-    normed: fx.Node
+    fusion: Any
+    value: fx.Node
     hidden: int
-    norm: NormRead
+    reading: Reading
     quant: QuantRead
+    pairs: tuple[Pair, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Unclaimed:
+    """A site that no fusion starts from: `producer` made what is quantised, for `why` the quantisation was not read."""
+
+    anchor: fx.Node
+    producer: fx.Node
+    why: str = ""
     pairs: tuple[Pair, ...] = field(default=())

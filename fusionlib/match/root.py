@@ -132,7 +132,7 @@ def _mean(node: fx.Node, trail: Trail) -> tuple[fx.Node, int]:
         divided = divided if divided.is_integer() and int(divided) & (int(divided) - 1) == 0 else -1.0
     wanted = aten.mean.dim if divided is None else aten.sum.dim_IntList
     if not is_call(total, wanted):
-        raise Stop("not_gated_norm", node, "the mean of squares over the last dimension", describe(node))
+        raise Stop("mean_of_squares", node, "the mean of squares over the last dimension", describe(node))
     size = _trailing(total)
     if divided is not None and divided != size:
         raise Stop("mean_axis", node, f"a sum of {size} squares divided by {size}", f"divided by {divided:g}")
@@ -163,11 +163,11 @@ def _square(node: fx.Node, trail: Trail) -> fx.Node:
         trail.add("square", node)
         value = node.args[0]
         if not equal(numel(value), numel(node)):  # v[:, None] * v[None] has the same v twice, and is no square
-            raise Stop("not_gated_norm", node, "squares of single elements", describe(node))
+            raise Stop("mean_of_squares", node, "squares of single elements", describe(node))
         if _is_centred(peel_exact(value)):
             raise Stop("layer_norm", peel_exact(value), "squares of the value itself", "squares of x - mean(x)")
         return value
-    raise Stop("not_gated_norm", node, "squares: x * x or pow(x, 2)", describe(node))
+    raise Stop("mean_of_squares", node, "squares: x * x or pow(x, 2)", describe(node))
 
 
 def _is_centred(node: fx.Node) -> bool:

@@ -8,42 +8,42 @@ from torch import fx
 
 from fusionlib.match.graph import below, numel, shape
 from fusionlib.match.reasons import Stop
-from fusionlib.match.result import NormRead, QuantRead
+from fusionlib.match.result import QuantRead, Reading
 from fusionlib.match.sizes import equal
 
 
-def hidden_size(norm: NormRead, quant: QuantRead) -> int:
+def hidden_size(reading: Reading, quant: QuantRead) -> int:
     """Elements per token. Raises Stop where a group, the norm or the weight does not fit a token.
 
-    The longest static row that the value takes between norm and codes is a token's: the flattening in front of the
+    The longest static row that the value takes between producer and codes is a token's: the flattening in front of the
     quantisation. Where the model never flattens, the heads of x make the row.
     """
-    rows = _rows(norm, quant) if quant.row is None else [quant.row]
+    rows = _rows(reading, quant) if quant.row is None else [quant.row]
     hidden = max(rows, default=0)
     if hidden == 0:
         raise Stop("symbolic_group", quant.y, "a row length known at compile time", f"shape {list(shape(quant.y))}")
-    group, size = quant.spec.group_size, norm.spec.norm_size
+    group, size = quant.spec.group_size, reading.run
     if hidden % group:
         raise Stop("group_crosses_tokens", quant.anchor, f"groups that divide a token's {hidden}", f"groups of {group}")
     if hidden % size:
         raise Stop("mean_axis", quant.y, f"norms that divide a token's {hidden} elements", f"norms of {size}")
     unit = max(group, size)
     if hidden == unit and quant.row is None:
-        hidden = _heads_row(norm, hidden)
-    for vector in (norm.weight, norm.bias):
+        hidden = _heads_row(reading, hidden)
+    for vector in reading.vectors.values():
         if vector is not None:
-            hidden = _with_vector(vector, norm, hidden, rows, fixed=quant.row is not None)
+            hidden = _with_vector(vector, reading, hidden, rows, fixed=quant.row is not None)
     return hidden
 
 
-def _rows(norm: NormRead, quant: QuantRead) -> list[int]:
-    """Static last dimensions of the forms that the value takes from the norm to the codes."""
-    forms, form = [norm.x], quant.value
+def _rows(reading: Reading, quant: QuantRead) -> list[int]:
+    """Static last dimensions of the forms that the value takes from the producer to the codes."""
+    forms, form = list(reading.rows.values())[:1], quant.value
     while form is not None:
         forms.append(form)
         form = below(form)
     forms += [user for user in quant.codes.users if user.op == "call_function"]
-    least = max(norm.spec.norm_size, quant.spec.group_size)
+    least = max(reading.run, quant.spec.group_size)
     elements = numel(quant.y)
     shapes = (shape(node) for node in forms if equal(numel(node), elements))
     rows = [sizes[-1] for sizes in shapes if len(sizes) >= 2 and isinstance(sizes[-1], int)]
@@ -52,9 +52,9 @@ def _rows(norm: NormRead, quant: QuantRead) -> list[int]:
     return flat or [row for row in rows if row % least]
 
 
-def _heads_row(norm: NormRead, hidden: int) -> int:
-    """The row that the heads of x or of the gate make, where the value itself is never flattened."""
-    for node in (norm.x, norm.gate):
+def _heads_row(reading: Reading, hidden: int) -> int:
+    """The row that the heads of an input make, where the value itself is never flattened."""
+    for node in reading.rows.values():
         sizes = shape(node)
         tail = sizes[1:] if len(sizes) == 3 else sizes[2:]
         row = prod(tail) if len(sizes) in (3, 4) else 0
@@ -63,9 +63,9 @@ def _heads_row(norm: NormRead, hidden: int) -> int:
     return hidden
 
 
-def _with_vector(vector: fx.Node, norm: NormRead, hidden: int, rows: list[int], fixed: bool) -> int:
+def _with_vector(vector: fx.Node, reading: Reading, hidden: int, rows: list[int], fixed: bool) -> int:
     """The row under which the weight or bias is one per element of the norm or of the token."""
-    count, size = numel(vector), norm.spec.norm_size
+    count, size = numel(vector), reading.run
     if count in (size, hidden):
         return hidden
     fits = not fixed and isinstance(count, int) and (count in rows or count % max(rows) == 0)

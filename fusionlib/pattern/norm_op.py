@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import torch
 
-from fusionlib import gradient, reference
-from fusionlib.op import norm_arguments
+from fusionlib import gradient, reference, schema
+from fusionlib.quant_op import TAGS
 from fusionlib.spec import GatedNorm
 
 _NAME = "fusionlib::rms_norm_gated"
-_SCHEMA = (
-    "(Tensor x, Tensor gate, Tensor weight, float eps, str activation, bool norm_before_gate, int weight_offset, "
-    "int norm_size, str rounding, ScalarType? out_dtype) -> Tensor"
-)
-
-
-def _spec(eps, activation, norm_before_gate, weight_offset, norm_size, rounding, out_dtype) -> GatedNorm:
-    points = frozenset(rounding.split(",")) if rounding else frozenset()
-    return GatedNorm(norm_size, eps, activation, norm_before_gate, weight_offset, points, out_dtype)
 
 
 def _compute(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, *scalars) -> torch.Tensor:
-    return reference.rms_norm_gated(x, gate, weight, _spec(*scalars))
+    return reference.rms_norm_gated(x, gate, weight, schema.from_scalars(GatedNorm, scalars))
 
 
 def _fake(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, *scalars) -> torch.Tensor:
-    return x.flatten(1).new_empty(x.flatten(1).shape, dtype=_spec(*scalars).output_dtype(x.dtype))
+    return x.flatten(1).new_empty(
+        x.flatten(1).shape, dtype=schema.from_scalars(GatedNorm, scalars).output_dtype(x.dtype)
+    )
 
 
 def define_norm_op() -> None:
     """Define `torch.ops.fusionlib.rms_norm_gated` unless it is: importing this module registers nothing."""
     if hasattr(torch.ops.fusionlib, "rms_norm_gated"):
         return
-    torch.library.define(_NAME, _SCHEMA, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+    inputs = f"Tensor x, Tensor gate, Tensor weight, {schema.declared(GatedNorm)}"
+    torch.library.define(_NAME, f"({inputs}) -> Tensor", tags=TAGS)
     # The reference, on CPU and wherever else a model runs: what counts here is that the compiler cannot look in.
     for device in ("cpu", "cuda"):
         torch.library.impl(_NAME, device, _compute)
@@ -45,4 +39,4 @@ def rms_norm_gated(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, no
 
     `define_norm_op()` must have been called; not from here, since this function is traced.
     """
-    return torch.ops.fusionlib.rms_norm_gated(x, gate, weight, *norm_arguments(norm))
+    return torch.ops.fusionlib.rms_norm_gated(x, gate, weight, *schema.scalars(norm))

@@ -16,9 +16,8 @@ from torch import fx
 from torch._inductor import pattern_matcher
 from torch._inductor.pattern_matcher import Match, PatternMatcherPass
 
-from fusionlib.contract import supports
 from fusionlib.match.sizes import same_shape
-from fusionlib.op import rms_norm_gated_group_quant
+from fusionlib.op import rms_norm_gated_group_quant, unsupported
 from fusionlib.pattern.matchers import MatcherGroupQuant, MatcherRMSNormGated
 from fusionlib.spec import GatedNorm, GroupQuant
 
@@ -157,7 +156,7 @@ class TracedPattern:
         if guard_problem(x.shape, self.heads, self.norm.norm_size, self.quant.group_size) is not None:
             return False
         heads = (-1, self.heads, self.norm.norm_size)
-        return supports(x.reshape(heads), gate.reshape(heads), weight, self.norm, self.quant) is None
+        return unsupported(x.reshape(heads), gate.reshape(heads), weight, self.norm, self.quant) is None
 
     def register(self, patterns: PatternMatcherPass) -> None:
         """Add this pattern to `patterns`, and to nothing else."""

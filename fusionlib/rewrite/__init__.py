@@ -1,7 +1,8 @@
 """Match -> guard -> replace -> report: `FusionPass` and what it says about a compile."""
 
 from fusionlib.rewrite.chain import Chain
-from fusionlib.rewrite.fusion import FusionError, FusionPass
+from fusionlib.rewrite.demand import FusionError
+from fusionlib.rewrite.fusion import FusionPass
 from fusionlib.rewrite.report import CompileRecord, Report, Site
 
 __all__ = ["Chain", "CompileRecord", "FusionError", "FusionPass", "Report", "Site"]

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from fusionlib.fusions.fusion import Fusion
 from fusionlib.match.opaque import registered
 from fusionlib.rewrite.fingerprint import NoFingerprint, covered_by, fingerprint
 
@@ -18,12 +19,15 @@ PACKAGE = Path(__file__).resolve().parent.parent
 #: Modules and packages that the rewrite's result depends on, from spec to kernel.
 DEPENDS_ON = (
     "kernels",
+    "fusions",
     "match",
     "rewrite",
     "contract.py",
     "devices.py",
     "op.py",
+    "quant_op.py",
     "reference.py",
+    "schema.py",
     "spec.py",
 )
 
@@ -48,6 +52,24 @@ def source_hash(package: Path = PACKAGE) -> str:
     return digest.hexdigest()
 
 
+def fusions_hash(fusions: Iterable[Fusion]) -> str | None:
+    """SHA-256 over the fusions of a pass: their names, and the code of those that are not the library's own.
+
+    None where one cannot be hashed faithfully and has no `version`; a warning says so once, and what to do.
+    """
+    digest, covered = hashlib.sha256(), covered_by(source_files())
+    for fusion in fusions:
+        version = getattr(fusion, "version", None)
+        try:
+            what = ("version", version) if version is not None else ("code", fingerprint(fusion, covered))
+        except NoFingerprint as problem:
+            _warn_once(f"the fusion {fusion.name}", str(problem), "give it an attribute `version`")
+            return None
+        for word in (fusion.name, *what):
+            digest.update(f"{len(word)}:{word}".encode())
+    return digest.hexdigest()
+
+
 def readers_hash() -> str | None:
     """SHA-256 over the registered readers of opaque ops: their names, and their versions or all they compute with.
 
@@ -58,7 +80,7 @@ def readers_hash() -> str | None:
         try:
             what = ("version", version) if version is not None else ("code", fingerprint(reader, covered))
         except NoFingerprint as problem:
-            _warn_once(name, str(problem))
+            _warn_once(f"the reader of {name}", str(problem), "register it with register_quant_op(..., version=...)")
             return None
         for word in (name, *what):
             digest.update(f"{len(word)}:{word}".encode())
@@ -66,13 +88,13 @@ def readers_hash() -> str | None:
 
 
 @functools.cache
-def _warn_once(name: str, problem: str) -> None:
+def _warn_once(part: str, problem: str, remedy: str) -> None:
     log.warning(
-        "fusionlib: Inductor's caches keep nothing that FusionPass had a part in, since what the reader of %s computes "
-        "with cannot be hashed: %s. Register it with register_quant_op(..., version=...), and give another version "
-        "whenever it computes something else.",
-        name,
+        "fusionlib: Inductor's caches keep nothing that FusionPass had a part in, since what %s computes with cannot "
+        "be hashed: %s. Way out: %s, and give another version whenever it computes something else.",
+        part,
         problem,
+        remedy,
     )
 
 

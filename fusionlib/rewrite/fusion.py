@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from fusionlib.match import Match, Miss, match_graph
+from fusionlib.fusions import BUILT_IN, Fusion
+from fusionlib.match import Match, Miss, Unclaimed, match_graph
 from fusionlib.match.graph import describe
 from fusionlib.match.reasons import Stop
 from fusionlib.rewrite import cached_records
-from fusionlib.rewrite.cache_key import combined, readers_hash, source_hash
+from fusionlib.rewrite.cache_key import combined, fusions_hash, readers_hash, source_hash
+from fusionlib.rewrite.demand import (
+    Expected,
+    FusionError,
+    by_compile,
+    checked_expectation,
+    current_origin,
+    demand,
+    graph_breaks,
+    is_part_of_a_graph,
+)
 from fusionlib.rewrite.guards import GraphFacts, check
 from fusionlib.rewrite.journal import Journal
-from fusionlib.rewrite.plan import SitePlan, plan_sites
+from fusionlib.rewrite.plan import SitePlan, group_by_value, plan_site
 from fusionlib.rewrite.replace import rewrite_site
-from fusionlib.rewrite.report import CompileRecord, Report, Site, spell
+from fusionlib.rewrite.report import CompileRecord, Origin, Report, Site
 
 log = logging.getLogger(__name__)
 
 DEVICES = ("cpu", "cuda")
 
 
-class FusionError(RuntimeError):
-    """`expect=` or `strict=` was not met; the message is the report of the graph."""
-
-
 class FusionPass(CustomGraphPass):
-    """Rewrites gated RMS norm -> reshape -> FP8 group quantisation to one call, or says why not.
+    """Rewrites a producer and the FP8 group quantisation of its value to one call, or says why not.
 
         fusion = fusionlib.FusionPass()
         model = torch.compile(model, options={"post_grad_custom_pre_pass": fusion})
@@ -38,25 +46,35 @@ class FusionPass(CustomGraphPass):
 
     Args:
         devices: where to rewrite; GPUs only by default, since on CPU the op is the unfused reference.
-        expect: raise FusionError unless every compiled graph with a site in it has exactly this many fused ones. A
-            graph without any is let through, since Dynamo may cut a model into several: `check()` says whether there
-            was a site at all.
-        strict: raise FusionError on any refused site.
+        fusions: what to look for; all built-in ones by default. The first that takes a site has it.
+        expect: how many sites one compile fuses, in all or by the names of fusions: `{"gated_norm": 36}`. A compile
+            that fuses more raises FusionError, and so does one that fuses fewer, as far as that can be known: where
+            graph breaks cut the model, or nothing was seen at all, `check()` says so. A compile without any site that
+            a fusion starts from is let through.
+        strict: raise FusionError on any refused site. Sites that no fusion starts from are not refused.
 
     A copy of a pass is the pass itself: tools that copy the options of a compile leave its report complete.
     """
 
-    def __init__(self, devices: Iterable[str] = ("cuda",), *, expect: int | None = None, strict: bool = False) -> None:
+    def __init__(
+        self,
+        devices: Iterable[str] = ("cuda",),
+        *,
+        fusions: Iterable[Fusion] = BUILT_IN,
+        expect: Expected = None,
+        strict: bool = False,
+    ) -> None:
         self.devices = (devices,) if isinstance(devices, str) else tuple(devices)
         unknown = set(self.devices) - set(DEVICES)
         if unknown:
             raise ValueError(f"devices={self.devices!r}: {sorted(unknown)} unknown; choose from {list(DEVICES)}")
-        if expect is not None and (not isinstance(expect, int) or expect < 0):
-            raise ValueError(f"expect={expect!r} must be a number of fused sites, 0 or more, or None")
-        self.expect, self.strict = expect, strict
+        self.fusions = _checked_fusions(fusions)
+        self.expect, self.strict = checked_expectation(expect, (fusion.name for fusion in self.fusions)), strict
         self._records: list[CompileRecord] = []
         self._empty = 0  # how many graphs had no site
         self._key: str | None = None  # what Inductor got for its caches last
+        self._asked_in: Origin | None = None  # the compile in which it asked
+        self._breaks = graph_breaks()
 
     def __copy__(self) -> FusionPass:
         return self
@@ -66,7 +84,7 @@ class FusionPass(CustomGraphPass):
 
     def __call__(self, graph: fx.Graph) -> None:
         """Rewrite every site of `graph` that can be, in place."""
-        record = self.rewrite(graph)
+        record = replace(self.rewrite(graph), origin=current_origin(self._breaks))
         if not record.sites:
             self._empty += 1
             return
@@ -79,8 +97,9 @@ class FusionPass(CustomGraphPass):
     def rewrite(self, graph: fx.Graph) -> CompileRecord:
         """Rewrite `graph` and say what was done; neither logs nor remembers."""
         nodes = len(graph.nodes)
-        results = match_graph(graph)
+        results = match_graph(graph, self.fusions)
         sites = {result.anchor: Site.of_miss(result) for result in results if isinstance(result, Miss)}
+        sites |= {result.anchor: Site.of_unclaimed(result) for result in results if isinstance(result, Unclaimed)}
         matches = [result for result in results if isinstance(result, Match)]
         journal = Journal(graph)
         try:
@@ -94,57 +113,61 @@ class FusionPass(CustomGraphPass):
 
     def _apply_all(self, matches: list[Match], journal: Journal) -> dict[fx.Node, Site]:
         facts, sites = GraphFacts.of(matches[0].anchor.graph), {}
-        for site in plan_sites(matches):
-            sites |= self._apply(site, facts, journal)
+        # All plans come first: what one rewrite makes is nothing that the plan of another should see.
+        for group, plan in [(group, _planned(group)) for group in group_by_value(matches)]:
+            sites |= _refusals(group, plan) if isinstance(plan, Stop) else self._apply(plan, facts, journal)
         if any(site.fused for site in sites.values()):
             matches[0].anchor.graph.lint()
         return sites
 
-    def _apply(self, site: SitePlan, facts: GraphFacts, journal: Journal) -> dict[fx.Node, Site]:
+    def _apply(self, plan: SitePlan, facts: GraphFacts, journal: Journal) -> dict[fx.Node, Site]:
         """Rewrite one site, or refuse it and leave the graph as it was; the record of each of its anchors."""
-        done = {q.match.anchor: Site.of_match(q.match, spell(q.match.norm.spec, q.spec)) for q in site.quants}
+        matches = [q.match for q in plan.quants]
+        done = {q.match.anchor: Site.of_match(q.match, q.spec) for q in plan.quants}
         begin = len(journal)
         try:
-            check(site, facts, self.devices)
-            rewrite_site(site, journal)
+            check(plan, facts, self.devices)
+            rewrite_site(plan, journal)
             return done
         except Stop as stop:
             journal.undo(begin)
-            return _refusals((q.match for q in site.quants), stop)
+            return _refusals(matches, stop)
         except Exception as error:
-            log.exception("fusionlib failed to rewrite %s", describe(site.first.anchor))
+            log.exception("fusionlib failed to rewrite %s", describe(matches[0].anchor))
             journal.undo(begin)
-            return _refusals((q.match for q in site.quants), _failure(site.first.anchor, error))
+            return _refusals(matches, _failure(matches[0].anchor, error))
 
     def _log(self, record: CompileRecord) -> None:
         report = Report((record,))
         log.info("fusionlib: %s", report.summary)
-        if not report.fused:
-            log.warning("fusionlib fused nothing although it saw %d sites:\n%s", len(record.sites), report)
+        if report.refused and not report.fused:
+            log.warning("fusionlib fused nothing although it recognised %d sites:\n%s", len(report.refused), report)
 
     def _demand(self, record: CompileRecord) -> None:
-        report = Report((record,))
-        if self.expect is not None and len(report.fused) != self.expect:
-            raise FusionError(f"expected {self.expect} fused sites, got {len(report.fused)}\n{report}")
-        if self.strict and report.refused:
-            raise FusionError(f"strict: {len(report.refused)} sites refused\n{report}")
+        """Raise FusionError where it is known that the compile which is going on is not what was asked for."""
+        made_in = record.origin
+        earlier = [r for r in self._records if made_in is not None and r.origin == made_in]
+        more = (made_in is not None and made_in.cut) or is_part_of_a_graph() or not record.recognised
+        demand(self.expect, self.strict, Report((*earlier, record)), more=more)
 
     def check(self) -> None:
-        """Raise FusionError unless all compiles so far together did what was asked for; for the end of a warm-up.
+        """Raise FusionError unless all compiles so far did what was asked for; for the end of a warm-up.
 
-        A compile raises by itself where `expect` or `strict` is not met in a graph with a site. What no single compile
-        can know is found here: that no graph had a site at all, or that the pass was never called. `expect=0` is met by
-        that, too.
+        A compile raises by itself where it can be known that `expect` or `strict` is not met. What no single graph can
+        know is found here: that graph breaks cut a model and its parts together fuse another number, that no graph had
+        a site that a fusion starts from, or that the pass was never called. `expect=0` is met by that, too.
         """
         report = self.report()
-        if self.expect != 0 and not any(record.sites for record in report.compiles):
+        if self.expect != 0 and not any(record.recognised for record in report.compiles):
             raise FusionError(
-                f"no site in any graph: {self._empty} graphs came without a quantisation, the compile cache answered "
-                "none with one. Is the pass in the options of the torch.compile that ran, did the model run, and does "
-                "it quantise to FP8 inside of what is compiled?"
+                f"no site in any graph that a fusion starts from: {len(report.unclaimed)} sites are unclaimed, "
+                f"{self._empty} graphs came without a quantisation, the compile cache answered none with one. Is the "
+                "pass in the options of the torch.compile that ran, did the model run, and does it quantise to FP8 "
+                f"inside of what is compiled?\n{report}"
             )
-        for record in report.compiles:
-            self._demand(record)
+        for compiled in by_compile(report.compiles):
+            if any(record.recognised for record in compiled.compiles):
+                demand(self.expect, self.strict, compiled)
 
     def report(self) -> Report:
         """What this pass did in all compiles so far, those answered by a compile cache included."""
@@ -154,20 +177,46 @@ class FusionPass(CustomGraphPass):
     def take(self, record: CompileRecord) -> None:
         """Take the record of a compile that a cache answered; called by the cached_records."""
         log.info("fusionlib: %s", Report((record,)).summary)
-        self._records.append(record)
+        self._records.append(replace(record, origin=self._asked_in))
 
     def uuid(self) -> str | None:
         """What Inductor keys its caches with: a hash over everything that can change the result.
 
-        That is the sources, the readers of opaque ops and the options. None, with which Inductor caches nothing, where
-        a registered reader cannot be hashed faithfully.
+        That is the sources, the readers of opaque ops, the fusions and the options. None, with which Inductor caches
+        nothing, where a reader or a fusion cannot be hashed faithfully.
         """
-        readers = readers_hash()
+        readers, fusions = readers_hash(), fusions_hash(self.fusions)
         options = f"{sorted(self.devices)} {self.expect} {self.strict}"
-        self._key = None if readers is None else combined((source_hash(), readers, options))
+        known = readers is not None and fusions is not None
+        self._key = combined((source_hash(), readers, fusions, options)) if known else None
         if self._key is not None:
             cached_records.asked(self, self._key)
+        self._asked_in = current_origin(self._breaks)
         return self._key
+
+
+def _checked_fusions(fusions: Iterable[Fusion]) -> tuple[Fusion, ...]:
+    given = tuple(fusions)
+    for fusion in given:
+        if not isinstance(fusion, Fusion):
+            raise TypeError(
+                f"fusions={given!r}: {fusion!r} must be an instance of a subclass of fusionlib.fusions.Fusion"
+            )
+    names = [fusion.name for fusion in given]
+    if len(set(names)) < len(names):
+        raise ValueError(f"fusions of the names {names}: each must have a name of its own")
+    return given
+
+
+def _planned(matches: list[Match]) -> SitePlan | Stop:
+    """The plan of a site, or why it cannot be rewritten."""
+    try:
+        return plan_site(matches)
+    except Stop as stop:
+        return stop
+    except Exception as error:
+        log.exception("fusionlib failed to plan %s", describe(matches[0].anchor))
+        return _failure(matches[0].anchor, error)
 
 
 def _failure(anchor: fx.Node, error: Exception) -> Stop:
@@ -176,5 +225,7 @@ def _failure(anchor: fx.Node, error: Exception) -> Stop:
 
 def _refusals(matches: Iterable[Match], stop: Stop) -> dict[fx.Node, Site]:
     """The same refusal for every one of `matches`."""
-    misses = (Miss(m.anchor, stop.reason, stop.node, stop.expected, stop.found, m.pairs) for m in matches)
+    misses = (
+        Miss(m.anchor, stop.reason, stop.node, stop.expected, stop.found, m.pairs, m.fusion.name) for m in matches
+    )
     return {miss.anchor: Site.of_miss(miss) for miss in misses}

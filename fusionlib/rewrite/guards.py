@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import fx
 
-from fusionlib.contract import supports
 from fusionlib.match.graph import describe, source_line, value
 from fusionlib.match.reasons import Stop
-from fusionlib.rewrite.plan import SitePlan, free_to_use, input_sizes, outside_users, readable, reshaped
+from fusionlib.rewrite.plan import SitePlan, outside_users
 
 
 @dataclass
@@ -64,52 +62,41 @@ def check(site: SitePlan, facts: GraphFacts, devices: tuple[str, ...]) -> None:
     reference (`_supported`). Where the kernel runs, no size was found at which two kernels or Inductor's one are faster
     (data/benchmarks).
     """
-    x = site.first.norm.x
-    device = value(x).device
+    first = next(iter(site.reading.rows.values()))
+    device = value(first).device
     if device.type not in devices:
-        raise Stop("device", x, f"a tensor on {' or '.join(devices)}", f"one on {device.type}")
+        raise Stop("device", first, f"a tensor on {' or '.join(devices)}", f"one on {device.type}")
     if facts.training:
-        raise Stop("training", site.first.anchor, "a graph without a backward", "inputs that gradients are taken of")
+        raise Stop("training", site.match.anchor, "a graph without a backward", "inputs that gradients are taken of")
     _no_write_between(site, facts)
     _no_other_users(site)
     _supported(site)
 
 
 def _no_write_between(site: SitePlan, facts: GraphFacts) -> None:
-    """The call reads where the norm ended; what it reads must be what the graph read before."""
+    """The call reads where the producer ended; what it reads must be what the graph read before."""
     if not facts.writes:
         return
-    end = facts.order[site.normed]
-    for node in site.inputs():
+    end = facts.order[site.end]
+    for node in site.reading.inputs:
         begin = min((facts.order[user] for user in node.users if user in site.cone), default=end)
         for position, writer in facts.writes.get(storage(node), ()):
             if begin < position <= end:
-                raise Stop("mutation", writer, f"%{node.name} unchanged until %{site.normed.name}", describe(writer))
+                raise Stop("mutation", writer, f"%{node.name} unchanged until %{site.end.name}", describe(writer))
 
 
 def _no_other_users(site: SitePlan) -> None:
     for node in sorted(site.cone):
         outside = outside_users(node, site.cone)
-        if outside and not free_to_use(node, site):
+        if outside and not site.free_to_use(node):
             where = source_line(outside[0])
             found = f"{describe(node)} also used by %{outside[0].name}" + (f" at {where}" if where else "")
             raise Stop("intermediate_used", node, "no user outside of the computation", found)
 
 
 def _supported(site: SitePlan) -> None:
-    norm = site.first.norm
-    x, gate = (_as_read(node, site) for node in (norm.x, norm.gate))
-    bias = None if norm.bias is None else value(norm.bias).reshape(-1)
-    size = norm.spec.norm_size if bias is None else bias.numel()
-    weight = x.new_ones(size) if norm.weight is None else value(norm.weight).reshape(-1)
+    tensors = {name: None if given is None else given.fake for name, given in site.inputs.items()}
     for quant in site.quants:
-        problem = supports(x, gate, weight, norm.spec, quant.spec, bias)
+        problem = site.fusion.problem(tensors, site.reading.spec, quant.spec)
         if problem is not None:
             raise Stop("unsupported", quant.match.anchor, "tensors that the fused op can run", problem)
-
-
-def _as_read(node: fx.Node, site: SitePlan) -> torch.Tensor:
-    """The fake tensor that the op would get for x or gate."""
-    source, must_copy = readable(node, site)
-    val = value(source).clone(memory_format=torch.contiguous_format) if must_copy else value(source)
-    return reshaped(val, input_sizes(source, site.first.hidden))

@@ -25,7 +25,7 @@ def packed_copy(user: fx.Node, match: Match) -> fx.Node | None:
     quant = match.quant
     if quant.spec.scale_format != "ue8m0":  # what is packed is the exponent: of another number only a part
         return None
-    tokens, groups = numel(match.normed) // match.hidden, match.hidden // quant.spec.group_size
+    tokens, groups = numel(match.value) // match.hidden, match.hidden // quant.spec.group_size
     size, stride, _ = scale_storage(tokens, groups, quant.spec.with_layout("packed_int32"))
     node = user
     for _ in range(_LONGEST):

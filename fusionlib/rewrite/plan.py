@@ -1,4 +1,7 @@
-"""What a rewrite would read and write, decided before anything is changed: shapes of inputs, cone, users, layouts."""
+"""What a rewrite will read, copy, reshape and return: worked out once, before anything is changed.
+
+Guards ask the plan, the replacement carries it out; neither works anything out again.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,31 @@ from math import prod
 import torch
 from torch import fx
 
+from fusionlib.fusions.fusion import VALUE, Fusion
 from fusionlib.kernels.row_layout import row_layout
-from fusionlib.match.graph import aten, below, is_call, numel, shape, value
+from fusionlib.match.graph import aten, below, describe, is_call, numel, shape, value
 from fusionlib.match.reasons import Stop
-from fusionlib.match.result import Match
+from fusionlib.match.result import Match, Reading
 from fusionlib.match.sizes import equal, same_shape
 from fusionlib.rewrite.scale_layout import ScaleTarget, scale_target
 from fusionlib.spec import GroupQuant
 
 #: A size of a reshape: a number, a node that is one, or dimension `dim` of a node.
 Size = int | fx.Node | tuple[fx.Node, int]
+Sizes = list[Size] | None
 
 
-@dataclass
+@dataclass(frozen=True)
+class Input:
+    """A tensor that the op reads: `node`, copied first if need be, then reshaped to `sizes`; `fake` is what it gets."""
+
+    node: fx.Node
+    must_copy: bool
+    sizes: Sizes
+    fake: torch.Tensor
+
+
+@dataclass(frozen=True)
 class QuantPlan:
     """One quantisation of the site, with the layout its consumers want."""
 
@@ -32,78 +47,115 @@ class QuantPlan:
 
 @dataclass
 class SitePlan:
-    """All quantisations of one normed value: what one call replaces.
+    """All quantisations of one value: what one call replaces.
 
-    `cone` are the tensor nodes between the inputs and the codes and scales, these included; `roots` says of each whose
-    values it has, below reshapes, copies and exact casts; `dependent` are those that are computed from x or the gate,
-    and `rebuilt` those that the fused call gives back: the normed value, codes and scales.
+    Args:
+        match: the first of the matches; the others read the same producer.
+        quants: the quantisations, in graph order; the call computes the first one's.
+        cone: the tensor nodes between the inputs and the codes and scales, these included.
+        roots: whose values each of them has, below reshapes, copies and exact casts.
+        dependent: those that are computed from an input with an element for each of the value's.
+        kept: the values beside codes and scales that the call can give back, by name; `wanted` are those it must.
+        inputs: what the call reads, by name; None where the graph has no such tensor.
+        outputs: the sizes that bring the results into the shapes of what they replace.
     """
 
-    normed: fx.Node
+    match: Match
     quants: list[QuantPlan]
     cone: set[fx.Node] = field(default_factory=set)
     roots: dict[fx.Node, fx.Node] = field(default_factory=dict)
     dependent: set[fx.Node] = field(default_factory=set)
-    rebuilt: set[fx.Node] = field(default_factory=set)
-    wants_normed: bool = False
+    kept: dict[str, fx.Node] = field(default_factory=dict)
+    wanted: frozenset[str] = frozenset()
+    inputs: dict[str, Input | None] = field(default_factory=dict)
+    outputs: dict[fx.Node, Sizes] = field(default_factory=dict)
 
     @property
-    def first(self) -> Match:
-        """The match that the call is made for; the others read the same norm."""
-        return self.quants[0].match
+    def fusion(self) -> Fusion:
+        """Whose site this is."""
+        return self.match.fusion
 
-    def inputs(self) -> list[fx.Node]:
-        """x, gate and, where there are any, weight and bias."""
-        norm = self.first.norm
-        return [node for node in (norm.x, norm.gate, norm.weight, norm.bias) if node is not None]
+    @property
+    def reading(self) -> Reading:
+        """What was read of the producer."""
+        return self.match.reading
+
+    @property
+    def end(self) -> fx.Node:
+        """The node behind which the call can stand: everything it reads comes before, all it replaces not before."""
+        return self.match.value
+
+    def is_given_back(self, node: fx.Node) -> bool:
+        """Whether the call returns the value of `node`."""
+        results = {node for q in self.quants for node in (q.match.quant.codes, q.match.quant.scale)}
+        return node in results or node in self.kept.values()
+
+    def free_to_use(self, node: fx.Node) -> bool:
+        """Whether a node of the cone may have users outside: it stays valid, or the call gives it back."""
+        root = self.roots[node]
+        while is_call(root, aten.expand.default):
+            root = self.roots.get(root.args[0], root.args[0])
+        return self.is_given_back(root) or root in self.reading.inputs or node not in self.dependent
 
 
-def plan_sites(matches: list[Match]) -> list[SitePlan]:
-    """Matches of one normed value are one site, in graph order."""
-    by_normed: dict[fx.Node, SitePlan] = {}
+def group_by_value(matches: list[Match]) -> list[list[Match]]:
+    """Matches that quantise one value are one site, in graph order."""
+    by_value: dict[fx.Node, list[Match]] = {}
     for match in matches:
-        quant = match.quant
-        target = None if quant.opaque or quant.scale is None else scale_target(match)
-        spec = quant.spec if target is None else quant.spec.with_layout(target.layout)
-        site = by_normed.setdefault(match.normed, SitePlan(match.normed, []))
-        site.quants.append(QuantPlan(match, spec, target))
-    for site in by_normed.values():
-        site.rebuilt = {site.normed}.union(*((q.match.quant.codes, q.match.quant.scale) for q in site.quants))
-        site.cone = _cone(site)
-        _follow_values(site)
-        site.wants_normed = _wants_normed(site)
-    return list(by_normed.values())
+        by_value.setdefault(match.value, []).append(match)
+    return list(by_value.values())
 
 
-def _follow_values(site: SitePlan) -> None:
-    """Fill `roots` and `dependent`, in one walk from the inputs to the codes."""
-    x_and_gate = site.inputs()[:2]
-    for node in sorted(site.cone):
-        source = below(node)
-        site.roots[node] = node if source is None else site.roots.get(source, source)
-        if any(n in site.dependent or n in x_and_gate for n in node.all_input_nodes):
-            site.dependent.add(node)
+def plan_site(matches: list[Match]) -> SitePlan:
+    """The plan of the site that `matches` are. Raises Stop where what is returned cannot have the shapes it must."""
+    site = SitePlan(matches[0], [_plan_quant(match) for match in matches])
+    site.kept = {VALUE: site.match.value, **site.reading.kept}
+    site.cone = _cone(site)
+    _follow_values(site)
+    site.wanted = _wanted(site)
+    site.inputs = {name: _row_input(node, site) for name, node in site.reading.rows.items()}
+    site.inputs |= {name: _vector_input(node) for name, node in site.reading.vectors.items()}
+    site.outputs = _outputs(site)
+    return site
+
+
+def _plan_quant(match: Match) -> QuantPlan:
+    quant = match.quant
+    target = None if quant.opaque or quant.scale is None else scale_target(match)
+    return QuantPlan(match, quant.spec if target is None else quant.spec.with_layout(target.layout), target)
+
+
+# The nodes that go.
 
 
 def _cone(site: SitePlan) -> set[fx.Node]:
     """Every tensor node between the inputs of the site and its codes and scales, these included."""
-    stop = set(site.inputs())
+    stop = set(site.reading.inputs)
     ends = [q.match.quant.codes for q in site.quants] + [q.match.quant.scale for q in site.quants]
     stack, cone = [node for node in ends if node is not None], set()
     while stack:
         node = stack.pop()
         if node in cone or node in stop or node.op != "call_function":
             continue
-        if value(node) is None and not is_tuple(node):
+        if value(node) is None and not _is_tuple(node):
             continue
         cone.add(node)
         stack.extend(node.all_input_nodes)
     return cone
 
 
-def is_tuple(node: fx.Node) -> bool:
-    """Whether a node returns several values."""
+def _is_tuple(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), (tuple, list))
+
+
+def _follow_values(site: SitePlan) -> None:
+    """Fill `roots` and `dependent`, in one walk from the inputs to the codes."""
+    rows = set(site.reading.rows.values())
+    for node in sorted(site.cone):
+        source = below(node)
+        site.roots[node] = node if source is None else site.roots.get(source, source)
+        if any(n in site.dependent or n in rows for n in node.all_input_nodes):
+            site.dependent.add(node)
 
 
 def outside_users(node: fx.Node, cone: set[fx.Node]) -> list[fx.Node]:
@@ -119,23 +171,44 @@ def needs_nothing(user: fx.Node) -> bool:
     return not user.users and (user.target is operator.getitem or is_call(user, aten._assert_tensor_metadata.default))
 
 
-def _wants_normed(site: SitePlan) -> bool:
+def _wanted(site: SitePlan) -> frozenset[str]:
+    """The kept values that somebody reads outside; the value itself also where it is quantised in a second way."""
+    names = {node: name for name, node in site.kept.items()}
+    wanted = {names[root] for node, root in site.roots.items() if root in names and outside_users(node, site.cone)}
     if any(q.spec != site.quants[0].spec for q in site.quants):
-        return True
-    forms = (node for node in site.cone if site.roots[node] is site.normed)
-    return any(outside_users(node, site.cone) for node in forms)
+        wanted.add(VALUE)
+    return frozenset(wanted)
 
 
-def free_to_use(node: fx.Node, site: SitePlan) -> bool:
-    """Whether a node of the cone may have users outside: it stays valid, or is rebuilt from the fused result."""
-    root = site.roots[node]
-    while is_call(root, aten.expand.default):
-        root = site.roots.get(root.args[0], root.args[0])
-    return root in site.rebuilt or root in site.inputs() or node not in site.dependent
+# What is read.
 
 
-def input_sizes(node: fx.Node, hidden: int) -> list[int] | None:
-    """The sizes to reshape x or gate to, a view where that can be; None where it is [tokens, ...] as it stands."""
+def _row_input(node: fx.Node, site: SitePlan) -> Input:
+    """How to read a tensor of tokens.
+
+    Matching looked through every copy. Where the tensor at the bottom lies such that the op cannot read it, a copy that
+    the graph makes anyway is read instead, and one is made only where there is none.
+    """
+    hidden = site.match.hidden
+    forms = (n for n in site.cone if n is not node and value(n) is not None and site.roots[n] is node)
+    for form in (node, *sorted(n for n in forms if value(n).dtype == value(node).dtype)):
+        sizes = _input_sizes(form, hidden)
+        fake = _reshaped(value(form), sizes)
+        if equal(fake.stride(-1), 1) and row_layout(fake) is not None:
+            return Input(form, False, sizes, fake)
+    sizes = _input_sizes(node, hidden)
+    copy = value(node).clone(memory_format=torch.contiguous_format)
+    return Input(node, True, sizes, _reshaped(copy, sizes))
+
+
+def _vector_input(node: fx.Node | None) -> Input | None:
+    if node is None:
+        return None
+    return Input(node, False, None if len(shape(node)) == 1 else [-1], value(node).reshape(-1))
+
+
+def _input_sizes(node: fx.Node, hidden: int) -> list[int] | None:
+    """The sizes to reshape a tensor of tokens to, a view where that can be; None where it is [tokens, ...] already."""
     sizes = shape(node)
     for lead in range(1, len(sizes)):
         tail = sizes[lead:]
@@ -148,31 +221,30 @@ def input_sizes(node: fx.Node, hidden: int) -> list[int] | None:
     return [-1, hidden]
 
 
-def readable(node: fx.Node, site: SitePlan) -> tuple[fx.Node, bool]:
-    """(what to read x or gate from, whether it must be copied first).
-
-    Matching looked through every copy. Where the tensor at the bottom lies such that the op cannot read it, a copy that
-    the graph makes anyway is read instead, and one is made only where there is none.
-    """
-    hidden = site.first.hidden
-    tensors = (n for n in site.cone if n is not node and value(n) is not None)
-    forms = [n for n in tensors if value(n).dtype == value(node).dtype and site.roots[n] is node]
-    for form in (node, *sorted(forms)):
-        if _lies_well(reshaped(value(form), input_sizes(form, hidden))):
-            return form, False
-    return node, True
-
-
-def _lies_well(val: torch.Tensor) -> bool:
-    return equal(val.stride(-1), 1) and row_layout(val) is not None
-
-
-def reshaped(val: torch.Tensor, sizes: list[int] | None) -> torch.Tensor:
-    """A fake tensor as `input_sizes` says."""
+def _reshaped(val: torch.Tensor, sizes: list[int] | None) -> torch.Tensor:
     return val if sizes is None else val.reshape(sizes)
 
 
-def output_sizes(node: fx.Node, site: SitePlan, flat: tuple) -> list[Size] | None:
+# What is returned.
+
+
+def _outputs(site: SitePlan) -> dict[fx.Node, Sizes]:
+    """The reshapes of all results. Raises Stop where one has none."""
+    tokens, hidden = numel(site.match.value) // site.match.hidden, site.match.hidden
+    wanted = {site.kept[name]: (tokens, hidden) for name in sorted(site.wanted)}
+    for quant in site.quants:
+        read = quant.match.quant
+        wanted[read.codes] = (tokens, hidden)
+        if read.scale is not None and not read.opaque:
+            wanted[read.scale] = (tokens, hidden // read.spec.group_size)
+    for node, flat in wanted.items():
+        if not equal(numel(node), prod(flat)):
+            expected = f"{prod(flat)} elements, as the fused op returns"
+            raise Stop("replacement_differs", node, expected, describe(node))
+    return {node: _output_sizes(node, site, flat) for node, flat in wanted.items()}
+
+
+def _output_sizes(node: fx.Node, site: SitePlan, flat: tuple) -> Sizes:
     """The sizes that bring a fused result of shape `flat` to that of `node`; None where it has it already."""
     wanted = shape(node)
     if same_shape(wanted, flat):
@@ -190,8 +262,8 @@ def output_sizes(node: fx.Node, site: SitePlan, flat: tuple) -> list[Size] | Non
 
 
 def _size_node(size, node: fx.Node, site: SitePlan) -> Size | None:
-    """Where a dynamic size comes from: a dimension of x or gate, or a number that the graph computes anyway."""
-    for source in site.inputs()[:2]:
+    """Where a dynamic size comes from: a dimension of an input, or a number that the graph computes anyway."""
+    for source in site.reading.rows.values():
         for dim, candidate in enumerate(shape(source)):
             if equal(candidate, size):
                 return source, dim
@@ -202,8 +274,3 @@ def _size_node(size, node: fx.Node, site: SitePlan) -> Size | None:
         if isinstance(val, torch.SymInt) and equal(val, size) and not site.cone.intersection(other.all_input_nodes):
             return other
     return None
-
-
-def tokens_of(site: SitePlan):
-    """The number of tokens, maybe symbolic."""
-    return numel(site.normed) // site.first.hidden

@@ -7,30 +7,19 @@ stops a rewrite before its end, the graph is as it was.
 from __future__ import annotations
 
 import operator
-from math import prod
 
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fusionlib.match.graph import aten, describe, dtype, numel, prims, shape, value
+from fusionlib import schema
+from fusionlib.fusions.fusion import VALUE
+from fusionlib.match.graph import aten, dtype, prims, value
 from fusionlib.match.reasons import Stop
 from fusionlib.match.sizes import equal, same_shape
-from fusionlib.op import norm_arguments, quant_arguments
 from fusionlib.rewrite.journal import Journal
-from fusionlib.rewrite.plan import (
-    QuantPlan,
-    SitePlan,
-    Size,
-    input_sizes,
-    needs_nothing,
-    output_sizes,
-    readable,
-    tokens_of,
-)
+from fusionlib.rewrite.plan import Input, QuantPlan, SitePlan, Size, Sizes, needs_nothing
 from fusionlib.spec import GroupQuant
-
-Sizes = dict[fx.Node, list[Size] | None]
 
 _INHERITED = ("stack_trace", "nn_module_stack", "source_fn_stack", "seq_nr", "original_aten")
 
@@ -67,7 +56,7 @@ class Editor:
         self._inherit(item)
         return item
 
-    def reshape(self, node: fx.Node, sizes: list[Size] | None) -> fx.Node:
+    def reshape(self, node: fx.Node, sizes: Sizes) -> fx.Node:
         """`node` in another shape; None leaves it."""
         if sizes is None:
             return node
@@ -82,16 +71,15 @@ class Editor:
 
 
 def rewrite_site(site: SitePlan, journal: Journal) -> None:
-    """Replace one site by one fused call, and a quantisation of the same norm by another spec by one more call.
+    """Replace one site by one fused call, and a quantisation of the same value by another spec by one more call.
 
     Raises:
         Stop: where a new value is not laid out as the one that it replaces.
 
     Whatever is raised, `journal.undo()` brings the graph back.
     """
-    # Everything that the norm reads comes before its value, everything that is replaced comes at or behind it.
-    editor = Editor(journal, site.normed, site.first.anchor, value(site.normed).fake_mode)
-    replacements = _new_values(editor, site, _plan_outputs(site))
+    editor = Editor(journal, site.end, site.match.anchor, value(site.end).fake_mode)
+    replacements = _new_values(editor, site)
     for old, new in replacements:
         _check_alike(old, new)
     for old, new in replacements:
@@ -99,22 +87,33 @@ def rewrite_site(site: SitePlan, journal: Journal) -> None:
     _erase(site, journal)
 
 
-def _new_values(editor: Editor, site: SitePlan, sizes: Sizes) -> list[tuple[fx.Node, fx.Node]]:
+def _new_values(editor: Editor, site: SitePlan) -> list[tuple[fx.Node, fx.Node]]:
     """Insert the fused calls and what brings their results into shape; every old value with its new one."""
-    codes, scale, normed = _fused_call(editor, site)
+    tensors = {name: _insert_input(editor, given) for name, given in site.inputs.items()}
+    results = site.fusion.emit(editor, tensors, site.reading.spec, site.quants[0].spec, site.wanted)
+    codes, scale = results["codes"], results["scale"]
     replacements = []
     for quant in site.quants:
         if quant is site.quants[0]:
-            results = codes, scale
+            quantised = codes, scale
         elif quant.spec != site.quants[0].spec:
-            results = _quant_call(editor, normed, quant.spec)
+            quantised = _quant_call(editor, results[VALUE], quant.spec)
         else:
             read = quant.match.quant
-            results = _apart(editor, codes, read.codes), _apart(editor, scale, read.scale)
-        replacements += _quant_values(editor, quant, results, sizes)
-    if normed is not None:
-        replacements.append((site.normed, editor.reshape(normed, sizes[site.normed])))
+            quantised = _apart(editor, codes, read.codes), _apart(editor, scale, read.scale)
+        replacements += _quant_values(editor, quant, quantised, site.outputs)
+    for name in sorted(site.wanted):
+        replacements.append((site.kept[name], editor.reshape(results[name], site.outputs[site.kept[name]])))
     return replacements
+
+
+def _insert_input(editor: Editor, given: Input | None) -> fx.Node | None:
+    if given is None:
+        return None
+    node = given.node
+    if given.must_copy:
+        node = editor.call(aten.clone.default, node, memory_format=torch.contiguous_format)
+    return editor.reshape(node, given.sizes)
 
 
 def _check_alike(old: fx.Node, new: fx.Node) -> None:
@@ -152,59 +151,12 @@ def _apart(editor: Editor, shared: fx.Node, replaced: fx.Node | None) -> fx.Node
     return shared
 
 
-def _plan_outputs(site: SitePlan) -> Sizes:
-    """The reshapes of all results; raises before anything is changed where one has none."""
-    tokens, hidden = tokens_of(site), site.first.hidden
-    wanted = {site.normed: (tokens, hidden)}
-    for quant in site.quants:
-        read = quant.match.quant
-        wanted[read.codes] = (tokens, hidden)
-        if read.scale is not None and not read.opaque:
-            wanted[read.scale] = (tokens, hidden // read.spec.group_size)
-    for node, flat in wanted.items():
-        if not equal(numel(node), prod(flat)):
-            expected = f"{prod(flat)} elements, as the fused op returns"
-            raise Stop("replacement_differs", node, expected, describe(node))
-    return {node: output_sizes(node, site, flat) for node, flat in wanted.items()}
-
-
-def _fused_call(editor: Editor, site: SitePlan) -> tuple[fx.Node, fx.Node, fx.Node | None]:
-    norm = site.first.norm
-    x, gate = (_input(editor, node, site) for node in (norm.x, norm.gate))
-    weight, bias = _weight(editor, site), _flat(editor, norm.bias)
-    name = "rms_norm_gated_group_quant" + "_with_norm" * site.wants_normed
-    target = getattr(torch.ops.fusionlib, name).default
-    scalars = (*norm_arguments(norm.spec), *quant_arguments(site.quants[0].spec))
-    call = editor.call(target, x, gate, weight, bias, *scalars)
-    normed = editor.item(call, 2) if site.wants_normed else None
-    return editor.item(call, 0), editor.item(call, 1), normed
-
-
-def _input(editor: Editor, node: fx.Node, site: SitePlan) -> fx.Node:
-    source, must_copy = readable(node, site)
-    if must_copy:
-        source = editor.call(aten.clone.default, source, memory_format=torch.contiguous_format)
-    return editor.reshape(source, input_sizes(source, site.first.hidden))
-
-
-def _weight(editor: Editor, site: SitePlan) -> fx.Node:
-    norm = site.first.norm
-    if norm.weight is None:  # a norm without a weight: times one, which changes nothing
-        size, device = norm.spec.norm_size if norm.bias is None else numel(norm.bias), value(norm.x).device
-        return editor.call(aten.full.default, [size], 1.0, dtype=torch.float32, device=device)
-    return _flat(editor, norm.weight)
-
-
-def _flat(editor: Editor, vector: fx.Node | None) -> fx.Node | None:
-    return vector if vector is None or len(shape(vector)) == 1 else editor.reshape(vector, [-1])
-
-
-def _quant_call(editor: Editor, normed: fx.Node, spec: GroupQuant) -> tuple[fx.Node, fx.Node]:
-    call = editor.call(torch.ops.fusionlib.group_quant.default, normed, *quant_arguments(spec))
+def _quant_call(editor: Editor, value: fx.Node, spec: GroupQuant) -> tuple[fx.Node, fx.Node]:
+    call = editor.call(torch.ops.fusionlib.group_quant.default, value, *schema.scalars(spec))
     return editor.item(call, 0), editor.item(call, 1)
 
 
-def _quant_values(editor: Editor, quant: QuantPlan, results: tuple[fx.Node, fx.Node], sizes: Sizes) -> list:
+def _quant_values(editor: Editor, quant: QuantPlan, results: tuple[fx.Node, fx.Node], sizes: dict) -> list:
     """Codes and scale of one quantisation, each with what comes in its place."""
     read, (codes, scale) = quant.match.quant, results
     values = [(read.codes, editor.at(read.codes).reshape(codes, sizes[read.codes]))]

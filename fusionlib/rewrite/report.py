@@ -6,29 +6,42 @@ import base64
 import html
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from math import prod
+from typing import Literal
 
-import torch
 from torch import fx
 
-from fusionlib.match.graph import source_line, tensor_text
+from fusionlib.match.graph import describe, shape, source_line, tensor_text, value
 from fusionlib.match.reasons import REASONS
-from fusionlib.match.result import Match, Miss
+from fusionlib.match.result import Match, Miss, Pair, Unclaimed
 from fusionlib.match.source_lines import source_text
-from fusionlib.spec import GatedNorm, GroupQuant
+from fusionlib.spec import GroupQuant
+
+Outcome = Literal["fused", "refused", "unclaimed"]
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place where the fusion could apply: fused, or refused with a reason.
+    """A place where a value is quantised, and what became of it.
 
-    `pairs` are the (role, node name) that matching found, in its order: how far it got. `node` is the anchor of a fused
-    site and the node that stopped a refused one; `line` is its source line. `nodes` tells of each of these nodes
-    (name, operation, dtype and shape, source text), as it was before any rewriting.
+    Args:
+        outcome: fused; refused, by the fusion that recognised the producer, with a reason; or unclaimed, where no
+            fusion of the pass starts from the producer.
+        anchor: the node that the quantisation ends in.
+        node: the anchor of a fused site, the node that stopped a refused one, the producer of an unclaimed one.
+        line: the source line of `node`.
+        pairs: the (role, node name) that matching found, in its order: how far it got.
+        what: what was read of a fused site, or what a fusion of an unclaimed one would save.
+        code, expected, found: of a refusal. An unclaimed site has as `found` what produced the value, and as `code`
+            the reason for which its quantisation could not be read either, if there is one.
+        nodes: of each of these nodes (name, operation, dtype and shape, source text), before any rewriting.
+        fusion: the name of the fusion that fused or refused it.
     """
 
-    fused: bool
+    outcome: Outcome
     anchor: str
     node: str
     line: str | None
@@ -38,45 +51,85 @@ class Site:
     expected: str = ""
     found: str = ""
     nodes: tuple[tuple[str, str, str, str], ...] = ()
+    fusion: str = ""
 
     @classmethod
-    def of_match(cls, match: Match, what: str) -> Site:
-        """The record of a match that was rewritten."""
-        pairs = tuple((p.role, p.node.name) for p in match.pairs)
-        nodes = _told([match.anchor, *(p.node for p in match.pairs)])
-        return cls(True, match.anchor.name, match.anchor.name, source_line(match.anchor), pairs, what, nodes=nodes)
+    def of_match(cls, match: Match, quant: GroupQuant) -> Site:
+        """The record of a match that was rewritten to a call with `quant`."""
+        return cls(
+            "fused",
+            match.anchor.name,
+            match.anchor.name,
+            source_line(match.anchor),
+            _names(match.pairs),
+            what=f"{match.fusion.spell(match.reading.spec)} -> {spell_quant(quant)}",
+            nodes=_described([match.anchor, *(p.node for p in match.pairs)]),
+            fusion=match.fusion.name,
+        )
 
     @classmethod
     def of_miss(cls, miss: Miss) -> Site:
         """The record of a refusal."""
-        pairs = tuple((p.role, p.node.name) for p in miss.pairs)
-        line = source_line(miss.node) or source_line(miss.anchor)
         return cls(
-            False,
+            "refused",
             miss.anchor.name,
             miss.node.name,
-            line,
-            pairs,
+            source_line(miss.node) or source_line(miss.anchor),
+            _names(miss.pairs),
             code=miss.reason.code,
             expected=miss.expected,
             found=miss.found,
-            nodes=_told([miss.anchor, *(p.node for p in miss.pairs), miss.node]),
+            nodes=_described([miss.anchor, *(p.node for p in miss.pairs), miss.node]),
+            fusion=miss.fusion,
+        )
+
+    @classmethod
+    def of_unclaimed(cls, site: Unclaimed) -> Site:
+        """The record of a site that no fusion starts from."""
+        return cls(
+            "unclaimed",
+            site.anchor.name,
+            site.producer.name,
+            source_line(site.producer) or source_line(site.anchor),
+            _names(site.pairs),
+            what=_saving(site.producer),
+            code=site.why,
+            found=describe(site.producer),
+            nodes=_described([site.anchor, *(p.node for p in site.pairs), site.producer]),
         )
 
     @property
+    def fused(self) -> bool:
+        """Whether the site was rewritten."""
+        return self.outcome == "fused"
+
+    @property
+    def refused(self) -> bool:
+        """Whether a fusion recognised the site and could not take it."""
+        return self.outcome == "refused"
+
+    @property
+    def unclaimed(self) -> bool:
+        """Whether no fusion of the pass starts from what is quantised."""
+        return self.outcome == "unclaimed"
+
+    @property
     def sentence(self) -> str:
-        """What the reason means; empty for a fused site."""
-        return "" if self.fused else REASONS[self.code].sentence
+        """What the reason means; empty where there is none."""
+        return REASONS[self.code].sentence if self.code in REASONS else ""
 
     @property
     def fix(self) -> str:
-        """What would fix it; empty for a fused site."""
-        return "" if self.fused else REASONS[self.code].fix
+        """What would fix it; empty where there is no reason."""
+        return REASONS[self.code].fix if self.code in REASONS else ""
 
     def __str__(self) -> str:
         where = f" at {self.line}" if self.line else ""
         if self.fused:
             return f"fused    %{self.anchor}{where}: {self.what}"
+        if self.unclaimed:
+            unread = f"; its quantisation cannot be read either [{self.code}]" if self.code else ""
+            return f"unclaimed %{self.anchor}{where}: no fusion starts from {self.found}; {self.what}{unread}"
         return (
             f"refused  %{self.anchor} [{self.code}] at %{self.node}{where}\n"
             f"         {self.sentence}\n"
@@ -86,12 +139,33 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a graph comes from: the `attempt`-th compile of the function that Dynamo counts as `frame`.
+
+    `cut` if graph breaks were seen: then what the model does is spread over several frames.
+    """
+
+    frame: int
+    attempt: int
+    cut: bool
+
+
+@dataclass(frozen=True)
 class CompileRecord:
-    """The sites of one compiled graph; `cached` if the artefact came from a compile cache and no pass ran."""
+    """The sites of one compiled graph; `cached` if the artefact came from a compile cache and no pass ran.
+
+    `origin` says which compile the graph belongs to, as far as that is known.
+    """
 
     sites: tuple[Site, ...]
     nodes: int = 0
     cached: bool = False
+    origin: Origin | None = field(default=None, compare=False)
+
+    @property
+    def recognised(self) -> bool:
+        """Whether a fusion starts from any of the sites."""
+        return any(not site.unclaimed for site in self.sites)
 
     def encode(self) -> str:
         """The record as one short ASCII word, to travel with a compiled artefact."""
@@ -123,50 +197,74 @@ class Report:
 
     @property
     def refused(self) -> list[Site]:
-        """The sites that were not, nearest misses first: those that matching got furthest with."""
-        return sorted((site for site in self if not site.fused), key=lambda site: -len(site.pairs))
+        """The sites that a fusion recognised and could not take, nearest misses first: by how far matching got."""
+        return sorted((site for site in self if site.refused), key=lambda site: -len(site.pairs))
+
+    @property
+    def unclaimed(self) -> list[Site]:
+        """The sites that no fusion of the pass starts from."""
+        return [site for site in self if site.unclaimed]
+
+    @property
+    def fused_by(self) -> dict[str, int]:
+        """How many sites each fusion fused, by its name."""
+        return dict(Counter(site.fusion for site in self.fused))
 
     @property
     def summary(self) -> str:
-        """One line: how many sites were fused and refused, in how many graphs, how many of them cached."""
+        """One line: how many sites were fused, refused and unclaimed, in how many graphs, how many of them cached."""
         cached = sum(compiled.cached for compiled in self.compiles)
         graphs = f"{len(self.compiles)} graph{'s' * (len(self.compiles) != 1)}"
-        return f"{len(self.fused)} fused, {len(self.refused)} refused in {graphs} ({cached} from the compile cache)"
+        by = self.fused_by
+        fused = f"{len(self.fused)} fused"
+        if len(by) > 1:
+            fused += f" ({', '.join(f'{count} {name}' for name, count in by.items())})"
+        unclaimed = f", {len(self.unclaimed)} unclaimed" if self.unclaimed else ""
+        return f"{fused}, {len(self.refused)} refused{unclaimed} in {graphs} ({cached} from the compile cache)"
 
     def __str__(self) -> str:
-        return "\n".join([self.summary, *map(str, self.fused), *map(str, self.refused)])
+        return "\n".join([self.summary, *map(str, (*self.fused, *self.refused, *self.unclaimed))])
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("site", "line", "result", "detail", "fix"))
-        rows = "".join(_row(site) for site in (*self.fused, *self.refused))
+        rows = "".join(_row(site) for site in (*self.fused, *self.refused, *self.unclaimed))
         return f"<p>{html.escape(self.summary)}</p><table><tr>{head}</tr>{rows}</table>"
 
 
-def _told(nodes: list[fx.Node]) -> tuple[tuple[str, str, str, str], ...]:
+def _described(nodes: list[fx.Node]) -> tuple[tuple[str, str, str, str], ...]:
     """Each node once, in words."""
     return tuple((node.name, str(node.target), tensor_text(node), source_text(node)) for node in dict.fromkeys(nodes))
 
 
+def _names(pairs: tuple[Pair, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple((pair.role, pair.node.name) for pair in pairs)
+
+
+def _saving(producer: fx.Node) -> str:
+    """What a fusion would spare: the value is written by its producer and read by the quantisation."""
+    val = value(producer)
+    if val is None:
+        return "a fusion would save one write and one read of the value"
+    fixed = [size for size in shape(producer) if isinstance(size, int)]
+    count, per = 2 * prod(fixed) * val.element_size(), "" if len(fixed) == val.ndim else " per token"
+    return f"a fusion would save {count:,} bytes{per}, one write and one read"
+
+
 def _row(site: Site) -> str:
     detail = site.what or f"{site.sentence} Expected {site.expected}; found {site.found}."
-    cells = (site.anchor, site.line or "", "fused" if site.fused else site.code, detail, site.fix)
+    if site.unclaimed:
+        detail = f"No fusion starts from {site.found}; {site.what}."
+    result = site.code if site.refused else site.outcome
+    cells = (site.anchor, site.line or "", result, detail, site.fix if site.refused else "")
     return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
-def _dtype_text(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def spell(norm: GatedNorm, quant: GroupQuant) -> str:
-    """Both specs in one line, in the reader's words."""
-    order = "norm, gate" if norm.norm_before_gate else "gate, norm"
+def spell_quant(quant: GroupQuant) -> str:
+    """A quantisation in one line, in the reader's words."""
     floor = "no floor" if quant.floor is None else f"{quant.floor_on} >= {quant.floor:g}"
-    to = f" to {_dtype_text(norm.out_dtype)}" if norm.out_dtype is not None else ""
     scale = f"{quant.scale_format} scale{' by reciprocal' * (quant.scale_division == 'reciprocal')}"
-    parts = (
-        f"{order} ({norm.activation}, {norm.norm_size} elements, eps {norm.eps:g}",
-        f"rounds at {norm.rounding_text or 'no point'}{to})",
-        f"{_dtype_text(quant.dtype)} per {quant.group_size} ({floor}, {quant.division}",
-        f"{scale}{' rounded' * quant.round_scale}, {quant.scale_layout})",
+    dtype = str(quant.dtype).removeprefix("torch.")
+    return (
+        f"{dtype} per {quant.group_size} ({floor}, {quant.division}, "
+        f"{scale}{' rounded' * quant.round_scale}, {quant.scale_layout})"
     )
-    return f"{parts[0]}, {parts[1]} -> {parts[2]}, {parts[3]}"

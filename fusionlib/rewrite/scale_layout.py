@@ -68,7 +68,7 @@ def _quotient_side(match: Match) -> set[fx.Node]:
     stack, seen = [match.quant.codes], set()
     while stack:
         node = stack.pop()
-        if node in seen or node is match.quant.scale or node is match.normed or node.op != "call_function":
+        if node in seen or node is match.quant.scale or node is match.value or node.op != "call_function":
             continue
         seen.add(node)
         stack.extend(node.all_input_nodes)
@@ -80,7 +80,7 @@ def _column_copy(node: fx.Node, match: Match) -> tuple[ScaleLayout, bool] | None
     if not is_call(node, aten.clone.default, aten.copy.default) or dtype(node) is not torch.float32:
         return None
     turned = _is_turned(node.args[1] if node.target is aten.copy.default else node.args[0], match.quant.scale)
-    tokens, groups = numel(match.normed) // match.hidden, match.hidden // match.quant.spec.group_size
+    tokens, groups = numel(match.value) // match.hidden, match.hidden // match.quant.spec.group_size
     for layout in ("column_major", "column_major_padded") if turned is not None else ():
         size, stride, _ = scale_storage(tokens, groups, match.quant.spec.with_layout(layout))
         if turned:

@@ -14,6 +14,11 @@ def fuses():
     return (AttentionOutput(4, 128, 256).requires_grad_(False), *torch.randn(2, 5, 4, 128, dtype=torch.bfloat16))
 
 def misses():
+    norm = AttentionOutput(4, 128, 256).requires_grad_(False).norm
+    x, gate = torch.randn(2, 5, 4, 128, dtype=torch.bfloat16)
+    return lambda x, gate: (norm(x, gate).float() / 2.0).to(torch.float8_e4m3fn), x, gate
+
+def others():
     return lambda y: (y / 2.0).to(torch.float8_e4m3fn), torch.randn(4, 128)
 
 def wrong():
@@ -44,6 +49,12 @@ def probe(tmp_path, monkeypatch):
 def test_a_model_that_fuses(probe, capsys):
     assert main(["explain", f"{probe}:fuses"]) == 0
     assert "1 fused, 0 refused" in capsys.readouterr().out
+
+
+def test_another_layers_quantisation_is_unclaimed(probe, capsys):
+    assert main(["explain", f"{probe}:others"]) == 1
+    out = capsys.readouterr().out
+    assert "0 fused, 0 refused, 1 unclaimed" in out and "no fusion starts from" in out
 
 
 def test_a_refusal_names_its_code_and_its_line(probe, capsys):

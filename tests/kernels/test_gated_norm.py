@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusionlab.codes import code_steps
-from fusionlib import GatedNorm, GroupQuant, op, reference
+from fusionlib import GatedNorm, GroupQuant, op, reference, schema
 from tests.support import POISON_CODE, codes_bytes, grouped_gate, poisoned_outputs
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
@@ -285,9 +285,7 @@ def test_strided_inputs_read_in_place(shape):
     gate = grouped_gate(65, 16, 2, 128, torch.bfloat16, "cuda")
     assert x.stride() == (8192, 256, 1) and gate.stride() == (12288, 768, 128, 1)
     weight, quant = torch.randn(norm.norm_size, device="cuda"), GroupQuant(group_size)
-    strided = torch.ops.fusionlib.rms_norm_gated_group_quant(
-        x, gate, weight, None, *op.norm_arguments(norm), *op.quant_arguments(quant)
-    )
+    strided = torch.ops.fusionlib.rms_norm_gated_group_quant(x, gate, weight, None, *schema.scalars(norm, quant))
     plain = run_kernel(x.contiguous(), gate.contiguous(), weight, norm, quant)
     assert torch.equal(strided[0].view(torch.uint8), plain[0].view(torch.uint8))
     assert torch.equal(strided[1], plain[1])
@@ -340,8 +338,7 @@ def test_no_tokens_launch_nothing():
         *(torch.empty(0, 4, 128, device="cuda") for _ in range(2)),
         torch.ones(128, device="cuda"),
         None,
-        *op.norm_arguments(GatedNorm.vllm()),
-        *op.quant_arguments(GroupQuant.vllm()),
+        *schema.scalars(GatedNorm.vllm(), GroupQuant.vllm()),
     )
     assert codes.shape == (0, 512) and scale.shape == (0, 4)
 
@@ -367,7 +364,7 @@ def test_offsets_beyond_int32():
 def test_opcheck_on_the_gpu(tokens):
     x = torch.randn(tokens, 32, 128, dtype=torch.bfloat16, device="cuda")
     gate = grouped_gate(tokens, 16, 2, 128, torch.bfloat16, "cuda")
-    spelled = (*op.norm_arguments(GatedNorm.qwen3_next()), *op.quant_arguments(GroupQuant.vllm()))
+    spelled = schema.scalars(GatedNorm.qwen3_next(), GroupQuant.vllm())
     for fused in ("rms_norm_gated_group_quant", "rms_norm_gated_group_quant_with_norm"):
         overload = getattr(torch.ops.fusionlib, fused).default
         torch.library.opcheck(overload, (x, gate, torch.ones(128, device="cuda"), None, *spelled))

@@ -7,14 +7,14 @@ from fusionlib.match.reasons import REASONS
 
 
 def test_one_reason_is_explained_by_its_example(capsys):
-    assert main(["reasons", "no_gate"]) == 0
+    assert main(["reasons", "bias"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("no_gate: An RMS norm without a gate") and "def no_gate(x, gate, weight):" in out
+    assert out.startswith("bias: A bias is added") and "def bias(x, gate, weight):" in out
 
 
 def test_a_misspelt_reason_is_named(capsys):
-    assert main(["reasons", "no_gates"]) == 2
-    assert "did you mean no_gate?" in capsys.readouterr().err
+    assert main(["reasons", "biass"]) == 2
+    assert "did you mean bias?" in capsys.readouterr().err
 
 
 def test_the_documentation_is_the_page_of_reasons(capsys):

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fusionlib import FusionPass, GatedNorm, GroupQuant, op, reference
+from fusionlib import FusionPass, GatedNorm, GroupQuant, reference, schema
 from tests.spellings import FP8, NormSpelling, QuantSpelling, inputs, run_rewritten
 from tests.support import same
 
 NORM, QUANT = NormSpelling(), QuantSpelling()
 
 #: Where the floor stands among the fused op's arguments, which are tensors and then both specs.
-FLOOR = 4 + len(op.norm_arguments(GatedNorm(128))) + 2
+FLOOR = 4 + len(schema.scalars(GatedNorm(128))) + 2
 
 
 def rms(v):
@@ -191,4 +191,4 @@ def test_the_specs_of_presets_are_read():
     norm, quant = GatedNorm.qwen3_next(), GroupQuant.vllm_native()
     args = fuses(lambda x, z, w: reference.group_quant(reference.rms_norm_gated(x, z, w, norm), quant), *inputs())
     quant = replace(quant, fp8_max=None)  # the dtype's own is not said
-    assert args[4:] == (*op.norm_arguments(norm), *op.quant_arguments(quant))
+    assert args[4:] == schema.scalars(norm, quant)

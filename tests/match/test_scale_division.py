@@ -7,6 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusionlab.codes import code_steps
 from fusionlib import GroupQuant
+from fusionlib.fusions import BUILT_IN
 from fusionlib.match import Match, match_graph
 from fusionlib.spec import FP8_MAXIMA
 from tests.spellings import NormSpelling, inputs, run_rewritten
@@ -43,7 +44,7 @@ def read(fn, device: str) -> GroupQuant:
     with FakeTensorMode():
         x, z = (torch.empty(6, 4, 128, dtype=torch.bfloat16, device=device) for _ in range(2))
         graph = make_fx(fn)(x, z, torch.empty(128, dtype=torch.bfloat16, device=device)).graph
-    (match,) = match_graph(graph)
+    (match,) = match_graph(graph, BUILT_IN)
     assert isinstance(match, Match), match
     return match.quant.spec
 

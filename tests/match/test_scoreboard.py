@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fusionlib import GatedNorm, GroupQuant, op, reference
+from fusionlib import GatedNorm, GroupQuant, op, reference, schema
 from fusionlib.spec import ROUNDING_POINTS
 from tests.spellings import (
     ACTIVATIONS,
@@ -140,7 +140,7 @@ def test_functional_rms_norm():
         return QuantSpelling()(y.to(x.dtype).flatten(1))
 
     graphs, _ = fuses(fn, *inputs(), exact=False)
-    assert constants(graphs[0])[:6] == (1e-6, "silu", True, 0, 128, "weight,output")
+    assert constants(graphs[0])[:6] == (128, 1e-6, "silu", True, 0, "weight,output")
 
 
 def test_grouped_norm_with_a_weight_per_element_of_the_row():
@@ -153,7 +153,7 @@ def test_grouped_norm_with_a_weight_per_element_of_the_row():
         return QuantSpelling()(y.reshape(12, 512))
 
     graphs, _ = fuses(fn, x, z, torch.rand(512).bfloat16())
-    assert constants(graphs[0])[:6] == (1e-5, "silu", False, 0, 256, "norm,output")
+    assert constants(graphs[0])[:6] == (256, 1e-5, "silu", False, 0, "norm,output")
 
 
 def test_opaque_quantisation():
@@ -176,7 +176,7 @@ def test_the_reference_itself_is_read_as_what_it_is(quant, layout, dynamic):
         return reference.group_quant(reference.rms_norm_gated(x, z, w, norm), quant)
 
     graphs, _ = fuses(fn, *inputs(tokens=7), dynamic=dynamic)
-    assert constants(graphs[0]) == (*op.norm_arguments(norm), *op.quant_arguments(quant))
+    assert constants(graphs[0]) == schema.scalars(norm, quant)
     assert not calls(graphs[0], "clone") and not calls(graphs[0], "copy")
 
 
@@ -252,4 +252,4 @@ def test_every_set_of_rounding_points_is_read_back(norm):
         return reference.group_quant(reference.rms_norm_gated(x, z, w, norm), GroupQuant.aiter())
 
     graphs, _ = fuses(fn, *inputs())
-    assert constants(graphs[0]) == (*op.norm_arguments(norm), *op.quant_arguments(GroupQuant.aiter()))
+    assert constants(graphs[0]) == schema.scalars(norm, GroupQuant.aiter())

@@ -5,8 +5,10 @@ import torch
 from torch import fx
 
 from fusionlib import GroupQuant, explain, reference
+from fusionlib.fusions import BUILT_IN
 from fusionlib.match import anchors, match_graph
 from fusionlib.match.opaque import readers_kept
+from fusionlib.match.unknown import unknown_quant
 from tests.spellings import NormSpelling, QuantSpelling, inputs, run_rewritten, site
 
 FP8 = torch.float8_e4m3fn
@@ -114,7 +116,7 @@ def test_a_copy_into_fp8():
     copy = graph.call_function(torch.ops.aten.copy.default, (q, x))
     copy.meta["val"] = target
     graph.output((copy,))
-    assert [miss.reason.code for miss in match_graph(graph)] == ["unknown_quant_op"]
+    assert [site.why for site in match_graph(graph, BUILT_IN)] == ["unknown_quant_op"]
 
 
 def kernel_graph(given: dict[str, torch.dtype], written: list[str]) -> fx.Graph:
@@ -138,9 +140,11 @@ def kernel_graph(given: dict[str, torch.dtype], written: list[str]) -> fx.Graph:
 
 def test_a_triton_kernel():
     kinds = {"x": torch.bfloat16, "q": FP8, "s": torch.float32}
-    (miss,) = match_graph(kernel_graph(kinds, ["q", "s"]))
-    assert miss.reason.code == "unknown_quant_op" and "a Triton kernel" in miss.found and "%x" in miss.found
-    assert "custom_op" in miss.reason.fix
+    graph = kernel_graph(kinds, ["q", "s"])
+    (site,) = match_graph(graph, BUILT_IN)
+    assert site.why == "unknown_quant_op" and site.producer.name == "x"
+    reason = unknown_quant(site.anchor)
+    assert "a Triton kernel" in reason.found and "%x" in reason.found and "custom_op" in reason.reason.fix
     # One that multiplies FP8 reads it; one that widens it writes none.
     assert not list(anchors(kernel_graph({"a": FP8, "s": torch.float32, "q": FP8}, ["q"])))
     assert not list(anchors(kernel_graph({"q": FP8, "x": torch.bfloat16}, ["x"])))

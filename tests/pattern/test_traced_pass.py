@@ -10,9 +10,8 @@ from torch._inductor.pattern_matcher import PatternMatcherPass
 
 from fusionlab.run_edited import run_edited
 from fusionlab.spellings import HEAD_DIM, make_inputs, written_norm
-from fusionlib import GatedNorm, GroupQuant, op, reference
+from fusionlib import GatedNorm, GroupQuant, op, reference, schema
 from fusionlib.layers import AttentionOutput
-from fusionlib.op import norm_arguments
 from fusionlib.pattern import HeadShape, MatcherGroupQuant, MatcherRMSNormGated, TracedPass
 from fusionlib.pattern.pattern import fold_consecutive_reshapes, guard_problem, view_to_reshape
 from fusionlib.pattern.traced_pass import unavailable
@@ -184,7 +183,7 @@ def test_matchers_are_the_reference(custom_op):
 def test_the_opaque_norm_passes_torchs_own_checks():
     norm = MatcherRMSNormGated(GatedNorm.qwen3_next(), 4, custom_op=True)
     x, gate, weight = make_inputs()
-    torch.library.opcheck(torch.ops.fusionlib.rms_norm_gated, (x, gate, weight, *norm_arguments(norm.norm)))
+    torch.library.opcheck(torch.ops.fusionlib.rms_norm_gated, (x, gate, weight, *schema.scalars(norm.norm)))
 
 
 def test_importing_sets_no_globals():

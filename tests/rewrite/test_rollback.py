@@ -170,7 +170,7 @@ def test_a_failure_at_one_site_leaves_the_others_fused(monkeypatch):
     def fn(x, z, w):
         return *PATHS["row-major"](x, z, w), *PATHS["row-major"](x * 2, z, w)
 
-    original, calls = replace._fused_call, []
+    original, calls = replace._new_values, []
 
     def second_fails(*args):
         calls.append(args)
@@ -179,7 +179,7 @@ def test_a_failure_at_one_site_leaves_the_others_fused(monkeypatch):
             raise Planted
         return made
 
-    monkeypatch.setattr(replace, "_fused_call", second_fails)
+    monkeypatch.setattr(replace, "_new_values", second_fails)
     tensors = inputs()
     got, report, _ = run_rewritten(fn, *tensors)
     assert [site.code for site in report] == ["internal_error", ""]

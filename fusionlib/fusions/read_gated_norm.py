@@ -29,16 +29,18 @@ from fusionlib.match.graph import (
     numel,
     operands,
     peel_exact,
+    result_of,
     same,
     shape,
     with_literal,
 )
-from fusionlib.match.reasons import Stop
-from fusionlib.match.result import NormRead, Trail
+from fusionlib.match.reasons import NotMine, Stop
+from fusionlib.match.result import Reading, Trail
 from fusionlib.match.root import Root, find_root, read_root, repeats_along
 from fusionlib.match.sizes import equal
 from fusionlib.spec import GatedNorm
 
+_MOST_NODES = 64  # looked at in search of a gate: a search without an end would not be linear in the graph
 _MOST_FACTORS = 16  # a gated norm has five; a value squared k times is a product of 2^k
 _REARRANGING = (
     aten.constant_pad_nd.default, aten.cat.default, aten.slice.Tensor, aten.select.int, aten.index.Tensor,
@@ -62,12 +64,24 @@ class _Level:
     bias: fx.Node | None = None
 
 
-def read_norm(y: fx.Node, trail: Trail) -> NormRead:
-    """The gated norm whose value is `y`. Raises Stop where it is none that `GatedNorm` can spell."""
+def read_gated_norm(y: fx.Node, trail: Trail) -> Reading:
+    """The gated norm whose value is `y`.
+
+    Raises:
+        NotMine: no gated norm is quantised, but something else: an RMS norm without a gate, another layer.
+        Stop: a gated norm is, and `GatedNorm` cannot spell it.
+    """
     candidate = find_root(y)
     if candidate is None:
-        raise _no_norm(y)
-    root = read_root(candidate, trail)
+        raise _without_root(y)
+    try:
+        root = read_root(candidate, trail)
+    except Stop:
+        if not _has_gate(y, None):
+            raise NotMine from None
+        raise
+    if not _has_gate(y, root):
+        raise NotMine
     levels = _levels(y, root, trail)
     labels = [label for level in levels for label in level.factors]
     for needed in ("root", "x"):
@@ -79,13 +93,13 @@ def read_norm(y: fx.Node, trail: Trail) -> NormRead:
     return _gate_first(y, root, levels, trail)
 
 
-def _norm_first(y: fx.Node, root: Root, levels: list[_Level], act: Activation, trail: Trail) -> NormRead:
+def _norm_first(y: fx.Node, root: Root, levels: list[_Level], act: Activation, trail: Trail) -> Reading:
     x = peel_exact(root.value)
     points = _cuts(y, levels, ("gate", "weight", "core"), {"weight": "weight", "core": "norm"})
     return _finish(y, x, act, root, levels, points, True, trail)
 
 
-def _gate_first(y: fx.Node, root: Root, levels: list[_Level], trail: Trail) -> NormRead:
+def _gate_first(y: fx.Node, root: Root, levels: list[_Level], trail: Trail) -> Reading:
     gated = peel_exact(root.value)
     points = _cuts(y, levels, ("weight", "core"), {"core": "norm"})
     product, rounded = gated, None
@@ -108,7 +122,7 @@ def _gated_product(y: fx.Node, product: fx.Node) -> tuple[fx.Node, Activation]:
                 return x, act
     if is_mul(product) and any(_foreign_activation(arg) for arg in operands(product)):
         raise Stop("activation", product, "silu or sigmoid of the gate", describe(product))
-    raise Stop("no_gate", y, f"a gate: {_SHOULD_BE}", "an RMS norm without one")
+    raise Stop("not_gated_norm", y, _SHOULD_BE, describe(product))
 
 
 def _cuts(y: fx.Node, levels: list[_Level], order: tuple[str, ...], names: dict[str, str]) -> dict[str, torch.dtype]:
@@ -138,7 +152,7 @@ def _finish(
     points: dict[str, torch.dtype],
     norm_before_gate: bool,
     trail: Trail,
-) -> NormRead:
+) -> Reading:
     """Check shapes and rounding dtypes, and spell what was read as a `GatedNorm`."""
     trail.add("x", x)
     trail.add("gate", act.gate)
@@ -161,7 +175,7 @@ def _finish(
     bias = _bias(levels, trail)
     out_dtype = None if output in (None, dtype(x)) else output
     spec = GatedNorm(root.size, root.eps, act.kind, norm_before_gate, offset, frozenset(points), out_dtype)
-    return NormRead(x, act.gate, weight, bias, spec)
+    return Reading({"x": x, "gate": act.gate}, spec, {"weight": weight, "bias": bias}, run=root.size)
 
 
 def _bias(levels: list[_Level], trail: Trail) -> fx.Node | None:
@@ -328,7 +342,8 @@ def _foreign(operand: fx.Node, level: _Level) -> Stop:
     node = peel_exact(operand)
     if _rearranged(node):
         return Stop("rearranged", node, "the value as the norm leaves it", describe(node))
-    if literal(operand) is not None or numel(node) == 1:
+    scaled = is_mul(node) and with_literal(node) is not None
+    if scaled or literal(operand) is not None or numel(node) == 1:
         return Stop("not_gated_norm", node, _SHOULD_BE, f"a further factor: {describe(node)}")
     if dtype(node) in NARROW and (is_mul(node) or is_add(node)):
         return Stop("rounding", node, "factors multiplied in float32", f"a product that is rounded: {describe(node)}")
@@ -365,23 +380,63 @@ def _foreign_activation(operand: object) -> bool:
 
 
 def _rearranged(node: fx.Node) -> bool:
-    """Whether `node` moves the elements of a norm."""
+    """Whether `node` moves the elements of a gated norm."""
     if not is_call(node, *_REARRANGING):
         return False
-    return any(find_root(source) is not None for source in node.all_input_nodes[:4])
+    return any(find_root(source) is not None and _has_gate(source, None) for source in node.all_input_nodes[:4])
 
 
-def _no_norm(y: fx.Node) -> Stop:
-    """Why no RMS norm was found above `y`: a LayerNorm, or something else entirely."""
-    queue, seen = deque([peel_exact(y)]), set()
-    while queue and len(seen) < 48:
-        node = queue.popleft()
-        if node in seen:
+def _has_gate(y: fx.Node, root: Root | None) -> bool:
+    """Whether a factor of `y`, or of the value that is normed, is an activation of any kind or a whole tensor beside x.
+
+    `root` is None where it could not be read: then only activations count, since x is not known.
+    """
+    stack, seen = [(y, root is not None)], 0
+    while stack and seen < _MOST_NODES:
+        (operand, whole_counts), seen = stack.pop(), seen + 1
+        node = peel_exact(operand)
+        if root is not None and (node is root.node or same(node, root.value)):
             continue
-        seen.add(node)
+        if _is_activation(node):
+            return True
+        if is_narrowing(node) or is_call(node, aten.expand.default):
+            stack.append((node.args[0], whole_counts))
+        elif is_mul(node) or is_div(node) or is_add(node):
+            factors = (arg for arg in operands(node) if isinstance(arg, fx.Node))
+            stack.extend((arg, whole_counts and not is_add(node)) for arg in factors)
+        elif whole_counts and find_root(node) is None and equal(numel(node), numel(y)):
+            return True
+    if root is None:
+        return False
+    normed = peel_exact(root.value)
+    product = peel_exact(normed.args[0]) if is_narrowing(normed) else normed
+    return is_mul(product) and any(_is_activation(arg) for arg in operands(product))
+
+
+def _is_activation(operand: object) -> bool:
+    """Whether an operand is an activation, one that can be read or not."""
+    try:
+        read = read_activation(operand) if isinstance(operand, fx.Node) else None
+    except Stop:
+        return True
+    return read is not None or _foreign_activation(operand)
+
+
+def _without_root(y: fx.Node) -> Stop | NotMine:
+    """Why no root was found above `y`: a gated norm that is rearranged, a LayerNorm with a gate, or something else."""
+    queue, seen, layer_norm, gated = deque([y]), 0, None, False
+    while queue and seen < _MOST_NODES:
+        node, seen = peel_exact(queue.popleft()), seen + 1
         if _rearranged(node):
             return Stop("rearranged", node, "the value as the norm leaves it", describe(node))
-        if is_call(node, aten.native_layer_norm.default, aten.var_mean.correction, aten.layer_norm.default):
-            return Stop("layer_norm", node, "a mean of squares", describe(node))
-        queue.extend(node.all_input_nodes[:3])
-    return Stop("not_gated_norm", y, _SHOULD_BE, describe(y))
+        if result_of(node, aten.native_layer_norm.default) is not None:
+            layer_norm = node
+        elif _is_activation(node):
+            gated = True
+        elif is_narrowing(node) or is_call(node, *_REARRANGING):
+            queue.extend(node.all_input_nodes[:3])
+        elif is_mul(node) or is_div(node) or is_add(node):
+            queue.extend(arg for arg in operands(node) if isinstance(arg, fx.Node))
+    if layer_norm is not None and gated:
+        return Stop("layer_norm", layer_norm.args[0], "a mean of squares", describe(layer_norm.args[0]))
+    return NotMine()

@@ -1,0 +1,88 @@
+"""What a fusion is: how its producer is read from a graph, what its op needs, and what is put into the graph.
+
+A fusion is a producer of the value that is quantised. Everything else is written once, for all of them: anchors and
+opaque quantisations, scale layouts, several consumers, guards, insertion, report, cache key.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+import torch
+from torch import fx
+
+from fusionlib import schema
+from fusionlib.match.reasons import Reason, register_reasons
+from fusionlib.match.result import Reading, Trail
+from fusionlib.quant_op import QuantOp
+from fusionlib.spec import GroupQuant
+
+#: The name under which `emit` returns the value itself.
+VALUE = "value"
+
+
+class Calls(Protocol):
+    """What `emit` inserts with: calls, each with its fake result and the history of what it replaces."""
+
+    def call(self, target: object, *args: object, **kwargs: object) -> fx.Node:
+        """A call of `target`."""
+
+    def item(self, node: fx.Node, index: int) -> fx.Node:
+        """One result of a call that returns several."""
+
+
+class Fusion(ABC):
+    """A producer that the pass fuses with the quantisation of its value.
+
+    A subclass gives `name`, `op` and `read`; its own reasons where it has any. What `problem` and `emit` do by default
+    follows from the op. A subclass whose producer has further results (a sum that the next layer reads) names their
+    nodes in `Reading.kept`, and returns them from its own `emit`.
+    """
+
+    #: How reports and `expect=` call it.
+    name: ClassVar[str]
+    #: Reason codes of its own, which its `read` raises Stop with. A code means one thing in all fusions.
+    reasons: ClassVar[tuple[Reason, ...]] = ()
+    #: The op that computes the producer and quantises its value.
+    op: ClassVar[QuantOp]
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        register_reasons(cls.reasons)
+
+    @abstractmethod
+    def read(self, value: fx.Node, trail: Trail) -> Reading:
+        """The producer whose value is `value`; `trail` notes the roles of nodes, for reports.
+
+        Raises:
+            NotMine: this fusion starts from something else. The site is left to others.
+            Stop: it starts from this, and cannot take it; the reason goes into the report.
+        """
+
+    def problem(self, tensors: Mapping[str, torch.Tensor | None], spec: object, quant: GroupQuant) -> str | None:
+        """Why the op cannot run `tensors`, fakes by the names of the reading, or None."""
+        return self.op.unsupported(*tensors.values(), spec, quant)
+
+    def emit(
+        self,
+        calls: Calls,
+        tensors: Mapping[str, fx.Node | None],
+        spec: object,
+        quant: GroupQuant,
+        wanted: frozenset[str],
+    ) -> dict[str, fx.Node]:
+        """Insert what computes the site: its results by name, "codes", "scale" and all that is `wanted`.
+
+        `wanted` are names of results that somebody reads beside codes and scale: "value", [tokens, hidden], and those
+        of `Reading.kept`, whose shapes they must have.
+        """
+        target = self.op.with_value if VALUE in wanted else self.op.plain
+        call = calls.call(target, *tensors.values(), *schema.scalars(spec, quant))
+        names = ("codes", "scale", VALUE)[: 3 if VALUE in wanted else 2]
+        return {name: calls.item(call, index) for index, name in enumerate(names)}
+
+    def spell(self, spec: object) -> str:
+        """The spec in one line of a report."""
+        return repr(spec)

@@ -1,0 +1,95 @@
+"""The gated RMS norm: the output path of Gated DeltaNet attention and of the Mamba2 family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from fusionlib.fusions.fusion import Calls, Fusion
+from fusionlib.fusions.read_gated_norm import read_gated_norm
+from fusionlib.match.graph import aten, numel, value
+from fusionlib.match.reasons import Reason
+from fusionlib.match.result import Reading, Trail
+from fusionlib.op import GATED_NORM
+from fusionlib.spec import GatedNorm, GroupQuant
+
+
+class GatedNormQuant(Fusion):
+    """norm(x) * weight * act(gate), or norm(x * act(gate)) * weight, before FP8 group quantisation."""
+
+    name = "gated_norm"
+    op = GATED_NORM
+    reasons = (
+        Reason(
+            "not_gated_norm",
+            "What is quantised is not the product of a gated RMS norm.",
+            "Write it as norm(x) * weight * act(gate).",
+        ),
+        Reason(
+            "rearranged",
+            "The normed value is padded, cut, joined, repeated or reordered before it is quantised.",
+            "Quantise the value as the norm leaves it, reshaped at most, and rearrange the codes and scales instead.",
+        ),
+        Reason(
+            "activation",
+            "The gate goes through an activation that is not silu or sigmoid, or through none.",
+            "Use silu or sigmoid.",
+        ),
+        Reason(
+            "gate_shape",
+            "The gate is broadcast: it has fewer elements than the value.",
+            "Expand it in the model, or apply it to the heads elsewhere.",
+        ),
+        Reason(
+            "bias",
+            "A bias is added where the fused computation has none.",
+            "Add it to norm(x) * weight: before a gate that comes behind the norm, after one that comes first.",
+        ),
+        Reason(
+            "order",
+            "Norm, weight and gate are applied in an order that the fused computation does not have.",
+            "Use norm * weight * act(gate), or norm(x * act(gate)) * weight.",
+        ),
+    )
+
+    def read(self, value: fx.Node, trail: Trail) -> Reading:
+        """The gated norm whose value is `value`."""
+        trail.add("normed", value)
+        return read_gated_norm(value, trail)
+
+    def problem(self, tensors: Mapping[str, torch.Tensor | None], spec: GatedNorm, quant: GroupQuant) -> str | None:
+        """Why the op cannot run these tensors, or None."""
+        if tensors["weight"] is None:
+            tensors = {**tensors, "weight": tensors["x"].new_ones(self._weight_size(tensors["bias"], spec))}
+        return super().problem(tensors, spec, quant)
+
+    def emit(
+        self,
+        calls: Calls,
+        tensors: Mapping[str, fx.Node | None],
+        spec: GatedNorm,
+        quant: GroupQuant,
+        wanted: frozenset[str],
+    ) -> dict[str, fx.Node]:
+        """One call of the op; a norm without a weight is multiplied by ones, which changes nothing."""
+        if tensors["weight"] is None:
+            bias = tensors["bias"]
+            size = spec.norm_size if bias is None else numel(bias)
+            ones = calls.call(aten.full.default, [size], 1.0, dtype=torch.float32, device=value(tensors["x"]).device)
+            tensors = {**tensors, "weight": ones}
+        return super().emit(calls, tensors, spec, quant, wanted)
+
+    @staticmethod
+    def _weight_size(bias: torch.Tensor | None, spec: GatedNorm) -> int:
+        return spec.norm_size if bias is None else bias.numel()
+
+    def spell(self, spec: GatedNorm) -> str:
+        """The norm in one line."""
+        order = "norm, gate" if spec.norm_before_gate else "gate, norm"
+        to = "" if spec.out_dtype is None else f" to {str(spec.out_dtype).removeprefix('torch.')}"
+        return (
+            f"{order} ({spec.activation}, {spec.norm_size} elements, eps {spec.eps:g}, "
+            f"rounds at {spec.rounding_text or 'no point'}{to})"
+        )
