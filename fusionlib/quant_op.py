@@ -71,6 +71,10 @@ class QuantOp:
         op = self.with_value if return_value else self.plain
         return op(*tensors, *schema.scalars(spec, quant))
 
+    def __fingerprint__(self) -> tuple:
+        """What a compiled graph depends on: not how the op computes, since a graph only calls it by its name."""
+        return self.name, self.spec, self._problem, self._kernel_problem, self._launch is None
+
     def device_problem(self, *arguments) -> str | None:
         """Why a GPU cannot run the kernel on (*tensors, spec, quant), which fit each other; None where it can."""
         first, quant = arguments[0], arguments[-1]

@@ -145,6 +145,9 @@ class _Walk:
             self._function(obj, where)
         elif isinstance(obj, type):
             self._class(obj, where)
+        elif hasattr(type(obj), "__fingerprint__"):
+            self._write("by its own account", type(obj).__qualname__)
+            self.visit(obj.__fingerprint__(), f"the fingerprint of {where}")
         elif isinstance(obj, enum.Enum):
             self._write("member", obj.name)
             self.visit(type(obj), f"the class of {where}")

@@ -50,6 +50,10 @@ class SiluAndMul:
     round_activation: bool = True
     round_output: bool = True
 
+    def output_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of y for a gate of `dtype`."""
+        return dtype if self.round_output else torch.float32
+
 
 @dataclass(frozen=True)
 class Found:
