@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import fx
 
 from fusionlab.codes import code_steps
-from fusionlab.run_edited import run_edited
 from fusionlib import reference
 from fusionlib.rewrite import FusionPass, Report
+from fusionlib.testing.run_edited import run_edited
 
 FP8 = torch.float8_e4m3fn
 

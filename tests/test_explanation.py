@@ -7,10 +7,10 @@ import torch
 import torch._dynamo.config as dynamo_config
 from torch._inductor.utils import fresh_cache
 
-from fusionlab.roundings import roundings_kept
 from fusionlib import explain
 from fusionlib.match.opaque import readers_kept
 from fusionlib.rewrite import FusionPass
+from fusionlib.testing.roundings import roundings_kept
 from tests.spellings import NormSpelling, QuantSpelling, inputs, site
 
 PATH = site(NormSpelling(), QuantSpelling())

@@ -16,13 +16,13 @@ from torch.nn import functional
 
 from fusionlab.exercises.exercise import Exercise
 from fusionlab.exercises.worked.compare import same_bits
-from fusionlab.roundings import roundings_kept
 from fusionlab.scoreboard import FOUND
 from fusionlab.spellings import HEAD_DIM, HEADS, SPELLINGS, TOKENS, make_inputs, written_norm
 from fusionlib import reference
 from fusionlib.explanation import explain
 from fusionlib.pattern import HeadShape, TracedPass
 from fusionlib.spec import GatedNorm, GroupQuant
+from fusionlib.testing.roundings import roundings_kept
 
 Outputs = tuple[Tensor, ...]  # codes and scale, and what else a path returns
 Path = Callable[[Tensor, Tensor, Tensor], Outputs]

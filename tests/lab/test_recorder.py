@@ -8,12 +8,12 @@ import torch
 from torch import fx
 
 from fusionlab.recorder import NodeRecord, Recorder, Recording, record, snapshot
-from fusionlab.run_edited import run_edited
 from fusionlab.spellings import make_inputs, written_norm
 from fusionlib import GatedNorm, GroupQuant, op
 from fusionlib.layers import AttentionOutput
 from fusionlib.pattern import HeadShape, TracedPass
 from fusionlib.rewrite import FusionPass
+from fusionlib.testing.run_edited import run_edited
 from tests.graphs import give_the_name_of_exp_to_abs, small_graph
 
 aten = torch.ops.aten

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import fx
 
-from fusionlab.run_edited import run_edited
 from fusionlab.spellings import Spelling
+from fusionlib.testing.run_edited import run_edited
 
 
 def run_spelling(graph_pass: Callable[[fx.Graph], object], spelling: Spelling):

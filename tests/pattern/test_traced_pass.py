@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch._inductor.pattern_matcher import PatternMatcherPass
 
-from fusionlab.run_edited import run_edited
 from fusionlab.spellings import HEAD_DIM, make_inputs, written_norm
 from fusionlib import GatedNorm, GroupQuant, op, reference, schema
 from fusionlib.layers import AttentionOutput
 from fusionlib.pattern import HeadShape, MatcherGroupQuant, MatcherRMSNormGated, TracedPass
 from fusionlib.pattern.pattern import fold_consecutive_reshapes, guard_problem, view_to_reshape
 from fusionlib.pattern.traced_pass import unavailable
+from fusionlib.testing.run_edited import run_edited
 from tests.support import same
 
 SHAPE = HeadShape(4, GatedNorm.vllm(128))

@@ -15,7 +15,6 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.utils import fresh_cache
 
 import fusionlib.match.graph as graph_module
-from fusionlab.roundings import roundings_kept
 from fusionlib import GatedNorm, GroupQuant, explain
 from fusionlib.commands.cost import layered_graph, traced_layer
 from fusionlib.fusions import BUILT_IN
@@ -23,6 +22,7 @@ from fusionlib.layers import AttentionOutput
 from fusionlib.match import match_graph
 from fusionlib.rewrite import Chain, FusionError, FusionPass
 from fusionlib.rewrite.cache_key import PACKAGE, source_files, source_hash
+from fusionlib.testing.roundings import roundings_kept
 from tests.spellings import NormSpelling, QuantSpelling, agree, inputs, run_rewritten, site
 
 aten = torch.ops.aten

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fusionlab.codes import code_steps
-from fusionlab.run_edited import run_edited
 from fusionlab.spellings import OPAQUE_NORM, SPELLINGS
 from fusionlib import FusionPass
+from fusionlib.testing.run_edited import run_edited
 from tests.pattern.support import run_spelling
 from tests.support import same
 

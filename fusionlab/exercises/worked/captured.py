@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fusionlab.run_edited import run_edited
 from fusionlib import GroupQuant, reference
+from fusionlib.testing.run_edited import run_edited
 
 GROUP = 128
 

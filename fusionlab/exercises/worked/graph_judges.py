@@ -21,7 +21,6 @@ from fusionlab.exercises.worked.captured import MUST_NOT, NOT_FOR_ONE_CALL, REPL
 from fusionlab.exercises.worked.judges import no_function
 from fusionlab.exercises.worked.ops import mark, marked_op
 from fusionlab.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul
-from fusionlab.run_edited import run_edited
 from fusionlib.commands.failure import in_a_line
 from fusionlib.match import QuantRead
 from fusionlib.match.activation import read_activation
@@ -29,6 +28,7 @@ from fusionlib.match.graph import describe, dtype, operands, peel_exact, shape
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.result import Trail
 from fusionlib.match.sizes import same_shape
+from fusionlib.testing.run_edited import run_edited
 
 Outputs = tuple[torch.Tensor, ...]
 

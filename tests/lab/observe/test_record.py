@@ -13,8 +13,8 @@ from fusionlab.observe.privacy import leaks
 from fusionlab.observe.record import RecordError, Recording, make_step, own_code, record_step
 from fusionlab.observe.structure import nest, steps
 from fusionlab.observe.trace import TraceError
-from fusionlab.roundings import roundings_kept
 from fusionlib import cli
+from fusionlib.testing.roundings import roundings_kept
 
 SMALL = {"heads": 4, "out_features": 128, "device": "cpu"}
 HAS_GPU = torch.cuda.is_available()

@@ -4,8 +4,8 @@ import torch
 from torch import fx
 from torch._inductor.fx_passes import joint_graph
 
-from fusionlab.roundings import roundings_kept
-from fusionlab.run_edited import run_edited
+from fusionlib.testing.roundings import roundings_kept
+from fusionlib.testing.run_edited import run_edited
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:

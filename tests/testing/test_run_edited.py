@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx
 
-from fusionlab.run_edited import run_edited
+from fusionlib.testing.run_edited import run_edited
 
 aten = torch.ops.aten
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fusionlab.roundings import roundings_kept
 from fusionlib.explanation import apart_from_caches
+from fusionlib.testing.roundings import roundings_kept
 
 
 def run_edited(

@@ -11,7 +11,7 @@ from torch import fx
 
 from fusionlab.spellings import SPELLINGS
 from fusionlib import GroupQuant, group_quant
-from tests.match.mutants import Base, capture, compared, copied, mutate, verdict
+from fusionlib.testing.mutants import Base, capture, compared, copied, mutate, verdict
 from tests.spellings import NormSpelling, QuantSpelling, inputs, site
 
 MUTANTS = int(os.environ.get("FUSIONLIB_MUTANTS", "400"))

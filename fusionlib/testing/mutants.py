@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import operator
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,10 @@ from torch import fx
 from torch._inductor.compile_fx import compile_fx
 from torch.fx.experimental.proxy_tensor import maybe_enable_thunkify
 
-from fusionlab.roundings import roundings_kept
 from fusionlib.explanation import apart_from_caches
+from fusionlib.fusions import BUILT_IN, Fusion
 from fusionlib.rewrite import FusionPass
+from fusionlib.testing.roundings import roundings_kept
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -279,8 +280,8 @@ def mutate(base: Base, draw: random.Random) -> tuple[fx.GraphModule, str] | None
     return fx.GraphModule(base.root, graph), text
 
 
-def verdict(module: fx.GraphModule, inputs: tuple) -> str:
-    """`refused`, `equal`, `respelled` or `WRONG`; `no program` where a mutant does not run.
+def verdict(module: fx.GraphModule, inputs: tuple, fusions: Sequence[Fusion] = BUILT_IN) -> str:
+    """`refused` (or unclaimed), `equal`, `respelled` or `WRONG`; `no program` where a mutant does not run.
 
     `respelled` is float32 arithmetic in another order: a last bit of a scale, or one code in a thousand by one step.
     """
@@ -290,13 +291,13 @@ def verdict(module: fx.GraphModule, inputs: tuple) -> str:
         want = fx.Interpreter(module).run(*inputs)
     except Exception:
         return "no program"
-    record = FusionPass("cpu").rewrite(module.graph)
+    record = FusionPass("cpu", fusions=fusions).rewrite(module.graph)
     if any(site.code == "internal_error" for site in record.sites):
         return "WRONG: internal error"
     if not any(site.fused for site in record.sites):
         return "refused" if record.sites else "no site"
     got = fx.Interpreter(module).run(*inputs)
-    return compared(_tensors(got), _tensors(want))
+    return compared(tensors_of(got), tensors_of(want))
 
 
 def _reads_unwritten(graph: fx.Graph) -> bool:
@@ -309,7 +310,8 @@ def _reads_unwritten(graph: fx.Graph) -> bool:
     return False
 
 
-def _tensors(outputs) -> list[torch.Tensor]:
+def tensors_of(outputs) -> list[torch.Tensor]:
+    """The tensors among what a graph returns."""
     outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
     return [output for output in outputs if isinstance(output, torch.Tensor)]
 
