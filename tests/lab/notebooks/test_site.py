@@ -122,7 +122,7 @@ def test_progress_bars_settle_and_stderr_is_folded_away(checkout):
 
 @pytest.mark.parametrize(("text", "shown"), [("a\rb", "b"), ("a\r\nb", "a\nb"), ("a\rb\r", "b"), ("", "")])
 def test_settled(text, shown):
-    assert site.settled(text) == shown
+    assert site.terminal_text(text) == shown
 
 
 def test_code_is_coloured_in_both_schemes(checkout):
