@@ -163,14 +163,14 @@ def _destination(namespace: argparse.Namespace, device: str) -> Path | None:
     """The file to write, after creating its folder; None if nothing is to be written."""
     if namespace.out is None:
         return None
-    path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{device}{_file_suffix(namespace)}.json"
+    path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{device}{_suffix(namespace)}.json"
     if path.is_dir():
         raise UsageError(f"--out {path} is a folder; a name that ends in .json is that of a file")
     require_writable(path.parent, "name a file or folder that can be written with --out")
     return path
 
 
-def _file_suffix(namespace: argparse.Namespace) -> str:
+def _suffix(namespace: argparse.Namespace) -> str:
     """A file name suffix for a run other than the one of everything, or of the base shape alone."""
     if namespace.sweep:
         return "-sweep"
