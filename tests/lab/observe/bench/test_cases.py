@@ -24,7 +24,7 @@ def test_the_issues_list():
 
 
 def test_bytes_are_the_ledgers():
-    """x and gate 2 bytes each, a code 1, a scale 4 for 128: 5.03125 an element, and the weight once."""
+    """x and gate 2 bytes each, a code 1, a scale 4 per 128: 5.03125 per element, and the weight once."""
     assert Case(SHAPES[BASE], 64).bytes().total == 64 * 4096 * 5.03125 + 128 * 2
     assert Case(SHAPES["per_token"], 64).bytes().total == 64 * (4096 * 5 + 4) + 128 * 2
     assert Case(SHAPES["mamba2"], 64).bytes().total == 64 * 8192 * 5.03125 + 8192 * 2
