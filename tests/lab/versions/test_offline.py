@@ -28,7 +28,7 @@ def compiled() -> dict[int, list[Listing]]:
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 def test_load_widths(compiled, version):
-    """2 bytes where a thread has one element; 16, x, gate and weight in one load each, from version 3 on."""
+    """2 bytes if a thread has one element; from version 3 on 16, with x, gate and weight in one load each."""
     loads = [census(listing).loads for listing in compiled[version.number]]
     special = {1: [((2, 3),), ((2, 1),)], 2: [((2, 3),)]}
     assert loads == special.get(version.number, [((16, 3),)])
@@ -203,12 +203,12 @@ def test_the_chain_of_the_kernel(compiled):
     "target, registers, num_warps, expected",
     [
         ("sm_90", 32, 8, Occupancy(64, 64)),
-        ("sm_90", 33, 8, Occupancy(48, 64)),  # 40 registers a thread are given out: 12 warps a partition
+        ("sm_90", 33, 8, Occupancy(48, 64)),  # 40 registers per thread are allocated: 12 warps per partition
         ("sm_90", 64, 8, Occupancy(32, 64)),
         ("sm_90", 255, 8, Occupancy(8, 64)),
         ("sm_100", 32, 1, Occupancy(32, 64)),  # 32 blocks of one warp
         ("gfx942", 64, 4, Occupancy(32, 32)),
-        ("gfx942", 65, 4, Occupancy(28, 32)),  # 72 are given out: 7 wavefronts a SIMD
+        ("gfx942", 65, 4, Occupancy(28, 32)),  # 72 are allocated: 7 wavefronts per SIMD
         ("gfx950", 256, 4, Occupancy(8, 32)),
     ],
 )
