@@ -1,18 +1,18 @@
-"""FP8 codes on the number line: how far apart two of them are."""
+"""Distances between FP8 codes on the number line."""
 
 from __future__ import annotations
 
 import torch
 
-#: Steps between a NaN and a number; the infinities of e5m2, furthest of all numbers, are 248 apart.
+#: Steps between a NaN and a number; the infinities of e5m2, the values furthest apart, differ by 248.
 NAN = 256
 
 
 def code_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """How many steps from value to representable value the FP8 codes `a` and `b` are apart, elementwise; int16.
+    """How many representable FP8 values the codes `a` and `b` are apart, elementwise; int16.
 
-    Zeros of either sign are the same value and two NaN are 0 apart. A NaN and a number are `NAN` apart, which is more
-    than any two numbers are.
+    Zeros of either sign are the same value and two NaNs are 0 apart. A NaN and a number are `NAN` apart, which is more
+    than any two numbers.
 
     Args:
         a, b: codes of one dtype and shape.

@@ -1,10 +1,10 @@
-"""The smallest example of every reason for which a site is refused: one function for each code, named like it.
+"""The smallest example of every reason for which a site is refused: one function per code, named after it.
 
-`docs/reasons.md` shows these sources and the tests run them. A function of x, gate and weight is a computation, which
-changes one thing of `site`, which fuses. One without parameters explains by itself: what stops the fusion there lies in
+`docs/reasons.md` shows these sources and the tests run them. A function of x, gate and weight is a computation that
+differs in one thing from `site`, which fuses. One without parameters returns a report itself: there the reason lies in
 how the computation is compiled.
 """
-# ruff: noqa: D103  (what an example shows is said by the reason that it is named like)
+# ruff: noqa: D103  (each example is documented by the reason it is named after)
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fusionlib import FusionPass, GroupQuant, Report, explain, group_quant
 from fusionlib.match import REASONS, OpaqueQuant, register_quant_op
 from fusionlib.match.opaque import readers_kept
 
-# What all examples are made of.
+# Parts shared by all examples.
 
 
 def tensors():
@@ -306,7 +306,7 @@ EXAMPLES: dict[str, Callable] = {code: globals()[code] for code in REASONS}
 
 
 def explained(code: str) -> Report:
-    """The report on the example of `code`; readers that it registers are forgotten again."""
+    """The report on the example of `code`; readers that it registers are removed afterwards."""
     example = EXAMPLES[code]
     with readers_kept():
         return explain(example, *tensors()) if inspect.signature(example).parameters else example()

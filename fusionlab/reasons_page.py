@@ -1,6 +1,6 @@
-"""The reason codes as a page: a table of what each means and the way out, and the smallest example of each.
+"""The reason codes as a page: a table of what each means and how to fix it, and the smallest example of each.
 
-`docs/reasons.md` is this page, as `fusionlib reasons` prints it.
+`docs/reasons.md` is this page, as printed by `fusionlib reasons`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def reasons_page() -> str:
 
 
 def reason_text(code: str) -> str:
-    """One reason: what it means, the way out and its example."""
+    """One reason: what it means, how to fix it, and its example."""
     reason = REASONS[code]
     return f"{code}: {reason.sentence}\nfix: {reason.fix}\n\n{inspect.getsource(EXAMPLES[code])}"
 

@@ -1,8 +1,8 @@
 """What a rewrite did to a graph, step by step, as data: the graph before, the events, the graph after.
 
-PyTorch calls hooks on a graph's module when a node is made, replaced or erased; they give the true order. Where a graph
-has no module or the module no hooks, the same kinds of events are worked out from the names before and after. Nothing
-is kept of the graph itself, so a recording can be stored, sent and drawn elsewhere.
+PyTorch calls hooks on a graph's module when a node is created, replaced or erased, which gives the true order. If a
+graph has no module or the module no hooks, the same kinds of events are inferred from the names before and after. The
+graph itself is not kept, so a recording can be stored, sent and drawn elsewhere.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class NodeRecord:
     """One node as data.
 
     `target` is the op's name, `inputs` the names of the nodes it reads. A size or stride is a number, or the text of a
-    symbolic one; `dtype`, `shape` and `stride` are None where the node is no tensor, `line` where tracing knew none.
+    symbolic one; `dtype`, `shape` and `stride` are None if the node is not a tensor, `line` if tracing recorded none.
     """
 
     name: str
@@ -64,9 +64,9 @@ def _sizes(sizes: tuple) -> tuple[int | str, ...]:
 
 @dataclass(frozen=True)
 class Event:
-    """One step. `node` is what was made, replaced, renamed or erased.
+    """One step. `node` is what was created, replaced, renamed or erased.
 
-    `by` names what came in place of a replaced node, or a renamed node's new name; `user` the node whose input changed.
+    `by` names the replacement of a replaced node, or a renamed node's new name; `user` the node whose input changed.
     """
 
     order: int
@@ -78,7 +78,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Recording:
-    """A rewrite as data; `source` says whether hooks told the events or names did."""
+    """A rewrite as data; `source` says whether the events come from hooks or from names."""
 
     before: tuple[NodeRecord, ...]
     events: tuple[Event, ...]
@@ -86,7 +86,7 @@ class Recording:
     source: Literal["hooks", "names"]
 
     def replay(self) -> set[str]:
-        """The names that the events leave of those before: the names after."""
+        """Apply the events to the names before; the result must be the names after."""
         names = {node.name for node in self.before}
         for event in self.events:
             if event.kind in ("erased", "renamed"):
@@ -101,7 +101,7 @@ class Recording:
 
     @classmethod
     def from_json(cls, text: str) -> Recording:
-        """The recording that `to_json` wrote."""
+        """Read a recording written by `to_json`."""
         data = json.loads(text)
         before, after = (tuple(map(_node_from, data[key])) for key in ("before", "after"))
         events = (Event(**{**event, "node": _node_from(event["node"])}) for event in data["events"])
@@ -119,8 +119,8 @@ def record(graph: fx.Graph, edit: Callable[[fx.Graph], object], *, hooks: bool |
     Args:
         graph: changed in place by `edit`.
         edit: a pass, or any other function that changes a graph.
-        hooks: True demands hooks and raises ValueError where there are none, False works by names; None takes hooks
-            where there are.
+        hooks: True requires hooks and raises ValueError if there are none; False works by names; None uses hooks if
+            available.
     """
     has_hooks = _has_hooks(graph)
     if hooks and not has_hooks:
@@ -147,9 +147,9 @@ def _has_hooks(graph: fx.Graph) -> bool:
 
 
 class _HookLog:
-    """Listens to a graph's module. Nodes are described when the listening ends or when they go.
+    """Listens to a graph's module. Nodes are described when they are erased or when listening ends.
 
-    A node that has just been made has no metadata yet, so a description at that moment would be empty.
+    A newly created node has no metadata yet, so a description at that moment would be empty.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -191,12 +191,12 @@ class _HookLog:
         return described if name == node.name else NodeRecord(**{**vars(described), "name": name})
 
     def events(self) -> tuple[Event, ...]:
-        """Everything that was heard, in order, and after it the renamings, which have no hook of their own."""
+        """All recorded events in order, followed by the renamings, which have no hook."""
         records = {node: self._gone.get(node) or self._describe(node) for _, node, _, _ in self._steps}
         events = []
         for kind, node, new, user in self._steps:
             if kind == "replaced" and new == node.name:
-                continue  # renaming a node calls this hook too, once for every user
+                continue  # renaming a node also calls this hook, once per user
             user_name = None if user is None else self._first_name.get(user, user.name)
             events.append(Event(len(events), kind, records[node], new, user_name))
         for node in self._graph.nodes:
@@ -207,10 +207,10 @@ class _HookLog:
 
 
 def events_by_name(before: tuple[NodeRecord, ...], after: tuple[NodeRecord, ...]) -> Iterator[Event]:
-    """The least events that lead from one snapshot to the other.
+    """The smallest set of events that leads from one snapshot to the other.
 
-    Their order is a guess that reads well: what is new is made first, then inputs change, then what is gone is erased,
-    last node first. A name that stands for another operation afterwards was erased and made again.
+    Their order is a readable guess: new nodes are created first, then inputs change, then removed nodes are erased,
+    last node first. A name that stands for another operation afterwards counts as erased and created again.
     """
     old, new = ({node.name: node for node in nodes} for nodes in (before, after))
     kept = {
@@ -229,7 +229,7 @@ def events_by_name(before: tuple[NodeRecord, ...], after: tuple[NodeRecord, ...]
 
 
 class Recorder(CustomGraphPass):
-    """A pass around a pass, which records what it does; usable wherever the inner one is.
+    """A pass that wraps another and records what it does; usable wherever the inner one is.
 
         recorder = Recorder(fusion)
         torch.compile(model, options={"post_grad_custom_pre_pass": recorder})(inputs)
@@ -249,5 +249,5 @@ class Recorder(CustomGraphPass):
         self.recordings.append(record(graph, self.inner, hooks=self.hooks))
 
     def uuid(self) -> None:
-        """None: an artefact out of a cache runs no pass, and there would be nothing to record."""
+        """None, which disables caching: a cached artefact runs no pass, so there would be nothing to record."""
         return None

@@ -1,6 +1,6 @@
 """The scoreboard: which of the listed spellings a traced pattern finds, beside the semantic matcher, as a table.
 
-Both columns are held by tests: `tests/lab/test_scoreboard.py` runs the traced way on every row, and
+Tests check both columns: `tests/lab/test_scoreboard.py` runs the traced pattern on every row, and
 `tests/rewrite/test_listed_spellings.py` the semantic matcher, which finds them all.
 """
 
@@ -18,13 +18,13 @@ FOUND = frozenset(
         "strided gate",
         "fp16 activations",
         "opaque quantisation",
-        "column-major scales",  # the pattern ends at the scale; the copy that turns it stays behind as a kernel
+        "column-major scales",  # the pattern ends at the scale; the copy that transposes it remains as a kernel
     }
 )
 
 
-#: Between a spelling run by eager on a CPU and the reference: of 1,048,576 codes (2048 tokens of 512) how many differ,
-#: and of their 8192 scales how many have another last bit where the value is left in float32 before it is quantised.
+#: Differences between a spelling run in eager on a CPU and the reference: how many of 1,048,576 codes (2048 tokens of
+#: 512) differ, and how many of their 8192 scales differ in the last bit if the value stays float32 until quantisation.
 RESPELLED = {
     "x * (1 / sqrt(v))": (1, 1027),
     "x / sqrt(v)": (1, 2418),
@@ -46,7 +46,7 @@ def respelled() -> str:
 
 
 def scoreboard() -> str:
-    """The table as markdown, one row a spelling, with the counts below."""
+    """The table as markdown, one row per spelling, with the counts below."""
     rows = [f"| {s.kind} | {s.name} | {'fuses' if s.name in FOUND else 'missed'} | fuses |" for s in SPELLINGS]
     head = ["| what differs | spelling | traced pattern | semantic matcher |", "|---|---|---|---|"]
     counts = f"The traced pattern finds {len(FOUND)} of {len(SPELLINGS)}, the semantic matcher {len(SPELLINGS)}."

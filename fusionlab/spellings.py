@@ -1,8 +1,8 @@
-"""Ways that real code writes one computation, as a table: gated RMS norm, one row a token, FP8 group quantisation.
+"""Ways that real code writes one computation, as a table: gated RMS norm, one row per token, FP8 group quantisation.
 
-Every row changes one thing against the first, which is written step by step as `fusionlib.reference` is. All of them
-are computations that one fused call can do. The table is data for tests, for the scoreboard and for the docs; nothing
-in the library depends on it.
+Every row differs in one thing from the first, which is written step by step like `fusionlib.reference`. One fused call
+can compute each of them. The table is data for tests, for the scoreboard and for the docs; nothing in the library
+depends on it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Spelling:
     Args:
         name: what differs from the first row.
         kind: the class of difference, as in the table of misses: layout, dtype, scalars, spelling, users, quant.
-        build: makes the function and its inputs; seed torch before for the same values every time.
-        dynamic: the first dimension of x and gate, inputs 0 and 1, is to be compiled as a symbol.
+        build: makes the function and its inputs; seed torch first for reproducible values.
+        dynamic: compile the first dimension of x and gate, inputs 0 and 1, as a symbol.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Spelling:
     dynamic: bool = False
 
 
-# How the norm is written. `rows` are [rows, head_dim]; every parameter is one thing that real code does differently.
+# Spellings of the norm. `rows` are [rows, head_dim]; every parameter is one thing that real code does differently.
 
 
 def _sigmoid_product(z: torch.Tensor) -> torch.Tensor:
@@ -95,7 +95,7 @@ def written_norm(
 
 
 def qwen3_next_norm(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """With the roundings on the way that transformers' Qwen3-Next has."""
+    """With the intermediate roundings of transformers' Qwen3-Next."""
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
     value = weight * value.to(x.dtype)
@@ -103,7 +103,7 @@ def qwen3_next_norm(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -
 
 
 def library_norm(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """By PyTorch's own function, in float32."""
+    """With PyTorch's own function, in float32."""
     normed = functional.rms_norm(x.float(), (x.shape[-1],), weight.float(), 1e-6)
     return (normed * functional.silu(gate.float())).to(x.dtype)
 
@@ -116,11 +116,11 @@ def gate_first_norm(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -
 
 
 def _opaque_norm(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """By an op that hides its arithmetic."""
+    """With an op that hides its arithmetic."""
     return rms_norm_gated(x.reshape(-1, x.shape[-1]), gate.reshape(-1, x.shape[-1]), weight, NORM).view(x.shape)
 
 
-# How the quantisation is written.
+# Spellings of the quantisation.
 
 
 def repeated_scale_quant(y: torch.Tensor) -> Tensors:
@@ -141,7 +141,7 @@ def opaque(quant: GroupQuant = QUANT) -> Callable[[torch.Tensor], Tensors]:
     return partial(op.group_quant, quant=quant)
 
 
-# Inputs, and how norm and quantisation are put together.
+# Inputs, and combinations of norm and quantisation.
 
 
 def make_inputs(
@@ -268,5 +268,5 @@ def _opaque_site() -> tuple[Callable[..., Tensors], Tensors]:
     return _site(_opaque_norm, quant=opaque())()
 
 
-#: The norm hidden in an op as well: no row of the table, since only who knows the op can tell what it computes.
+#: The norm hidden in an op as well: not in the table, because only code that knows the op can tell what it computes.
 OPAQUE_NORM = Spelling("opaque norm and quantisation", "quant", _opaque_site)

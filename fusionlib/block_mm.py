@@ -1,8 +1,8 @@
 """torch.ops.fusionlib.block_scaled_mm: the FP8 product with 1x128 and 128x128 scales, as one op that can be traced.
 
-`torch.nn.functional.scaled_mm` breaks the graph under `torch.compile` in PyTorch 2.11, and a broken graph parts the
-norm from its quantisation. On CPU the op is the float32 product of the dequantised operands, which is what the hardware
-approximates; its gradient is that product's on every device.
+`torch.nn.functional.scaled_mm` breaks the graph under `torch.compile` in PyTorch 2.11, and a graph break separates the
+norm from its quantisation. On CPU the op is the float32 product of the dequantised operands, which the hardware
+approximates; on every device it has the gradient of that product.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BLOCK = 128
 
 
 def dequantised(codes: torch.Tensor, scale: torch.Tensor, rows: int) -> torch.Tensor:
-    """codes [m, k] times scale, one for each `rows` x 128 block: float32 [m, k]. Surplus columns of scale are left."""
+    """codes [m, k] times scale, one per `rows` x 128 block: float32 [m, k]. Extra columns of scale are ignored."""
     scale = scale[:, : codes.shape[1] // BLOCK]
     return codes.float() * scale.repeat_interleave(rows, 0).repeat_interleave(BLOCK, 1)
 
@@ -37,7 +37,7 @@ def block_scaled_mm(
         dtype: of the result; on a GPU bfloat16.
 
     Returns:
-        [tokens, out] of `dtype`. On a GPU it takes compute capability 9.0.
+        [tokens, out] of `dtype`. On a GPU it requires compute capability 9.0.
     """
     return torch.ops.fusionlib.block_scaled_mm(codes, scale, weight, weight_scale, dtype)
 
@@ -62,7 +62,7 @@ def _cuda(codes, scale, weight, weight_scale, dtype) -> torch.Tensor:
 
 
 def fill_rows(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same rows, and zeros up to a multiple of 4 tokens: cuBLAS wants column-major scales 16 bytes apart."""
+    """The same rows, zero-padded to a multiple of 4 tokens: cuBLAS needs column-major scales 16 bytes apart."""
     missing = -codes.shape[0] % 4
     if not missing:
         return codes, scale
@@ -75,7 +75,7 @@ def _fake(codes, scale, weight, weight_scale, dtype) -> torch.Tensor:
 
 
 def _register() -> None:
-    """Define the op once a process."""
+    """Define the op once per process."""
     if hasattr(torch.ops.fusionlib, "block_scaled_mm"):
         return
     torch.library.define(

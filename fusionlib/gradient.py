@@ -1,8 +1,8 @@
-"""Gradients of the ops: those of the plain PyTorch that says what an op computes, on every device, eager and compiled.
+"""Gradients of the ops: those of their PyTorch reference, on every device, eager and compiled.
 
-An op without a gradient of its own is not without one: on CPU autograd sees through its implementation, on a GPU it
-finds a kernel and stops, and the compiler takes the result for a constant. The same call would train here and leave
-`x.grad` at None there, without a word.
+Without a registered gradient, the behaviour depends on the device: on CPU autograd differentiates the implementation,
+on a GPU it stops at the kernel, and the compiler treats the result as a constant. The same call would train on one and
+silently leave `x.grad` at None on the other.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 def register(name: str, reference: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]) -> None:
     """Give the op `name` the gradient of `reference`, which takes the op's arguments and returns its results.
 
-    The backward pass runs `reference` again on the op's inputs and differentiates that, so it may be differentiated
-    itself; nothing but the inputs is kept for it. Integer results (packed scales) pass on no gradient. A quantisation
-    has the gradient that PyTorch gives its spelling: a cast to FP8 hands on what comes back to it, in FP8.
+    The backward pass runs `reference` again on the op's inputs and differentiates that, so double backward works; only
+    the inputs are saved. Integer results (packed scales) propagate no gradient. A quantisation has the gradient of its
+    PyTorch code: a cast to FP8 passes on the gradient it receives, in FP8.
     """
 
     def keep(ctx: Any, inputs: tuple, output: object) -> None:
@@ -29,7 +29,7 @@ def register(name: str, reference: Callable[..., torch.Tensor | tuple[torch.Tens
         needed = ctx.needs_input_grad
         kept = zip(ctx.saved_tensors, ctx.others, needed, strict=True)
         with torch.enable_grad():
-            # A view each: where x is also the gate, each place has a gradient of its own.
+            # A view of each: if x is also the gate, each argument has its own gradient.
             inputs = [(tensor.view_as(tensor) if need else tensor) if other is None else other
                       for tensor, other, need in kept]  # fmt: skip
             results = reference(*inputs)

@@ -1,6 +1,6 @@
-"""Modules for the walkthrough and for tests: the gated norm, an FP8 linear layer, and the two as an attention output.
+"""Modules for the walkthrough and for tests: the gated norm, an FP8 linear layer, and both as an attention output.
 
-They spell the computation as a model would, unfused; the fused op enters only through the rewrite.
+They write the computation as a model would, unfused; only the rewrite puts in the fused op.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from fusionlib.spec import GatedNorm, GroupQuant
 
 
 class RMSNormGated(nn.Module):
-    """Gated RMS norm over the last dimension; the value and its roundings are those of `reference.rms_norm_gated`.
+    """Gated RMS norm over the last dimension; values and roundings are those of `reference.rms_norm_gated`.
 
     Args:
-        hidden: elements of the last dimension; a multiple of `norm.norm_size`.
-        norm: what to compute. Where it is one norm per head, `hidden` is the head dimension.
+        hidden: size of the last dimension; a multiple of `norm.norm_size`.
+        norm: the norm's spec. With one norm per head, `hidden` is the head dimension.
     """
 
     def __init__(self, hidden: int, norm: GatedNorm, *, device=None, dtype: torch.dtype | None = None) -> None:
@@ -40,11 +40,11 @@ class BlockFP8Linear(nn.Module):
     """A linear layer in FP8: one scale per 1x128 activation group, one per 128x128 weight block.
 
     The activation is quantised by `torch.ops.fusionlib.group_quant`, opaque as in serving engines, or in plain PyTorch
-    with `native_quant=True`. The product is `fusionlib.block_mm.block_scaled_mm` where the GPU has block-wise scaling
-    (compute capability 9.0), and elsewhere the float32 product of the dequantised operands, which is what the hardware
+    with `native_quant=True`. The product is `fusionlib.block_mm.block_scaled_mm` on GPUs with block-wise scaling
+    (compute capability 9.0), and elsewhere the float32 product of the dequantised operands, which the hardware
     approximates.
 
-    Buffers: `codes` [out, in] FP8; `scale` [out / 128, in / 128 rounded up to a multiple of 4] float32, the surplus
+    Buffers: `codes` [out, in] FP8; `scale` [out / 128, in / 128 rounded up to a multiple of 4] float32, the extra
     columns zero, as cuBLAS lays out 128x128 block scales.
     """
 
@@ -113,7 +113,7 @@ def quantise_blocks(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise `weight` [out, in] by 128x128 blocks: codes [out, in] and scale [out / 128, in / 128] float32.
 
-    One block is one group of the row that its elements make, so the arithmetic is `reference.group_quant`'s.
+    Each block is flattened to one row with one group, so that `reference.group_quant` does the arithmetic.
     """
     if weight.ndim != 2 or any(size % BLOCK for size in weight.shape):
         raise ValueError(f"weight has shape {list(weight.shape)}; both sizes must be multiples of {BLOCK}: pad it")
@@ -123,11 +123,11 @@ def quantise_blocks(
 
 
 class AttentionOutput(nn.Module):
-    """The output path of a Gated DeltaNet layer: norm with gate, reshape to one row a token, FP8 linear.
+    """The output path of a Gated DeltaNet layer: gated norm, reshape to one row per token, FP8 linear.
 
     Args:
         heads, head_dim: of the attention's value.
-        out_features: of the projection; a multiple of 128, as is heads * head_dim.
+        out_features: of the projection; must be a multiple of 128, like heads * head_dim.
         norm: the gated norm, `GatedNorm.vllm(head_dim)` by default.
         quant, native_quant: as in `BlockFP8Linear`.
     """

@@ -1,9 +1,9 @@
-"""The truth: a gated RMS norm and FP8 group quantisation in plain PyTorch, every rounding written out.
+"""The reference: a gated RMS norm and FP8 group quantisation in plain PyTorch, every rounding written out.
 
-Everything else in the library is held against these functions: the layers call them, the CPU op is them, the kernel
-must agree with them bit for bit up to summation order. They play the part that `RMSNormGated.forward_static` plays in
-vLLM PR #40710. Shapes: `x` and `gate` are [tokens, ...]; the dimensions behind the first are flattened to one row of
-`hidden` elements, so [tokens, heads, head_dim] and [tokens, hidden] mean the same.
+Everything else in the library is compared with these functions: the layers call them, they are the CPU implementation
+of the op, and the kernel must agree with them bit for bit up to summation order. They correspond to
+`RMSNormGated.forward_static` in vLLM PR #40710. Shapes: `x` and `gate` are [tokens, ...]; the dimensions after the
+first are flattened to one row of `hidden` elements, so [tokens, heads, head_dim] and [tokens, hidden] are equivalent.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def rms_norm_gated(
     Args:
         x: [tokens, ...], bf16, fp16 or fp32; its dtype is the one that the rounding points round to.
         gate: [tokens, ...] with as many elements per token, any floating dtype.
-        weight: [norm_size], or [hidden] where every element of the row has its own (the Mamba2 family).
-        bias: like weight, added behind it.
+        weight: [norm_size], or [hidden] if every element of the row has its own (the Mamba2 family).
+        bias: shaped like weight, added after multiplying by it.
 
     Returns:
         [tokens, hidden] contiguous, of `norm.output_dtype(x.dtype)`.
@@ -74,7 +74,7 @@ def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch
     if quant.scale_division == "reciprocal":
         scale = amax * (1.0 / quant.limit)
     else:
-        # A tensor as divisor: by a Python number, PyTorch on CUDA multiplies with its reciprocal instead.
+        # The divisor is a tensor: to divide by a Python number, PyTorch on CUDA multiplies by its reciprocal.
         scale = amax / amax.new_full((), quant.limit)
     if quant.round_scale:
         scale = scale.to(y.dtype).float()
@@ -88,20 +88,20 @@ def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch
 
 
 def _fresh(rows: torch.Tensor) -> torch.Tensor:
-    """`rows` [tokens, elements] in a fresh tensor's strides: results inherit those of x, and a size of 1 has any."""
+    """`rows` [tokens, elements] with a fresh tensor's strides; results inherit x's, arbitrary where a size is 1."""
     return rows if rows.stride() == (rows.shape[1], 1) else rows.clone(memory_format=torch.contiguous_format)
 
 
 def dequantise(codes: torch.Tensor, scale: torch.Tensor, quant: GroupQuant) -> torch.Tensor:
-    """The float32 [tokens, hidden] that `codes` and `scale` (in any layout) stand for: code * scale."""
+    """The float32 values [tokens, hidden] represented by `codes` and `scale` (in any layout): code * scale."""
     scale = unpack_scales(scale, codes.shape[1] // quant.group_size, quant)
     return (codes.float().unflatten(1, (-1, quant.group_size)) * scale.unsqueeze(-1)).flatten(1)
 
 
 def power_of_two_at_least(scale: torch.Tensor) -> torch.Tensor:
-    """The smallest power of two 2^(e-127) >= scale with 1 <= e <= 254, by its exponent bits.
+    """The smallest power of two 2^(e-127) >= scale with 1 <= e <= 254, computed from the exponent bits.
 
-    `exp2(ceil(log2(scale)))` is off by a factor of two where log2 rounds onto or past an integer; the bits are exact.
+    `exp2(ceil(log2(scale)))` is off by a factor of two if log2 rounds onto or past an integer; the bits are exact.
     NaN stays NaN and infinity gives 2^127.
     """
     bits = scale.view(torch.int32)
@@ -111,14 +111,14 @@ def power_of_two_at_least(scale: torch.Tensor) -> torch.Tensor:
 
 
 def scale_storage(tokens: int, groups: int, quant: GroupQuant) -> tuple[tuple, tuple, torch.dtype]:
-    """Shape, strides and dtype of the scale tensor that `quant.scale_layout` asks for; sizes may be symbolic."""
+    """Shape, strides and dtype of the scale tensor in `quant.scale_layout`; sizes may be symbolic."""
     if quant.scale_layout == "row_major":
         return (tokens, groups), (groups, 1), torch.float32
     if quant.scale_layout == "column_major":
         return (tokens, groups), (1, tokens), torch.float32
     if quant.scale_layout == "vector":
         return (tokens,), (1,), torch.float32
-    # TMA wants 16-byte aligned columns: four elements of 32 bits (DeepGEMM's get_tma_aligned_size).
+    # TMA requires columns aligned to 16 bytes: four elements of 32 bits (DeepGEMM's get_tma_aligned_size).
     column = (tokens + 3) // 4 * 4
     if quant.scale_layout == "column_major_padded":
         return (tokens, groups), (1, column), torch.float32
@@ -126,7 +126,7 @@ def scale_storage(tokens: int, groups: int, quant: GroupQuant) -> tuple[tuple, t
 
 
 def lay_out_scales(scale: torch.Tensor, quant: GroupQuant) -> torch.Tensor:
-    """Store float32 scales [tokens, groups] the way `quant.scale_layout` asks for."""
+    """Store float32 scales [tokens, groups] in `quant.scale_layout`."""
     scale = _fresh(scale)
     if quant.scale_layout == "row_major":
         return scale
@@ -139,7 +139,7 @@ def lay_out_scales(scale: torch.Tensor, quant: GroupQuant) -> torch.Tensor:
 
 
 def unpack_scales(scale: torch.Tensor, groups: int, quant: GroupQuant) -> torch.Tensor:
-    """Float32 scales [tokens, groups] from any layout; a packed exponent of 255 stands for NaN."""
+    """Float32 scales [tokens, groups] from any layout; a packed exponent of 255 means NaN."""
     if quant.scale_layout != "packed_int32":
         return scale.view(-1, 1) if quant.scale_layout == "vector" else scale
     shifts = torch.tensor([0, 8, 16, 24], dtype=torch.int32, device=scale.device)

@@ -1,6 +1,6 @@
 """The capstone: silu(gate) * up and FP8 group quantisation, fused by the reader in eight steps.
 
-Each step is an exercise whose judge runs the reader's code; the worked solution lies in `fusionlab.exercises.worked`.
+Each step is an exercise whose judge runs the reader's code; the worked solution is in `fusionlab.exercises.worked`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = ["Found", "Refused", "SiluAndMul", "check_site", "define_op", "inside"
 
 
 def use(exercise: Exercise, answer: Any, *, interactive: bool = True) -> Any:
-    """`answer` where the judge accepts it, else the worked solution; prints which of the two, and what is wrong.
+    """`answer` if the judge accepts it, else the worked solution; prints which of the two, and what is wrong.
 
-    Where nobody can ask for them, `interactive=False`, hints and solution follow, folded.
+    With `interactive=False`, when no one can ask for them, folded hints and solution follow.
     """
     try:
         return _answer_or_solution(exercise, answer)
@@ -77,7 +77,7 @@ def worked_test(op: Callable) -> None:
 
     wide = 3 * torch.randn(7, 3 * 256, generator=torch.Generator().manual_seed(0)).bfloat16()
     gate, up = wide[:, :256], wide[:, 256:512]  # strided rows
-    gate[2] = 0.0  # a group of zeros lives by the floor
+    gate[2] = 0.0  # a group of zeros needs the floor
     for group_size, floor in ((128, 1e-10), (64, 0.25)):
         for act in (True, False):
             for out in (True, False):
@@ -159,7 +159,7 @@ TEST = Exercise(
         "Which inputs would show a forgotten stride, a forgotten floor, a forgotten rounding?",
     ),
     explanation="A test is as good as the wrong programs that it turns down.",
-    solution_text=source_of(worked_test).replace("worked.", ""),  # the notebook has its own
+    solution_text=source_of(worked_test).replace("worked.", ""),  # the notebook has its own `worked`
     seconds=60,
 )
 

@@ -1,6 +1,6 @@
-"""Which exercises are in which notebook, in the order in which one meets them, and what to do next.
+"""Which exercises are in which notebook, in order, and what to do next.
 
-Written down and not looked up, so that asking needs neither the notebooks nor torch; a test holds it to the notebooks.
+The list is hard-coded so that it needs neither the notebooks nor torch; a test compares it with the notebooks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fusionlab.exercises.progress import NEW, SOLVED
 
 @dataclass(frozen=True)
 class Chapter:
-    """One notebook: its file's name without suffix, its title, and the names of its exercises."""
+    """One notebook: its file name without suffix, its title, and the names of its exercises."""
 
     notebook: str
     title: str
@@ -53,7 +53,7 @@ CHAPTERS = (
 
 @dataclass(frozen=True)
 class Standing:
-    """What has become of the exercises of one chapter."""
+    """The state of the exercises of one chapter."""
 
     chapter: Chapter
     states: dict[str, str]
@@ -75,7 +75,7 @@ class Standing:
 
 
 def standings(entries: Mapping[str, Mapping[str, Any]]) -> list[Standing]:
-    """Every chapter with the state of its exercises, from what `progress.read` gives."""
+    """Every chapter with the state of its exercises, from the result of `progress.read`."""
     return [
         Standing(chapter, {name: entries.get(name, {}).get("state", NEW) for name in chapter.exercises})
         for chapter in CHAPTERS
@@ -83,7 +83,7 @@ def standings(entries: Mapping[str, Mapping[str, Any]]) -> list[Standing]:
 
 
 def what_next(all_standings: list[Standing]) -> Standing | None:
-    """The chapter to go on with: from the furthest one begun, then what was left behind; None where all is solved."""
+    """The chapter to continue with: from the furthest one begun, then earlier ones left open; None if all is solved."""
     furthest = max((index for index, standing in enumerate(all_standings) if standing.touched), default=0)
     ahead = [*all_standings[furthest:], *all_standings[:furthest]]
     return next((standing for standing in ahead if standing.open), None)

@@ -1,8 +1,8 @@
-"""Running a reader's function in fresh processes, each with another salt for `hash` and other addresses.
+"""Running a reader's function in fresh processes, each with a different `hash` salt and different addresses.
 
-Functions and classes that were written in a notebook can be imported nowhere else, so they travel by value: their code,
-what they refer to, and their source lines, which `inspect.getsource` finds over there as it does here. This file is
-also the program that the other process runs.
+Functions and classes written in a notebook cannot be imported elsewhere, so they are sent by value: their code, what
+they refer to, and their source lines, so that `inspect.getsource` works in the other process too. This file is also the
+program that the other process runs.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _ITSELF = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__qual
 
 
 class ElsewhereError(RuntimeError):
-    """The answer could not be brought into another process, or failed there; the message says why."""
+    """The answer could not be sent to another process, or failed there; the message says why."""
 
 
 def results(call: Callable, *args: Any, seeds: Sequence[int] = (1, 2), seconds: float = 180.0) -> list[Any]:
-    """What `call(*args)` returns in one fresh process for each of `seeds`, its PYTHONHASHSEED; they run side by side.
+    """The results of `call(*args)` in parallel fresh processes, one for each PYTHONHASHSEED in `seeds`.
 
-    What is returned must be picklable. Raises ElsewhereError, also where a process takes longer than `seconds`.
+    The result must be picklable. Raises ElsewhereError, including when a process takes longer than `seconds`.
     """
     try:
         payload = _pack((call, args))
@@ -61,7 +61,7 @@ def _start(payload: bytes, place: Path, seed: int) -> tuple[subprocess.Popen, Pa
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     environment = os.environ | {"PYTHONHASHSEED": str(seed), "PYTHONPATH": path}
     command = [sys.executable, "-m", "fusionlab.exercises.elsewhere", str(place)]
-    with open(place / "said", "wb") as said:  # a file and no pipe: nothing can fill up, or be held open
+    with open(place / "said", "wb") as said:  # a file rather than a pipe, which could fill up or be held open
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
         )
@@ -88,7 +88,7 @@ def _pack(what: Any) -> bytes:
 
 
 class _Carrier(pickle.Pickler):
-    """A pickler that takes along what the other process cannot import."""
+    """A pickler that includes what the other process cannot import."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -118,7 +118,7 @@ class _Carrier(pickle.Pickler):
 
 
 def _is_importable(thing: Any) -> bool:
-    """Whether another process finds this very thing by its module and name."""
+    """Whether another process finds this same object by its module and name."""
     if thing.__module__ in (None, "__main__"):
         return False
     found = sys.modules.get(thing.__module__)
@@ -161,7 +161,7 @@ def _state_of_class(cls: type) -> dict[str, Any]:
 
 
 def _unbound(value: Any) -> Any:
-    """A descriptor as something that pickles."""
+    """A descriptor in a form that can be pickled."""
     for kind in (staticmethod, classmethod):
         if isinstance(value, kind):
             return _Descriptor(kind, (value.__func__,))
@@ -178,7 +178,7 @@ class _Descriptor:
         return self.kind, self.parts
 
 
-# The other side.
+# In the other process.
 
 
 def _make_function(code: types.CodeType, name: str, closure: tuple | None) -> types.FunctionType:
@@ -202,7 +202,7 @@ def _make_class(kind: type, name: str, bases: tuple) -> type:
 
 def _fill(cls: type, state: dict[str, Any]) -> None:
     for name, value in state.items():
-        with contextlib.suppress(AttributeError):  # what the metaclass keeps for itself
+        with contextlib.suppress(AttributeError):  # read-only attributes set by the metaclass
             setattr(cls, name, value)
 
 
@@ -212,7 +212,7 @@ def _fill_cell(cell: types.CellType, content: tuple) -> None:
 
 
 def main(place: Path) -> None:
-    """Do the call that lies in the folder `place`, and leave its result there."""
+    """Run the call stored in the folder `place`, and write its result there."""
     lines, packed = pickle.loads((place / "call").read_bytes())
     linecache.cache.update({name: (sum(map(len, text)), None, text, name) for name, text in lines.items()})
     call, args = pickle.loads(packed)

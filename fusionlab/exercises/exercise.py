@@ -1,7 +1,7 @@
 """An exercise: a question, a judge, hints and a solution.
 
-The judge runs; it does not compare texts. Every exercise carries answers that must be turned down, and a test plants
-them all, so that no exercise can be passed by accident.
+The judge runs the answer rather than comparing texts. Every exercise has wrong answers that must be rejected, and a
+test tries them all, so that no exercise can be passed by accident.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from fusionlab.exercises.time_limit import Escape, OutOfTime, within
 
 
 def _say(text: str) -> None:
-    """Print one paragraph in lines that a notebook page shows whole."""
+    """Print one paragraph, wrapped to fit a notebook page."""
     print(textwrap.fill(text.strip(), 88, break_long_words=False, break_on_hyphens=False))
 
 
 def source_of(solution: Any) -> str:
-    """A solution as a reader would write it: a value, or the source of a function or class, no underscore before it."""
+    """A solution as a reader would write it: a value, or the source of a function or class, underscore removed."""
     if not inspect.isroutine(solution) and not inspect.isclass(solution):
         return repr(solution)
     return re.sub(r"^(def|class) _", r"\1 ", textwrap.dedent(inspect.getsource(solution))).strip()
@@ -31,19 +31,19 @@ def source_of(solution: Any) -> str:
 
 @dataclass(eq=False, repr=False)
 class Exercise:
-    """One exercise of a notebook. Its repr tells the state and the task, and not the solution.
+    """One exercise of a notebook. Its repr shows the state and the task, not the solution.
 
     Args:
         name: a stable identifier, unique in the suite.
         question: what is asked, in words.
         judge: takes an answer; returns None if it is correct, else a sentence that says what is wrong without giving
-            the answer away. An exception inside it counts as wrong and is told.
+            the answer away. An exception inside it counts as wrong and is reported.
         solution: an answer that the judge accepts.
-        traps: answers that it must turn down: the mistakes one makes.
-        hints: told one by one.
-        explanation: told with the praise, and with the solution.
-        solution_text: the solution as a reader should see it, where neither source nor repr serves.
-        seconds: for how long the judge may run.
+        traps: wrong answers that it must reject: typical mistakes.
+        hints: shown one by one.
+        explanation: shown when the answer is correct, and with the solution.
+        solution_text: the solution as a reader should see it, if neither source nor repr is suitable.
+        seconds: time limit of the judge.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Exercise:
     explanation: str = ""
     solution_text: str = ""
     seconds: float = 20.0
-    _told: int = field(default=0, init=False)
+    _next: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.solution_text = self.solution_text or source_of(self.solution)
@@ -66,7 +66,7 @@ class Exercise:
     def verdict(self, answer: Any) -> str | None:
         """None if `answer` is correct, else what is wrong with it.
 
-        The answer may be any code of the reader's: whatever it raises is told, since a traceback would be the judge's.
+        The answer may be any code: what it raises is reported as a sentence, since a traceback would show the judge.
         """
         try:
             return within(self.seconds, lambda: self.judge(answer))
@@ -78,16 +78,16 @@ class Exercise:
             return f"it raised {type(error).__name__}: {error}"
 
     def attempt(self, answer: Any) -> str | None:
-        """`verdict`, and a note of it among the reader's progress."""
+        """`verdict`, recorded in the reader's progress."""
         wrong = self.verdict(answer)
         if (problem := progress.record(self.name, solved=wrong is None)) is not None:
             _say(f"({problem})")
         return wrong
 
     def check(self, answer: Any = ..., *, interactive: bool = True) -> None:
-        """Print whether `answer` is correct. `...`, the placeholder in the notebook, is no answer yet.
+        """Print whether `answer` is correct. `...`, the placeholder in the notebook, does not count as an answer.
 
-        Where nobody can ask for them, `interactive=False`, hints and solution follow, folded.
+        With `interactive=False`, when no one can ask for them, folded hints and solution follow.
         """
         if answer is ...:
             _say(f"Not attempted. {self.question}")
@@ -99,14 +99,14 @@ class Exercise:
             folded.publish(self)
 
     def hint(self) -> None:
-        """Print the next hint; after the last one, the first again."""
+        """Print the next hint, starting over after the last one."""
         if not self.hints:
             print("There is no hint for this one.")
             return
         print(
-            f"Hint {self._told % len(self.hints) + 1} of {len(self.hints)}: {self.hints[self._told % len(self.hints)]}"
+            f"Hint {self._next % len(self.hints) + 1} of {len(self.hints)}: {self.hints[self._next % len(self.hints)]}"
         )
-        self._told += 1
+        self._next += 1
 
     def solve(self) -> None:
         """Print the solution."""

@@ -1,4 +1,4 @@
-"""Hints and solution of an exercise for a page that nobody can ask: each behind a line that opens it."""
+"""Hints and solution of an exercise for a static page, each folded behind a line that opens it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The exercises of notebook 03: what fires, why not, and how to make it.
+"""The exercises of notebook 03: what fires, what does not and why, and how to fix it.
 
 Answers are judged by running the matchers on them. The functions that a reader is asked about are here, so that the
-judge and the page speak of the same code.
+judge and the page use the same code.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from fusionlib.pattern import HeadShape, TracedPass
 from fusionlib.spec import GatedNorm, GroupQuant
 from fusionlib.testing.roundings import roundings_kept
 
-Outputs = tuple[Tensor, ...]  # codes and scale, and what else a path returns
+Outputs = tuple[Tensor, ...]  # codes and scale, and whatever else a path returns
 Path = Callable[[Tensor, Tensor, Tensor], Outputs]
 
-#: What is changed against the pattern's own spelling, one thing at a time, and the row of the scoreboard that it is.
+#: Single changes to the pattern's own spelling, each with its row of the scoreboard.
 CHANGES = {
     "commuted": "commuted products",
     "x * x": "x * x",
@@ -165,7 +165,7 @@ FUSES = "fuses"
 
 @functools.cache
 def outcome(name: str) -> str:
-    """What the semantic matcher says of one of `NEAR_MISSES`: "fuses", or the code of the refusal."""
+    """What the semantic matcher says about one of `NEAR_MISSES`: "fuses", or the code of the refusal."""
     with torch.no_grad(), roundings_kept():
         (site,) = explain(NEAR_MISSES[name], *make_inputs())
     return FUSES if site.fused else site.code
@@ -274,12 +274,12 @@ def _empties_its_inputs(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
 
 
 def _one_row(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
-    """Only as many rows as the judge's first inputs have."""
+    """Hard-codes the number of rows of the judge's first inputs."""
     return _fixed(x.reshape(TOKENS, HEADS, HEAD_DIM), gate, weight)
 
 
 def _inputs() -> dict[str, tuple[Tensor, ...]]:
-    """Inputs on which every part of the computation shows, by what they are called."""
+    """Inputs that exercise every part of the computation, by name."""
     x, gate, weight = make_inputs()
     zeros, holes = gate.clone(), x.clone()
     zeros[1], holes[0, 0, 3], holes[1, 1, 5] = 0.0, float("nan"), float("inf")
@@ -294,7 +294,7 @@ def _inputs() -> dict[str, tuple[Tensor, ...]]:
 
 
 def _examine(fn: Any) -> str | None:
-    """What keeps `fn` from being this computation, fused; None if nothing does."""
+    """Why `fn` is not this computation, fused; None if it is."""
     if not callable(fn):
         return "answer with a function of x, gate and weight."
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -324,8 +324,8 @@ def _wrong_value(outputs: Any, want: Outputs) -> str | None:
         return f"it must return float8_e4m3fn codes {list(want_codes.shape)} and a scale {list(want_scale.shape)}."
     quant = GroupQuant.vllm()
     got, right = (reference.dequantise(c, s.float(), quant) for c, s in ((codes, scale), (want_codes, want_scale)))
-    # Where it rounds is up to the answer, so a code may be one step away: 2^-3 of the value, or the step beside zero.
-    # A scale that was rounded to bf16 adds 2^-8, and so does a rounding of the value that is the largest.
+    # The answer chooses where it rounds, so a code may be one step away: 2^-3 of the value, or the step next to zero.
+    # A scale rounded to bf16 adds 2^-8, and so does rounding the largest value.
     step = want_scale.repeat_interleave(HEAD_DIM, 1) * 2.0**-9
     near = (got - right).abs() <= (2.0**-3 + 2.0**-8) * right.abs() + 2 * step
     near_scale = (scale.float() - want_scale).abs() <= 2.0**-6 * want_scale
@@ -376,7 +376,7 @@ def _known_graphs() -> frozenset[tuple[str, ...]]:
 
 
 def _operations(fn: Callable, tensors: tuple[Tensor, ...]) -> tuple[str, ...]:
-    """The operations that compute in the graph of `fn`, in order; reshapes do not count."""
+    """The operations that compute something in the graph of `fn`, in order; reshapes do not count."""
     graphs: list[tuple[str, ...]] = []
 
     def keep(module: torch.fx.GraphModule, _: object) -> None:

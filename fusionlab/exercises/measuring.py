@@ -1,4 +1,4 @@
-"""Exercises on traces and on what bytes predict. The traces in them are written by hand, to be read whole."""
+"""Exercises on traces and on what bytes predict. The traces are written by hand and short enough to read in full."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Spans = Sequence[tuple[float, float]]
 
 
 def trace_of_rows(rows: Sequence[Row]) -> Trace:
-    """A trace written by hand, read as any other; a row is (category, name, start in µs, duration in µs, arguments).
+    """A handwritten trace, read like any other; a row is (category, name, start in µs, duration in µs, arguments).
 
     Operators and launches go to one thread; a kernel's arguments name its stream, 7 unless given. Rows that no profiler
     would write, of a negative duration for instance, raise TraceError.
@@ -43,7 +43,7 @@ def trace_of_rows(rows: Sequence[Row]) -> Trace:
     return trace
 
 
-#: Three launches out of order, one of them by the driver; the second kernel waits long, the third started early.
+#: Three launches out of order, one of them through the driver; the second kernel waits long, the third starts early.
 PUZZLE: tuple[Row, ...] = (
     ("kernel", "silu_mul", 14.0, 6.0, {"correlation": 31}),
     ("kernel", "group_max", 20.5, 2.5, {"correlation": 12}),
@@ -85,7 +85,7 @@ queue_delay = Exercise(
     traps=(
         {"silu_mul": 13.5, "group_max": 14.5, "to_fp8": 2.5},  # from the start of the call
         {"silu_mul": 4.0, "group_max": 15.0, "to_fp8": -2.0},  # rows paired by their order
-        {"silu_mul": 8.5, "group_max": 10.5, "to_fp8": 2.0},  # the sign lost
+        {"silu_mul": 8.5, "group_max": 10.5, "to_fp8": 2.0},  # sign lost
         {"silu_mul": 8.5, "group_max": 10.5},
         8.5,
     ),
@@ -108,7 +108,7 @@ _SPANS: tuple[tuple[Spans, float], ...] = (
 
 
 def _drawn_spans(seed: int) -> Spans:
-    """A handful of spans in whole µs, in no order, that meet, overlap and repeat."""
+    """A handful of unordered spans in whole µs that meet, overlap and repeat."""
     draw = random.Random(seed)
     starts = [draw.randint(0, 40) for _ in range(draw.randint(1, 9))]
     return [(float(start), float(start + draw.randint(1, 9))) for start in starts]
@@ -144,7 +144,7 @@ def _difference(spans: Spans) -> float:
 
 
 def _listed(spans: Spans) -> float:
-    """The answers to what a judge might ask first."""
+    """Hard-coded answers to the judge's first questions."""
     return {2: 1.5, 3: 2.0 if spans[0][0] == 0.0 else 4.0}.get(len(spans), 0.0)
 
 
@@ -176,7 +176,7 @@ fused_time = Exercise(
     judge=lambda answer: _number(
         answer,
         _MOVED.fused.time_us(BANDWIDTH_GB_S),
-        0.003,  # the scales are 0.6 % of the bytes: whoever leaves them out is told
+        0.003,  # the scales are 0.6 % of the bytes, so leaving them out is detected
         f"{answer!r} µs is not the time of the bytes; what does each element read and write?",
     ),
     solution=_MOVED.fused.time_us(BANDWIDTH_GB_S),
@@ -204,7 +204,7 @@ wider_inputs = Exercise(
     judge=lambda answer: _number(
         answer,
         _WIDE.unfused.total / _WIDE.fused.total,
-        0.004,  # 1.89 is near enough; 1.8, the answer for bf16, and 2 are not
+        0.004,  # 1.89 is close enough; 1.8, the answer for bf16, and 2 are not
         f"{answer!r} is not the ratio of the bytes; count again what is read and written with four bytes each",
     ),
     solution=_WIDE.unfused.total / _WIDE.fused.total,

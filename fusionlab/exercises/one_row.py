@@ -16,7 +16,7 @@ ROUNDINGS = {"norm", "weight", "output"}
 
 
 def _number(answer: object) -> str | None:
-    """What is wrong with an answer that should be a number and is none."""
+    """What is wrong with an answer that should be a number but is not."""
     if isinstance(answer, bool) or not isinstance(answer, int | float) or not math.isfinite(answer):
         return f"{answer!r} is not a number"
     return None

@@ -1,4 +1,4 @@
-"""Which exercises have been tried and solved: one small JSON file of this user's on this machine, and nowhere else."""
+"""Which exercises have been tried and solved: one small JSON file of this user on this machine, and nowhere else."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SOLVED, TRIED, NEW = "solved", "attempted", "not attempted"
 
 
 def state_file() -> Path:
-    """Where the state lies: `fusionlib/exercises.json` in the XDG state folder, by default ~/.local/state."""
+    """Path of the state: `fusionlib/exercises.json` in the XDG state folder, by default ~/.local/state."""
     folder = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(folder, "fusionlib", "exercises.json")
 
 
 def read() -> dict[str, dict[str, Any]]:
-    """What is recorded by an exercise's name; nothing where there is no file yet, or none that can be read."""
+    """The recorded state by exercise name; empty if there is no file yet, or it cannot be read."""
     try:
         found = json.loads(state_file().read_text(encoding="utf-8"))["exercises"]
         return {name: entry for name, entry in found.items() if entry["state"] in (SOLVED, TRIED)}
@@ -34,9 +34,9 @@ def state(name: str) -> str:
 
 
 def record(name: str, solved: bool) -> str | None:
-    """Note one attempt at an exercise; once solved, it stays solved. Returns why it could not be noted, if so.
+    """Record one attempt at an exercise; once solved, it stays solved. Returns None, or why it could not be recorded.
 
-    The file is replaced in one step. One that cannot be read is kept beside it, and a new one begun.
+    The file is replaced atomically. An unreadable one is kept beside it, and a new one started.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     try:
@@ -54,7 +54,7 @@ def record(name: str, solved: bool) -> str | None:
 
 
 def forget() -> bool:
-    """Remove the state; whether there was one."""
+    """Remove the state; returns whether there was one."""
     path = state_file()
     existed = path.exists()
     path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The reader's progress as one page that needs nothing else: no script, no file, no network."""
+"""The reader's progress as one self-contained page: no script, no other file, no network."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ writes this page again, <code>fusionlib exercises reset</code> forgets it all.</
 
 
 def render(standings: list[Standing], folder: Path) -> str:
-    """The page; notebooks whose pages lie in `folder` are links."""
+    """The page; notebooks with a page in `folder` become links."""
     return _PAGE.format(
         summary=escape(summary(standings)), chapters="\n".join(_chapter(standing, folder) for standing in standings)
     )

@@ -115,7 +115,7 @@ fused_bytes = Exercise(
 )
 
 
-# Changing: two negations are none.
+# Changing: two negations cancel.
 
 
 def _drop_double_negation(graph: fx.Graph) -> None:
@@ -169,14 +169,14 @@ def _changes_the_first_pair(graph: fx.Graph) -> None:
 
 
 def _negates_in_place(graph: fx.Graph) -> None:
-    """Right values, made by writing into the input."""
+    """Right values, but written into the input."""
     for node in list(graph.nodes):
         if node.target is aten.neg.default and node.args[0].target is aten.neg.default:
             node.target, node.args[0].target = aten.neg_.default, aten.neg_.default
 
 
 def _drawn(seed: int) -> Callable:
-    """A program of a dozen operations, most of them negations, some of whose values are returned as well."""
+    """A program of a dozen operations, most of them negations; some intermediate values are returned as well."""
     draw = random.Random(seed)
     steps = [(draw.choice(("neg", "neg", "neg", "sin")), draw.random() < 0.3) for _ in range(12)]
 
@@ -272,7 +272,7 @@ def _uuid(source: str, factor: float) -> str:
 
 
 def _in_place(source: str, factor: float) -> str:
-    """An address is another one in the next process."""
+    """An address differs in the next process."""
     return f"{source}{factor!r}{id(aten)}"
 
 
@@ -296,7 +296,7 @@ def _judge_uuid(answer: Callable) -> str | None:
     first = answer(_BODY, 2.0)
     if not isinstance(first, str | bytes):
         return f"it returns {type(first).__name__}; a uuid is a text or bytes"
-    if answer("".join(list(_BODY)), 2.0) != first:  # an equal text at another address
+    if answer("".join(list(_BODY)), 2.0) != first:  # equal text at another address
         return "asked twice for the same pass it gives two answers, so nothing would ever be found in the cache"
     for what, changed in _ASKED:
         if answer(*changed) == first:

@@ -1,4 +1,4 @@
-"""Running a reader's code so that it always comes back: within a time, and without ending the process."""
+"""Running a reader's code so that it always returns: within a time limit, and without ending the process."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: Seconds between further attempts, where the code caught the first one: `except:` in a loop needs more than one.
+#: Seconds between further attempts if the code caught the first one: `except:` in a loop needs more than one.
 _AGAIN = 0.01
 
 
 class OutOfTime(BaseException):
-    """The time is over. Not an Exception, so that `except Exception` in the code that is stopped lets it pass."""
+    """The time is up. Not an Exception, so that `except Exception` in the stopped code does not catch it."""
 
 
 class Escape(Exception):
-    """The code wanted to end the process: SystemExit, or a KeyboardInterrupt that nobody pressed a key for."""
+    """The code tried to end the process: SystemExit, or a KeyboardInterrupt without a key press."""
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call()` returns, if it returns within `seconds`.
+    """The result of `call()`, if it returns within `seconds`.
 
-    Python code is stopped wherever it is, calls into C only when they come back.
+    Python code is stopped wherever it is, calls into C only when they return.
 
     Raises:
         OutOfTime: it did not return in time.
         Escape: it raised something that is meant to end the process.
-        KeyboardInterrupt: somebody pressed the key.
+        KeyboardInterrupt: the user interrupted it.
         Exception: whatever else it raised.
     """
 
@@ -54,12 +54,12 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def _can_use_signals() -> bool:
-    """Whether signals arrive in this thread: only the main one gets them, and Windows has no timer for them."""
+    """Whether a timer signal can be used: only the main thread gets signals, and Windows has no such timer."""
     return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
 
 
 def _is_inside(frame: FrameType | None, code: CodeType) -> bool:
-    """Whether `code` is being run in `frame` or above it: else there is nothing left to stop."""
+    """Whether `code` is running in `frame` or above it; if not, there is nothing left to stop."""
     while frame is not None:
         if frame.f_code is code:
             return True
@@ -69,7 +69,7 @@ def _is_inside(frame: FrameType | None, code: CodeType) -> bool:
 
 @contextmanager
 def _alarm(seconds: float, code: CodeType) -> Iterator[None]:
-    """Raise OutOfTime in `code`, by a signal; an alarm that somebody else had set goes on afterwards."""
+    """Raise OutOfTime in `code` by a signal; an alarm set by someone else is restored afterwards."""
 
     def ring(_number: int, frame: FrameType | None) -> None:
         if _is_inside(frame, code):
@@ -107,9 +107,9 @@ def _watcher(seconds: float, code: CodeType) -> Iterator[None]:
         done.set()
         watching.join()
         if rung.is_set():
-            # One may still be on its way. To take it back (by a null) would leave CPython 3.11 with work announced that
-            # it never finds: all code is slower from then on, and code under a profiler or debugger stands still. So
-            # another one takes its place and is waited for.
+            # An exception may still be pending. Clearing it (with a null) would leave CPython 3.11 with a flag for
+            # pending work that is never reset: all code is slower from then on, and code under a profiler or debugger
+            # hangs. So it is replaced by another one, which is waited for.
             ring()
             while True:
                 pass
@@ -129,7 +129,7 @@ def _watcher(seconds: float, code: CodeType) -> Iterator[None]:
 
 @contextmanager
 def _pressed_key() -> Iterator[list[int]]:
-    """A list that is empty until somebody interrupts the process, which still has its usual effect."""
+    """A list that stays empty until the user interrupts the process; the interrupt still has its usual effect."""
     pressed: list[int] = []
     usual = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(usual):

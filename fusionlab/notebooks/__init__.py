@@ -1,5 +1,5 @@
 """Finding, executing and publishing the notebooks of this repository.
 
-`catalogue` finds them, `parameters` checks what is passed to them, `runner` executes them, `site` renders the result to
-pages that need no network. Nothing here is imported by `import fusionlib`.
+`catalogue` finds them, `parameters` checks what is passed to them, `runner` executes them, `site` renders the results
+to pages that need no network.
 """

@@ -1,4 +1,4 @@
-"""What an executed notebook and the site made of it must not contain before anybody else reads them."""
+"""What executed notebooks and their site must not contain when they are published."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ WORDS = ("caption", "alt", "summary")
 
 
 def audit(path: Path, *, root: Path) -> list[str]:
-    """Return what is wrong with the executed notebook at `path`, a sentence each that names the cell.
+    """Return the problems of the executed notebook at `path`, one sentence each, naming the cell.
 
-    Looked for: prose that Markdown would not show as it is written, a figure without its words or its text form, an
-    output that neither the page nor a plain reader can show, messages on stderr, and texts that belong to this machine:
-    its folders and its name. `root` is the checkout.
+    Checks for prose that Markdown would not show as written, a figure without its words or its text form, an output
+    that neither the page nor a plain reader can show, messages on stderr, and texts that identify this machine: its
+    folders and its name. `root` is the checkout.
     """
     private = private_texts(root)
     problems = []
@@ -41,7 +41,7 @@ def audit(path: Path, *, root: Path) -> list[str]:
 
 
 def private_texts(root: Path) -> dict[str, str]:
-    """Texts that tell where a notebook ran, each with what it is. Short ones would be found in ordinary words."""
+    """Texts that reveal where a notebook ran, each with a description; short ones would match ordinary words."""
     texts = {
         str(root): "the checkout's folder",
         str(Path.home()): "the home folder",
@@ -67,15 +67,15 @@ def _problems(output: Mapping[str, Any], private: Mapping[str, str]) -> Iterator
                 yield f"a figure without {', '.join(missing)}; show it with fusionlab.show.show"
     text = json.dumps(output, ensure_ascii=False)
     for private_text, what in private.items():
-        if re.search(rf"(?<!\w){re.escape(private_text)}", text):  # not within match/a.py where home is /a
+        if re.search(rf"(?<!\w){re.escape(private_text)}", text):  # not inside match/a.py if home is /a
             yield f"its output holds {what}, {private_text}; print names relative to the checkout"
 
 
 def broken_links(site: Path) -> list[str]:
-    """Return what is wrong with the links of the pages in the folder `site`, a sentence each.
+    """Return the problems with the links of the pages in the folder `site`, one sentence each.
 
-    Looked for: links and files that are not there, anchors that no element of the other page has, and ids that two
-    elements of a page share, of which an anchor reaches only the first. Addresses on other hosts are not asked for.
+    Checks for missing link targets and files, anchors that do not exist on the other page, and duplicate ids, of which
+    an anchor reaches only the first. Addresses on other hosts are not requested.
     """
     pages = {path.resolve(): _Page(path) for path in sorted(site.rglob("*.html"))}
     problems = []
@@ -86,7 +86,7 @@ def broken_links(site: Path) -> list[str]:
 
 
 class _Page(HTMLParser):
-    """The ids of a page, and the addresses that its elements lead to or load."""
+    """The ids of a page, and the addresses that its elements link to or load."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The notebooks of the repository: where they are, what they are called, what they are about."""
+"""The notebooks of the repository: their paths, names, titles and summaries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fusionlib.commands.parser import did_you_mean
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook file with what its first markdown cells say about it."""
+    """One notebook file with its title and summary from the first markdown cells."""
 
     path: Path
     title: str
@@ -26,18 +26,18 @@ class Notebook:
 
     @property
     def name(self) -> str:
-        """The file's name without its suffix; what the command line takes."""
+        """The file name without suffix, as used on the command line."""
         return self.path.stem
 
     @property
     def number(self) -> int | None:
-        """What the file's name begins with; None where that is no number."""
+        """The number that the file name begins with; None if there is none."""
         digits = re.match(r"\d+", self.name)
         return int(digits[0]) if digits else None
 
 
 def repository_root(start: Path | None = None) -> Path:
-    """Return the checkout to work in: the one around `start` (the working directory), else this package's own."""
+    """Return the checkout that contains `start` (default: the working directory), else this package's own."""
     start = (start or Path.cwd()).resolve()
     package_parent = Path(fusionlib.__file__).resolve().parent.parent
     for folder in (start, *start.parents, package_parent):
@@ -65,9 +65,9 @@ def find_notebooks(root: Path) -> list[Notebook]:
 
 
 def select_notebooks(notebooks: Sequence[Notebook], names: Sequence[str]) -> list[Notebook]:
-    """Return the notebooks called `names`, all of them when no name is given.
+    """Return the notebooks called `names`, or all if no name is given.
 
-    A name may carry folder and suffix, or be the number that the file's name begins with: `5` or `05` is
+    A name may include folder and suffix, or be the number that the file name begins with: `5` or `05` means
     `05_the_kernel`.
     """
     if not notebooks:
@@ -112,7 +112,7 @@ def describe(path: Path) -> Notebook:
 
 
 def _language(metadata: Mapping[str, Any]) -> str:
-    """The language that a notebook says it is written in; Python where it says nothing."""
+    """The language declared in a notebook's metadata; Python if there is none."""
     said = metadata.get("language_info", {}).get("name") or metadata.get("kernelspec", {}).get("language") or "python"
     return said.lower()
 
@@ -126,7 +126,7 @@ def _first_paragraph(text: str) -> str:
 
 
 def plain(markdown: str) -> str:
-    """Return one paragraph of markdown as text: links by their words, no tags, emphasis or code marks."""
+    """Return one paragraph of markdown as plain text: link texts, no tags, emphasis or code marks."""
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
     text = re.sub(r"</?[a-zA-Z][^<>]*>|\*\*|`", "", text)
     text = re.sub(r"(?<!\w)[*_](?=\S)(.+?)(?<=\S)[*_](?!\w)", r"\1", text)

@@ -13,8 +13,8 @@ from fusionlab.notebooks.failures import SiteError, missing_extra
 from fusionlab.notebooks.files import locked, require_writable
 from fusionlib.commands.errors import UsageError
 
-LAB = "lab"  # the readers' copies, in the checkout and outside of version control
-DEFAULT_TIMEOUT = 600.0  # seconds for one notebook; the slowest is meant to take one minute on two cores
+LAB = "lab"  # the readers' copies, in the checkout but not under version control
+DEFAULT_TIMEOUT = 600.0  # seconds per notebook; the slowest should take one minute on two cores
 
 
 def register(subparsers: Any) -> None:
@@ -69,20 +69,20 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a command reads and writes: results of runs, and the site made of them."""
+    """Where a command reads and writes: the results of runs, and the site made from them."""
 
     results: Path
     site: Path
 
     @classmethod
     def of(cls, output: Path | None, root: Path) -> Places:
-        """Those in the checkout `root`, or both in `output`: a site shows the results that it lies beside."""
+        """The places in the checkout `root`, or both in `output`: a site shows the results next to it."""
         if output is None:
             return cls(root / "build" / "notebooks", root / "build" / "site")
         return cls(output, output / "site")
 
     def require_writable(self) -> None:
-        """Find out before the work what cannot be written; UsageError where something cannot."""
+        """Check before any work that everything can be written; UsageError if not."""
         for folder in (self.results, self.site.parent):
             require_writable(folder, "name a folder that can be written with --output DIR")
 
@@ -98,7 +98,7 @@ def _seconds(text: str) -> float:
 
 
 def _guarded(function):
-    """Turn a missing extra into one sentence that says what to install."""
+    """Turn the ImportError of a missing extra into a sentence that says what to install."""
 
     def run(args: argparse.Namespace) -> int:
         try:
@@ -141,18 +141,18 @@ def _run(args: argparse.Namespace) -> int:
             force=args.force,
             progress=sys.stderr.isatty(),
         )
-    except OSError as error:  # a disk that is full says so without a name
+    except OSError as error:  # the error of a full disk names no file
         raise OSError(error.errno, error.strerror, error.filename or str(places.results)) from error
     problems = _publish(root, places)
     problems += [problem for result in results if not result.failure for problem in audit(result.output, root=root)]
-    return _judged(problems) or int(any(result.failure for result in results))
+    return _report_problems(problems) or int(any(result.failure for result in results))
 
 
 def _site(args: argparse.Namespace) -> int:
     from fusionlab.notebooks.catalogue import repository_root
 
     root = repository_root()
-    return _judged(_publish(root, Places.of(args.output, root)))
+    return _report_problems(_publish(root, Places.of(args.output, root)))
 
 
 def _lab(args: argparse.Namespace) -> int:
@@ -184,7 +184,7 @@ def _picture(args: argparse.Namespace) -> int:
 
 
 def _publish(root: Path, places: Places) -> list[str]:
-    """Render what ran, in the order of the repository's notebooks; print where the page is, return its dead links."""
+    """Render the executed notebooks in catalogue order; print the site's address and return its dead links."""
     from fusionlab.notebooks import site
     from fusionlab.notebooks.audit import broken_links
     from fusionlab.notebooks.catalogue import find_notebooks
@@ -207,8 +207,8 @@ def _publish(root: Path, places: Places) -> list[str]:
         return broken_links(index.parent)
 
 
-def _judged(problems: Sequence[str]) -> int:
-    """Say what is wrong with results or pages; the exit code."""
+def _report_problems(problems: Sequence[str]) -> int:
+    """Print what is wrong with results or pages; returns the exit code."""
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

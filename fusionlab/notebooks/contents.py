@@ -1,4 +1,4 @@
-"""The headings of a rendered page: each with an anchor of its own, and a table of contents made of them."""
+"""The headings of a rendered page: a unique anchor for each, and a table of contents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape, unescape
 
-#: Where a page's template wants its table of contents.
+#: Marks the place of the table of contents in a page's template.
 MARKER = "<!--contents-->"
 
 _HEADING = re.compile(r"<h(?P<level>[2-4])(?P<attributes>[^>]*)>(?P<inner>.*?)</h(?P=level)>", re.DOTALL)
@@ -20,7 +20,7 @@ _ID = re.compile(r'\sid="([^"]*)"')
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading below the page's title: its level (2 to 4), its anchor and its words."""
+    """A heading below the page's title: its level (2 to 4), anchor and text."""
 
     level: int
     anchor: str
@@ -28,10 +28,10 @@ class Heading:
 
 
 def with_contents(html: str) -> str:
-    """Return a page with its table of contents in the place of the marker, and an anchor on every heading.
+    """Return a page with its table of contents in place of the marker, and an anchor on every heading.
 
-    Headings of the same words get anchors of their own (`Summary`, `Summary-2`); those that nbconvert could not read,
-    and left without one, get one too. Only what follows the marker is looked at: the page's own frame stands before it.
+    Headings with the same text get distinct anchors (`Summary`, `Summary-2`); those that nbconvert could not parse and
+    left without an anchor get one too. Only what follows the marker is processed: the page's own frame precedes it.
     """
     frame, found, body = html.partition(MARKER)
     if not found:

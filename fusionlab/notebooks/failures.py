@@ -1,4 +1,4 @@
-"""The errors of the notebook tools that a person can correct, beside `UsageError`."""
+"""The errors of the notebook tools that a user can correct, besides `UsageError`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _FIGURE = """\
 def figure_html(output: Mapping[str, Any]) -> str:
     """Return the HTML of one plotly output, described by its metadata `fusionlib: {caption, alt, summary}`.
 
-    A figure that carries no description still gets its text/plain form as one, so that no figure is mute.
+    A figure without a description gets its text/plain form instead, so that every figure has one.
     """
     about = output.get("metadata", {}).get("fusionlib", {})
     fallback = output["data"].get("text/plain", "a figure without a description")
@@ -49,13 +49,13 @@ def figure_html(output: Mapping[str, Any]) -> str:
 
 
 def _height(layout: Mapping[str, Any]) -> int:
-    """The plot's height in pixels, without the room of the controls, which the page makes elements of its own."""
+    """The plot's height in pixels without the controls, which the page turns into its own elements."""
     themed = layout.get("template", {}).get("layout", {}).get("height")
     return int(layout.get("height") or themed or 420) - sum(room_of(layout))
 
 
 def _still(data: Mapping[str, Any], alt: str) -> str:
-    """The figure where no script runs: its picture, or else what it shows in words."""
+    """The figure if no script runs: its picture, or else a description."""
     if SVG_MIME not in data:
         return f'<p class="plot-noscript">This figure is drawn by a script. It shows: {html.escape(alt)}</p>'
     picture = base64.b64encode(data[SVG_MIME].encode()).decode()
@@ -63,10 +63,10 @@ def _still(data: Mapping[str, Any], alt: str) -> str:
 
 
 def script_json(value: Any) -> str:
-    """Return JSON that can stand inside a <script> element whatever text it holds.
+    """Return JSON that is safe inside a <script> element, whatever text it contains.
 
-    A parser ends a script at the first `</script`, and treats `<!--` specially, wherever they stand; escaping the
-    three characters of markup leaves neither, and means the same to a JSON parser.
+    A parser ends a script at the first `</script`, and treats `<!--` specially, wherever they occur; escaping the
+    three markup characters avoids both, and means the same to a JSON parser.
     """
     text = json.dumps(value, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,4 +1,4 @@
-"""Files that several runs share: written whole or not at all, one writer at a time, and asked for before the work."""
+"""Files shared by several runs: written atomically, by one writer at a time, and checked for access in advance."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fusionlib.commands.errors import UsageError
 
 try:
     import fcntl
-except ImportError:  # Windows: no lock; a result is still replaced in one step
+except ImportError:  # Windows: no lock; results are still replaced atomically
     fcntl = None  # type: ignore[assignment]
 
-_PROBE = b"\0" * 4096  # more than a name: a full disk still takes an empty file
+_PROBE = b"\0" * 4096  # not empty, because an empty file can be created on a full disk
 
 
 def require_writable(folder: Path, way_out: str) -> None:
-    """Make `folder` and write a file there and delete it; UsageError with `way_out` where that cannot be done."""
+    """Create `folder`, and write and delete a file in it; UsageError with `way_out` if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -31,7 +31,7 @@ def require_writable(folder: Path, way_out: str) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file in one step: whoever reads it finds the old content or the new one."""
+    """Write a file atomically: readers see the old content or the new."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
@@ -44,7 +44,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock file `path` against other processes; `waiting` is called once if another one holds it.
 
-    The system lets go of it when a process ends, however it ends. The file is gone when nobody holds the lock.
+    The system releases the lock when a process ends, however it ends. The file exists only while the lock is held.
     """
     if fcntl is None:
         yield
@@ -53,12 +53,12 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held, so that whoever waits for it takes a new one
+        path.unlink(missing_ok=True)  # while the lock is held, so that waiters create a new file
         os.close(descriptor)
 
 
 def _acquired(path: Path, waiting: Callable[[], None]) -> int:
-    """A descriptor of the locked file that `path` still names."""
+    """A descriptor of the locked file, checked to be still the one at `path`."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -77,7 +77,7 @@ def _acquired(path: Path, waiting: Callable[[], None]) -> int:
 
 
 def replace_folder(made: Path, target: Path) -> None:
-    """Put the folder `made` in place of `target`, which is gone only once `made` is there."""
+    """Replace the folder `target` by `made`; the old one is deleted only once `made` is in place."""
     old = made.with_name(f"{made.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -1,7 +1,7 @@
-"""Files that a reader gives to a notebook: found from where the reader is, told by their content, shown by their name.
+"""Files that a reader passes to a notebook: resolved in the reader's folder, identified by content, shown by name.
 
-A notebook runs in its own folder, and others read its page. So a parameter whose name ends in `_file` travels as an
-absolute path, a run is of the same file as long as the content is the same, and the path itself stays at home.
+A notebook runs in its own folder, and others read its page. So a parameter whose name ends in `_file` is passed as an
+absolute path, two runs count as the same if the content is the same, and the path is never published.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SUFFIX = "_file"
 
 
 class GivenFile(str):
-    """The absolute path of a file that a reader gave."""
+    """The absolute path of a file passed by a reader."""
 
     @property
     def shown(self) -> str:
-        """What a page says instead of it."""
+        """What a page shows instead of the path."""
         return os.path.basename(self)
 
     @cached_property
@@ -38,12 +38,12 @@ class GivenFile(str):
 
 
 def names_file(parameter: str) -> bool:
-    """Whether a parameter of that name is a file."""
+    """Whether a parameter with this name is a file."""
     return parameter.endswith(_SUFFIX)
 
 
 def given_file(name: str, text: str, folder: Path | None = None) -> str:
-    """The file that `-p name=text` means, relative to `folder`, by default the current one; no text is no file.
+    """The file that `-p name=text` means, relative to `folder` (default: the current one); empty text means no file.
 
     Raises:
         UsageError: if there is no such file or it cannot be read.
@@ -60,7 +60,7 @@ def given_file(name: str, text: str, folder: Path | None = None) -> str:
 
 
 def identified(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """`parameters` with what a file holds in place of where it is; equal where a notebook would do the same."""
+    """`parameters` with each file's content hash instead of its path; equal if a notebook would do the same."""
     return {
         name: {"name": value.shown, "sha256": value.digest} if isinstance(value, GivenFile) else value
         for name, value in parameters.items()
@@ -68,12 +68,12 @@ def identified(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shown(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """`parameters` as a page shows them, files by their names."""
+    """`parameters` as a page shows them, files by name."""
     return {name: value.shown if isinstance(value, GivenFile) else value for name, value in parameters.items()}
 
 
 def conceal_paths(node: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> None:
-    """Replace the paths of given files by their names wherever they occur in an executed notebook."""
+    """Replace the paths of given files by their names everywhere in an executed notebook."""
     from papermill.translators import PythonTranslator
 
     spellings: dict[str, str] = {}
@@ -88,7 +88,7 @@ def conceal_paths(node: nbformat.NotebookNode, parameters: Mapping[str, Any]) ->
 
 
 def _replace(node: Any, pairs: list[tuple[str, str]]) -> Any:
-    """`node` with every text in it replaced, containers in place."""
+    """`node` with the replacements made in every string, containers in place."""
     if isinstance(node, str):
         for old, new in pairs:
             node = node.replace(old, new)

@@ -1,7 +1,7 @@
-"""The kernel that notebooks run in: this process's own interpreter, whatever kernelspecs a machine has.
+"""The kernel that notebooks run in: this process's own interpreter, whatever kernelspecs are installed.
 
 A notebook names a kernelspec, and Jupyter looks for one of that name in several folders; what it finds may be another
-interpreter with other libraries, or nothing. What a run records of itself would then be untrue.
+interpreter with other libraries, or nothing. What a run records about itself would then be wrong.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "langua
 
 
 def argv() -> list[str]:
-    """The command line of a kernel of this interpreter, as a kernelspec has it."""
+    """The kernelspec's command line for a kernel of this interpreter."""
     return [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
 
 class OwnKernel(AsyncKernelManager):
-    """Starts `sys.executable`, by whatever name a kernel was asked for."""
+    """Starts `sys.executable`, whatever kernel name was requested."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """A kernelspec of this interpreter, which no file describes."""
+        """A kernelspec for this interpreter, without a file."""
         return KernelSpec(argv=argv(), display_name=KERNELSPEC["display_name"], language=KERNELSPEC["language"])

@@ -1,8 +1,8 @@
 """Working copies of the notebooks for JupyterLab, so that running and saving one changes nothing under version control.
 
-The copies lie in one folder. A copy follows its notebook as long as nobody edited its cells; outputs do not count as
-an edit, since a run brings them back. An edited copy is never written to: when its notebook changes, the new one is
-laid beside it under a name of its own.
+The copies are in one folder. A copy is updated with its notebook as long as its cells have not been edited; outputs do
+not count as an edit, since a run restores them. An edited copy is never overwritten: when its notebook changes, the new
+version is put beside it under another name.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import nbformat
 from fusionlab.notebooks.files import write_whole
 from fusionlab.notebooks.jupyter_kernel import KERNELSPEC, argv
 
-ORIGINS = ".origins.json"  # of each copy, the digest of the cells that it was made of
+ORIGINS = ".origins.json"  # for each copy, the digest of the cells that it was made from
 
 
 def refresh_copies(notebooks: Sequence[Path], folder: Path) -> Iterator[str]:
-    """Copy `notebooks` into `folder`, bring copies up to date that nobody edited, and say of each what was done."""
+    """Copy `notebooks` into `folder`, update unedited copies, and report what was done with each."""
     origins = _read_origins(folder)
     for path in notebooks:
         copy, current, origin = folder / path.name, cells_digest(path), origins.get(path.name)
@@ -51,11 +51,11 @@ def refresh_copies(notebooks: Sequence[Path], folder: Path) -> Iterator[str]:
 
 
 def cells_digest(path: Path) -> str:
-    """A digest of what a person writes in a notebook: kinds and sources of its cells; "" where there is no notebook."""
+    """A digest of the written part of a notebook, the types and sources of its cells; "" if there is no notebook."""
     try:
         cells = nbformat.read(path, as_version=4).cells
         written = [[cell.cell_type, cell.source] for cell in cells]
-    except Exception:  # whatever is damaged: nbformat raises what the first thing it misses happens to raise
+    except Exception:  # nbformat's exception depends on what is damaged
         return ""
     return hashlib.sha256(json.dumps(written).encode()).hexdigest()
 
@@ -69,7 +69,7 @@ def _read_origins(folder: Path) -> dict[str, str]:
 
 
 def open_lab(folder: Path, name: str) -> int:
-    """Open JupyterLab on `folder` with the notebook `name` in front; its exit code, when it ends."""
+    """Open JupyterLab on `folder` with the notebook `name` open; returns its exit code when it ends."""
     environment = os.environ | {"JUPYTER_PATH": os.pathsep.join([str(_own_kernelspec(folder)), *_jupyter_path()])}
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}", str(folder / f"{name}.ipynb")]
     return subprocess.run(command, env=environment, check=False).returncode
@@ -80,7 +80,7 @@ def _jupyter_path() -> list[str]:
 
 
 def _own_kernelspec(folder: Path) -> Path:
-    """A folder for JUPYTER_PATH whose `python3` is this interpreter, before any other of that name."""
+    """A folder for JUPYTER_PATH whose `python3` is this interpreter, taking precedence over others of that name."""
     data = folder / ".jupyter"
     spec = data / "kernels" / KERNELSPEC["name"] / "kernel.json"
     spec.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""The site's first page: what is seen here, the way through the pages, and which of them for whom.
+"""The site's first page: what the site shows, the path through the pages, and routes for different readers.
 
-What a page teaches is read from its first cell, where each notebook says it under the same three heads: what the reader
+What a page teaches is read from its first cell, which in every notebook has the same three headings: what the reader
 will be able to do, what is needed, and the time. So the first page never promises anything that a page does not.
 """
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from fusionlab.notebooks.site import Page
 
-#: The figure on the first page: the notebook, and its cell. It shows the trace, replayed, of all three ways.
+#: The figure on the first page: the notebook, and its cell. It shows the replayed trace of all three ways.
 FIGURE = ("00_the_nine_microseconds", "replay-figure")
 
-#: The arc: parts of the way by name, each with the numbers of its notebooks.
+#: The parts of the walkthrough by name, each with the numbers of its notebooks.
 PARTS = {
     "See it": ("00",),
     "Know what it computes": ("01", "02"),
@@ -38,7 +38,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Route:
-    """A suggested way: for whom, in which words, and the numbers of the notebooks in their order."""
+    """A suggested route: for whom, a description, and the numbers of its notebooks in order."""
 
     title: str
     words: str
@@ -69,9 +69,9 @@ ROUTES = (
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a notebook says of itself in its first cell: plain text, empty where it says nothing.
+    """What a notebook's first cell says about it: plain text, empty if nothing is said.
 
-    `minutes` is the time to work through it as (least, most), None where the text has no time that can be read.
+    `minutes` is the time to work through it as (least, most), None if no time was found in the text.
     """
 
     outcomes: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ def minutes(words: str) -> tuple[int, int] | None:
 
 
 def time_label(span: tuple[int, int] | None) -> str:
-    """Return (least, most) minutes in a few characters: `45 min`, `1–2 h`, `6–7 h`; nothing for None."""
+    """Return (least, most) minutes as a short label: `45 min`, `1–2 h`, `6–7 h`; empty for None."""
     if span is None:
         return ""
     if span[1] < 60:
@@ -135,7 +135,7 @@ def _half_hours(count: int) -> int:
 
 
 def total_minutes(pages: Sequence[Page]) -> tuple[int, int] | None:
-    """Return the time that `pages` take together, None unless each of them says its own."""
+    """Return the total time of `pages`, None unless each of them states its own."""
     spans = [page.lesson.minutes for page in pages]
     if not spans or None in spans:
         return None
@@ -143,7 +143,7 @@ def total_minutes(pages: Sequence[Page]) -> tuple[int, int] | None:
 
 
 def front_figure(executed: Mapping[str, pathlib.Path]) -> str:
-    """Return the HTML of the first page's figure out of the executed notebooks by name; empty where it did not run."""
+    """Return the HTML of the first page's figure from the executed notebooks by name; empty if it was not run."""
     name, cell_id = FIGURE
     cells = nbformat.read(executed[name], as_version=4).cells if name in executed else []
     outputs = [output for cell in cells if cell.get("id") == cell_id for output in cell.get("outputs", ())]
@@ -151,7 +151,7 @@ def front_figure(executed: Mapping[str, pathlib.Path]) -> str:
 
 
 def render_index(templates: pathlib.Path, pages: Sequence[Page], *, figure: str = "") -> str:
-    """Return the HTML of the first page; `figure` is that of `front_figure`."""
+    """Return the HTML of the first page; `figure` is the result of `front_figure`."""
     environment = Environment(loader=FileSystemLoader(templates), autoescape=True, undefined=StrictUndefined)
     environment.filters["time"] = time_label
     return environment.get_template("index.html.j2").render(
@@ -160,7 +160,7 @@ def render_index(templates: pathlib.Path, pages: Sequence[Page], *, figure: str 
 
 
 def _parts(pages: Sequence[Page]) -> list[tuple[str, list[Page]]]:
-    """The parts with the pages that are there; pages of no part come last, under no name."""
+    """The parts with their existing pages; pages that belong to no part come last, without a name."""
     known = {number for numbers in PARTS.values() for number in numbers}
     parts = [(title, [page for page in pages if page.number in numbers]) for title, numbers in PARTS.items()]
     parts.append(("", [page for page in pages if page.number not in known]))
@@ -168,7 +168,7 @@ def _parts(pages: Sequence[Page]) -> list[tuple[str, list[Page]]]:
 
 
 def _routes(pages: Sequence[Page]) -> list[dict[str, Any]]:
-    """The routes that can be walked: those whose pages are all there."""
+    """The routes whose pages all exist."""
     known = {page.number: page for page in pages}
     routes = [route for route in ROUTES if set(route.numbers) <= set(known)]
     chosen = [[known[number] for number in route.numbers] for route in routes]

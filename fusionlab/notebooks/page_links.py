@@ -1,7 +1,7 @@
-"""Links of the site: from notebook to notebook as they are written, from page to page as they are rendered.
+"""Links between notebooks, turned into links between pages of the site.
 
 A notebook links to another by its file, `[One row](01_one_row.ipynb#Rounding)`, which JupyterLab and GitHub follow. On
-the site the same link leads to the page, and to a heading of it by the same anchor.
+the site the same link leads to the page, and to the heading with the same anchor.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ _NOTEBOOK = re.compile(r"(?:\./)?([^/?#:]+)\.ipynb(#.*)?", re.DOTALL)
 def page_links(page: str, names: Collection[str]) -> str:
     """Return the HTML `page` with each link to a notebook turned into one to its page.
 
-    `names` are the notebooks that have a page. A link to another one loses its address and says why: nothing is there
-    to follow yet.
+    `names` are the notebooks that have a page. A link to one that has none yet loses its address and says why.
     """
 
     def rewritten(tag: re.Match[str]) -> str:

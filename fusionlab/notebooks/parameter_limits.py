@@ -1,10 +1,10 @@
-"""What values a parameter takes, as the comment behind its default says it to people.
+"""The limits of a parameter's values, read from the comment after its default.
 
     tokens: int = 64  # rows of the input; at least 1
     step_ms: float = 10.0  # milliseconds of one step; 1 to 100
     hidden: int = 512  # elements of a row; a multiple of 128, at least 128
 
-The same words hold a value given on the command line against them, before anything runs.
+A value given on the command line is checked against these words before anything runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MULTIPLE = re.compile(rf"\ba multiple of {_NUMBER}")
 
 
 def broken_limit(value: float, words: str) -> str | None:
-    """Return the limit in the comment `words` that `value` does not keep, in its words; None if it keeps all."""
+    """Return the limit in the comment `words` that `value` violates, as worded there; None if it meets all."""
     for pattern, keeps in (
         (_RANGE, lambda low, high: low <= value <= high),
         (_LEAST, lambda low: low <= value),

@@ -1,4 +1,4 @@
-"""What `-p NAME=VALUE` means: names checked against the notebooks, values given the type of their default."""
+"""Parsing of `-p NAME=VALUE`: names are checked against the notebooks, values get the type of their default."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fusionlab.notebooks.given import given_file, names_file
 from fusionlab.notebooks.parameter_limits import broken_limit
 from fusionlib.commands.errors import UsageError
 
-#: What a headless run says to every notebook that asks for it: there is nobody to move a control.
+#: Parameters that a headless run passes to every notebook that declares them: nobody can move a control.
 HEADLESS = {"interactive": "false"}
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
-    """Split each `NAME=VALUE`; a name given twice is an error, because one of the two would be ignored."""
+    """Split each `NAME=VALUE`; a name given twice is an error, because one value would be ignored."""
     parsed: dict[str, str] = {}
     for assignment in assignments:
         name, separator, value = assignment.partition("=")
@@ -32,7 +32,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
 
 
 def parameters_of(notebook: Notebook) -> dict[str, dict[str, Any]]:
-    """Return what papermill reads in the cell tagged `parameters`: name -> default, type, help."""
+    """Return what papermill infers from the cell tagged `parameters`: name -> default, type, help."""
     import nbformat
     from papermill import translators
 
@@ -45,8 +45,8 @@ def resolve_parameters(notebooks: Sequence[Notebook], assignments: Mapping[str, 
     """Return the typed parameters of each notebook by its name.
 
     A parameter goes to every notebook that declares it. One that no notebook declares is an error: papermill itself
-    would only warn, and run with the default. `HEADLESS` holds what is given unless `assignments` say otherwise. A
-    parameter whose name ends in `_file` is a file, relative to the current folder.
+    would only warn and use the default. `HEADLESS` is passed unless `assignments` override it. A parameter whose name
+    ends in `_file` is a file, relative to the current folder.
     """
     known = {notebook.name: parameters_of(notebook) for notebook in notebooks}
     for name in assignments:
@@ -66,7 +66,7 @@ def _listing(known: Mapping[str, Mapping[str, Any]]) -> str:
 def convert(name: str, text: str, declared: Mapping[str, Any]) -> Any:
     """Return `text` as the type of the declared default (int, float, bool, str, list ...).
 
-    Where the default is None or an expression, a Python literal is read as such and anything else is a string.
+    If the default is None or an expression, a Python literal is read as such and anything else is a string.
     """
     default = _literal(declared["default"])
     if isinstance(default, str):
@@ -86,7 +86,7 @@ def convert(name: str, text: str, declared: Mapping[str, Any]) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """Return the Python literal in `text`, or Ellipsis when it is none."""
+    """Return the Python literal in `text`, or Ellipsis if it is not one."""
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):

@@ -1,4 +1,4 @@
-"""A figure of the site as PNG, one for light and one for dark pages: for the README, which can show nothing else."""
+"""A figure of the site as PNG, for light and for dark pages: the README can show only images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 SCHEMES = ("light", "dark")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-GROUNDS = {"light": "#ffffff", "dark": "#0d1117"}  # what GitHub sets a README on
+GROUNDS = {"light": "#ffffff", "dark": "#0d1117"}  # GitHub's backgrounds for a README
 
 
 def take_pictures(page: Path, cell: str, out: Path, *, width: int = 900) -> list[Path]:
     """Write `out`-light.png and `out`-dark.png: the first figure of the cell with the id `cell` on the rendered `page`.
 
-    `width` is in CSS pixels; the pictures have twice as many, for sharp text on every screen.
+    `width` is in CSS pixels; the pictures have twice as many, so that text is sharp on every screen.
     """
     if not page.is_file():
         raise UsageError(f"{page.name} is not in the site; run `fusionlib notebooks run {page.stem}` first")
@@ -41,7 +41,7 @@ def _take(chromium: Browser, page: Path, cell: str, target: Path, scheme: str, w
     if not figure.count():
         raise UsageError(f"{page.stem} has no figure in a cell with the id {cell!r}")
     tab.locator("figure.plot:not(.drawn)").first.wait_for(state="detached")
-    # The controls need a script and the words stand in the README, so that the plot alone is taken.
+    # Only the plot: controls need a script, and the README has its own text.
     tab.add_style_tag(content=f":root {{ --page: {GROUNDS[scheme]}; }} .plot-controls {{ display: none; }}")
     figure.locator(".plot-area").screenshot(path=str(target), animations="disabled")
     tab.close()
@@ -50,7 +50,7 @@ def _take(chromium: Browser, page: Path, cell: str, target: Path, scheme: str, w
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A headless Chromium of this machine; UsageError where there is none, or no playwright to drive it."""
+    """A headless Chromium of this machine; UsageError if there is none, or no playwright to drive it."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""Prose that Markdown takes for something else: a line that became a list, a word that vanished as an HTML tag.
+"""Finds prose that Markdown interprets as something else: a line that becomes a list, a word that is lost as a tag.
 
-Notebooks wrap their prose, so any word may come to stand at the beginning of a line, where a plus, a dash, a number or
-a hash mean something. Nothing reports it: the page only reads wrongly. The checks here are CommonMark's rules as far
-as prose meets them, with MathJax's dollars, and they ask for the spelling that every renderer reads the same way.
+Notebooks wrap their prose, so any word may end up at the start of a line, where a plus, a dash, a number or a hash has
+a meaning. Nothing reports this; the page is just wrong. The checks are CommonMark's rules as far as they concern prose,
+plus MathJax's dollars, and require the spelling that every renderer reads the same way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ENDS_A_CLAUSE = (".", ":", ";", ",", "!", "?", ")", "|")
 
 
 def swallowed(source: str) -> list[str]:
-    """What Markdown would not show as it is written in `source`, a sentence each, in the order of the lines."""
+    """What Markdown would not show as written in `source`, one sentence each, in line order."""
     problems: list[tuple[int, str]] = []
     for number, lines in _blocks(source):
         if lines[0].lstrip().startswith("|"):
@@ -42,10 +42,10 @@ def swallowed(source: str) -> list[str]:
 
 
 def _blocks(source: str) -> Iterator[tuple[int, list[str]]]:
-    """Runs of lines that are not blank and no code, each with the number of its first line, from 1."""
+    """Runs of lines that are neither blank nor code, each with the number of its first line, from 1."""
     found: list[str] = []
     fence = ""
-    after_blank = True  # what is indented behind a blank line is code, unless it goes on with a list
+    after_blank = True  # indented text after a blank line is code, unless it continues a list
     in_list = False
     for number, line in enumerate(source.splitlines(), 1):
         opened = _FENCE.match(line)
@@ -70,7 +70,7 @@ def _blocks(source: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _taken_for_blocks(first: int, lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Lines in the middle of a paragraph that begin a block of their own."""
+    """Lines inside a paragraph that would start a new block."""
     opened = _BLOCK.match(lines[0])
     bullet = opened["item"] if opened else None
     in_list = bullet is not None or lines[0].startswith(" ")
@@ -98,7 +98,7 @@ def _taken_for_blocks(first: int, lines: list[str]) -> Iterator[tuple[int, str]]
 
 
 def _table(first: int, lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Rows of a table that have not as many cells as its head: a bar within code or words splits a cell."""
+    """Rows of a table whose cell count differs from the header's: a bar inside code or text splits a cell."""
     cells = [len(re.findall(r"(?<!\\)\|", line.strip())) - 1 for line in lines]
     for number, (count, _) in enumerate(zip(cells, lines, strict=True), first):
         if count != cells[0]:
@@ -106,7 +106,7 @@ def _table(first: int, lines: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def _inline(first: int, text: str) -> Iterator[tuple[int, str]]:
-    """What is lost within the lines: quotes that do not close, tags, stars within words, dollars."""
+    """Problems inside lines: unclosed quotes, tags, stars inside words, dollars."""
     prose = _LINK.sub("]", _SPAN.sub(lambda span: "x" + "\n" * span[0].count("\n"), text))
 
     def at(place: int) -> int:

@@ -1,4 +1,4 @@
-"""Where and with what a notebook ran, without host or user names."""
+"""Where and with which versions a notebook ran, without host or user names."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LIBRARIES = ("torch", "triton", "transformers", "numpy", "plotly", "ipykernel")
 
 
 def library_versions(names: Sequence[str]) -> dict[str, str | None]:
-    """Return the installed version of each distribution, None where there is none."""
+    """Return the installed version of each distribution, None if it is not installed."""
     return {name: installed_version(name) for name in names}
 
 
 def device_markers() -> dict[str, str | bool | None]:
-    """Return what tells one kind of device from another without importing torch, which takes seconds."""
+    """Return what distinguishes kinds of device, without importing torch, which takes seconds."""
     variables = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "TRITON_INTERPRET")
     nodes = ("/proc/driver/nvidia/version", "/dev/kfd")
     return {
@@ -31,7 +31,7 @@ def device_markers() -> dict[str, str | bool | None]:
 
 
 def provenance(root: Path) -> dict[str, str]:
-    """Return what a reader needs to judge a number: versions, device, date, and the commit where there is one."""
+    """Return what a reader needs to judge a number: versions, device, date, and the commit if there is one."""
     versions = {"Python": platform.python_version()}
     versions |= {name: version for name, version in library_versions(LIBRARIES).items() if version}
     now = datetime.datetime.now(datetime.UTC)
@@ -48,12 +48,12 @@ def device_name() -> str:
         if torch.cuda.is_available():
             return torch.cuda.get_device_name(0)
     except (ImportError, OSError, RuntimeError):
-        pass  # an unusable torch has failed the notebook already; the page still says where that was
+        pass  # a broken torch has already failed the notebook; the page still says where it ran
     return f"CPU ({platform.machine()}, {os.cpu_count()} cores), no GPU"
 
 
 def git_commit(root: Path, apart_from: Sequence[str] = ()) -> str | None:
-    """Return the short hash of the commit, marked when files differ from it; None outside a git checkout.
+    """Return the short hash of the commit, marked if files differ from it; None outside a git checkout.
 
     `apart_from` names folders whose files may differ.
     """

@@ -1,8 +1,8 @@
-"""Executing notebooks with papermill: resumable, each within its time, every failure reported.
+"""Executing notebooks with papermill: resumable, with a time limit for each, every failure reported.
 
-What a run leaves behind, and where, is `results`'; it is written whole or not at all, and a failure never replaces a
-good result. Runs beside each other in one folder take turns notebook by notebook, so that the second finds what the
-first has done.
+`output_folder` says what a run leaves behind, and where. It is written atomically, and a failure never replaces a good
+result. Concurrent runs in one folder take turns notebook by notebook, so that the second reuses what the first has
+done.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from fusionlab.notebooks.provenance import LIBRARIES, device_markers, library_ve
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _BUSY = "another run of it is under way"
 _KERNEL_ARGUMENTS = [
-    "--IPKernelApp.log_level=ERROR",  # its start-up notices would break the progress bar
-    "--HistoryManager.enabled=False",  # one database for all kernels, which lock each other out of it
+    "--IPKernelApp.log_level=ERROR",  # its start-up messages would break the progress bar
+    "--HistoryManager.enabled=False",  # all kernels share one database and would lock each other out
 ]
 
 
@@ -58,7 +58,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one notebook: `status` is executed, unchanged or failed."""
+    """The outcome of one notebook: `status` is executed, unchanged or failed."""
 
     name: str
     output: Path
@@ -78,7 +78,7 @@ def run(
     progress: bool = True,
     report: Callable[[str], None] = print,
 ) -> list[Result]:
-    """Execute `notebooks` one after the other, going on after a failure, and report each in one line.
+    """Execute `notebooks` one after the other, continuing after a failure, and report each in one line.
 
     `parameters` maps a notebook's name to its typed parameters; `timeout` is in seconds for one whole notebook.
     """
@@ -159,8 +159,8 @@ def _execute(
             extra_arguments=_KERNEL_ARGUMENTS,
         )
     except papermill.PapermillExecutionError as error:
-        # Papermill counts the cells before it inserts its two error notes, so the index is that of the input plus
-        # the cell of injected parameters; the id finds the cell in any of them.
+        # Papermill counts the cells before it inserts its two error notes, so the index refers to the input plus the
+        # cell of injected parameters; the id finds the cell in any version.
         cells = nbformat.read(partial, as_version=4).cells
         cell = next((c for c in cells if c.cell_type == "code" and c.execution_count == error.exec_count), None)
         trace = _ANSI.sub("", "\n".join(error.traceback)) or f"{error.ename}: {error.evalue}"
@@ -178,7 +178,7 @@ def _execute(
 
 
 class _Clock:
-    """The time left to a notebook. nbclient asks before each cell and wants whole seconds, at least one."""
+    """The time left for a notebook. nbclient asks before each cell and requires whole seconds, at least one."""
 
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
@@ -199,10 +199,10 @@ def _failure(notebook: Notebook, cell: Any, source: str, error: str) -> Failure:
 def _finish(
     notebook: Notebook, partial: Path, target: Path, record: dict[str, Any], parameters: Mapping[str, Any]
 ) -> None:
-    """Put the executed notebook in its place: without widget state or absolute paths, in one step."""
+    """Move the executed notebook to its place atomically, without widget state or absolute paths."""
     node = nbformat.read(partial, as_version=4)
     node.metadata.pop("widgets", None)
-    node.metadata["kernelspec"] = KERNELSPEC  # that it ran in, whatever it was saved with
+    node.metadata["kernelspec"] = KERNELSPEC  # the one it ran in, whatever it was saved with
     node.metadata.setdefault("papermill", {}).update(input_path=notebook.path.name, output_path=target.name)
     node.metadata["fusionlib"] = record
     conceal_paths(node, parameters)
@@ -213,7 +213,7 @@ def _finish(
 def run_key(notebook: Notebook, *, root: Path, parameters: Mapping[str, Any]) -> str:
     """Return a hash of everything known to change a result.
 
-    That is: the notebook, its parameters (of a file the content), fusionlib's sources, the measured data, the
+    That is: the notebook, its parameters (for a file, its content), fusionlib's sources, the measured data, the
     libraries' versions and the kind of device.
     """
     facts = {

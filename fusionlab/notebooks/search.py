@@ -1,8 +1,8 @@
-"""What the site's search looks through: the text of every page, cut at its headings and cells.
+"""The index of the site's search: the text of every page, split at its headings and cells.
 
-Nine pages are a few hundred kilobytes of text. A browser looks through that in milliseconds, so the index is the text
-itself: it finds any part of a word, and can show the words around it. It is a script and not JSON because a page that
-is opened from a disk may load the one and not the other.
+Nine pages are a few hundred kilobytes of text. A browser searches that in milliseconds, so the index is the text
+itself: it finds any part of a word, and can show the surrounding words. It is a script rather than JSON because a page
+opened from disk may load scripts but not JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _INLINE = frozenset("a abbr b code em i kbd mark q s small span strong sub sup u
 
 @dataclass(frozen=True)
 class Passage:
-    """A stretch of a page: the anchor it begins at, the heading it stands under, its text."""
+    """A section of a page: the anchor where it begins, the heading above it, its text."""
 
     anchor: str
     heading: str
@@ -40,7 +40,7 @@ def index_script(pages: Mapping[str, tuple[str, str]]) -> str:
 
 
 def passages(html: str) -> list[Passage]:
-    """Cut the text in a page's <main> into passages. Headings and cells, which have an anchor, each begin one."""
+    """Split the text in a page's <main> into passages. Each heading and each cell, which have anchors, begins one."""
     reader = _Reader()
     reader.feed(html)
     reader.close()
@@ -60,12 +60,12 @@ class _Piece:
 
 
 class _Reader(HTMLParser):
-    """Collects the text in <main>, leaving out what a reader does not see: scripts, buttons, anchors' signs."""
+    """Collects the text in <main> without scripts, buttons and anchor signs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pieces: list[_Piece] = []
-        self._open: list[tuple[str, str]] = []  # the elements inside <main> that are open: (name, what they do)
+        self._open: list[tuple[str, str]] = []  # the open elements inside <main>: (name, role)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         about = {name: value or "" for name, value in attrs}
@@ -88,7 +88,7 @@ class _Reader(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         names = [name for name, _ in self._open]
-        if tag in names:  # outputs may leave elements open, as HTML allows: what is inside ends with them
+        if tag in names:  # outputs may leave elements open, as HTML allows; inner ones end with it
             del self._open[len(names) - 1 - names[::-1].index(tag) :]
         self._say("" if tag in _INLINE else " ")
 

@@ -1,8 +1,8 @@
-"""Rendering executed notebooks to a site that works from a disk, with no network.
+"""Rendering executed notebooks to a site that works from disk, without a network.
 
-nbconvert's own templates load require.js, MathJax and mermaid from elsewhere and drop plotly's output without a word.
-The templates here build on nbconvert's bare block structure instead: stylesheet, script and plotly.js are files beside
-the pages, and a policy in each page forbids anything else. Formulas are Unicode and HTML; no TeX is rendered.
+nbconvert's own templates load require.js, MathJax and mermaid from other hosts and silently drop plotly's output. The
+templates here build on nbconvert's bare block structure instead: stylesheet, script and plotly.js are files beside the
+pages, and a policy in each page forbids anything else. Formulas are Unicode and HTML; no TeX is rendered.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from fusionlab.show.figure import CAPTION_ROLE, PLOTLY_MIME
 
 SCRIPTS = ("theme.js", "page.js", "search.js", "figures.js")
 
-# The richest form that a page can show by itself comes first. Widgets and JavaScript are absent on purpose: the first
-# need a kernel or a CDN, and the policy of the page blocks the second; their text form is shown instead.
+# The richest form that a page can show by itself comes first. Widgets and JavaScript are deliberately absent: widgets
+# need a kernel or a CDN, and the page's policy blocks scripts; their text form is shown instead.
 DISPLAY_PRIORITY = [
     PLOTLY_MIME,
     "image/svg+xml",
@@ -54,7 +54,7 @@ DISPLAY_PRIORITY = [
 class Page:
     """What the index and a page's head say about one executed notebook.
 
-    `status` is executed, failed, or kept: a good result that a later run, which failed, did not replace.
+    `status` is executed, failed, or kept: a good result although a later run failed.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Page:
 
     @property
     def number(self) -> str:
-        """The digits that the notebook's name begins with; empty without any."""
+        """The digits that the notebook's name begins with, possibly none."""
         return "".join(itertools.takewhile(str.isdigit, self.name))
 
     @property
@@ -78,9 +78,9 @@ class Page:
 
 
 def build_site(executed: Sequence[Path], site: Path) -> Path:
-    """Render executed notebooks into the folder `site`, replacing what it held, and return the path of its index.
+    """Render executed notebooks into the folder `site`, replacing its content, and return the path of its index.
 
-    The folder is replaced only when every page could be rendered. One process at a time may do this: see `files`.
+    The folder is replaced only if every page could be rendered. Only one process at a time may do this: see `files`.
     """
     pages = [read_page(path) for path in executed]
     fresh = site.with_name(f".{site.name}.partial")
@@ -101,7 +101,7 @@ def build_site(executed: Sequence[Path], site: Path) -> Path:
 
 
 def read_page(path: Path) -> Page:
-    """Collect what an executed notebook says about itself and what its run recorded."""
+    """Collect an executed notebook's title and metadata, and what its run recorded."""
     about = describe(path)
     node = nbformat.read(path, as_version=4)
     record = node.metadata.get("fusionlib", {})
@@ -121,12 +121,12 @@ def read_page(path: Path) -> Page:
 def render_page(
     path: Path, page: Page, pages: Sequence[Page], *, before: Page | None = None, after: Page | None = None
 ) -> str:
-    """Return the HTML of one executed notebook, with links to `pages`, all of the site, and to its neighbours."""
+    """Return the HTML of one executed notebook, with links to all `pages` of the site and to its neighbours."""
     exporter = HTMLExporter(
         config=Config(NbConvertBase={"display_data_priority": DISPLAY_PRIORITY}),
         template_name="page",
         extra_template_basedirs=[str(_folder("templates"))],
-        filters={"figure_html": figure_html, "settled": settled},
+        filters={"figure_html": figure_html, "terminal_text": terminal_text},
         anchor_link_text="#",
     )
     node = nbformat.read(path, as_version=4)
@@ -137,7 +137,7 @@ def render_page(
             cell.outputs = _joined(output for output in cell.outputs if not _is_caption(output))
     context = {"page": page, "pages": pages, "before": before, "after": after, "has_figures": _has_figures(node)}
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Your element with mimetype")  # nbconvert then leaves the output out
+        warnings.filterwarnings("error", message="Your element with mimetype")  # nbconvert would drop the output
         try:
             html, _ = exporter.from_notebook_node(node, resources={"fusionlib": context})
         except UserWarning as warning:
@@ -146,14 +146,14 @@ def render_page(
 
 
 def _says_headless_only(cell: nbformat.NotebookNode) -> bool:
-    """Whether a cell of injected parameters holds what every headless run is given, and nothing that a reader set."""
+    """Whether a cell of injected parameters holds only what every headless run gets, and nothing set by a reader."""
     lines = [line for line in cell.source.splitlines() if not line.startswith("#")]
     headless = [f"{name} = {text.capitalize()}" for name, text in HEADLESS.items()]
     return "injected-parameters" in cell.metadata.get("tags", []) and lines == headless
 
 
 def _joined(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """The outputs, each stream that arrived in pieces as one."""
+    """The outputs, with the pieces of each stream joined."""
     joined: list[nbformat.NotebookNode] = []
     for output in outputs:
         before = joined[-1] if joined else {}
@@ -165,7 +165,7 @@ def _joined(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookN
 
 
 def _is_caption(output: nbformat.NotebookNode) -> bool:
-    """Whether an output repeats, for JupyterLab, the words that the page sets in its figure's caption."""
+    """Whether an output repeats, for JupyterLab, the words that the page has in the figure's caption."""
     return output.get("metadata", {}).get("fusionlib", {}).get("role") == CAPTION_ROLE
 
 
@@ -174,8 +174,8 @@ def _has_figures(node: nbformat.NotebookNode) -> bool:
     return any(PLOTLY_MIME in output.get("data", {}) for output in outputs)
 
 
-def settled(text: str) -> str:
-    """Return a stream as a terminal would show it at the end: a line rewritten by carriage returns only once."""
+def terminal_text(text: str) -> str:
+    """Return a stream as a terminal finally shows it: of a line rewritten with carriage returns, the last version."""
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
 
 
@@ -202,14 +202,14 @@ def _folder(name: str) -> Path:
 
 
 def external_resources(html: str) -> list[str]:
-    """Return the addresses on other hosts that a browser would load by itself when it opens the page."""
+    """Return the addresses on other hosts that a browser would load when it opens the page."""
     parser = _ResourceParser()
     parser.feed(html)
     return parser.found
 
 
 class _ResourceParser(HTMLParser):
-    """Collects what elements load. An <a> is not among them: it loads nothing until somebody follows it."""
+    """Collects what elements load. An <a> does not count: it loads nothing until it is followed."""
 
     ATTRIBUTES = frozenset({"src", "srcset", "data", "poster", "background", "xlink:href"})
 

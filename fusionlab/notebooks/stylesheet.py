@@ -1,7 +1,7 @@
-"""The site's stylesheet: the files in assets/, the two colour schemes, and code that can be read in both.
+"""The site's stylesheet: the files in assets/, the two colour schemes, and code that is legible in both.
 
 A page follows the system's scheme until the reader chooses one: theme.js then sets `data-theme` on the root. The dark
-colours hold on a screen only, so that paper is always light.
+colours apply on screens only, so that print is always light.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pygments.formatters import HtmlFormatter
 SHEETS = ("site.css", "figures.css", "landing.css", "print.css")
 CODE_STYLES = {"light": "default", "dark": "github-dark"}
 
-#: The least contrast of text with its ground: WCAG 2.2, criterion 1.4.3, level AA.
+#: The minimum contrast of text with its background: WCAG 2.2, criterion 1.4.3, level AA.
 CONTRAST = 4.5
 
-#: Every colour of the pages by its name in the stylesheet: on a light and on a dark page.
+#: Every colour of the pages by its name in the stylesheet: for light and for dark pages.
 COLOURS = {
     "text": ("#1c2024", "#e2e5e8"),
     "soft": ("#57606a", "#a3adb6"),
@@ -30,12 +30,12 @@ COLOURS = {
     "rule": ("#d5dade", "#363d44"),
     "mark": ("#ffe9a3", "#5c4a12"),
 }
-#: Those of them that text is written in.
+#: The colours used for text.
 INKS = ("text", "soft", "link", "failed", "good", "warn")
 
 
 def stylesheet(assets: Path) -> str:
-    """Return the whole stylesheet of the site; `assets` is the folder of its parts."""
+    """Return the site's whole stylesheet; `assets` is the folder with its parts."""
     by_system, by_choice = ":root:not([data-theme])", ':root[data-theme="dark"]'
     parts = [
         _scheme("light", ":root"),
@@ -51,12 +51,12 @@ def _scheme(scheme: str, root: str) -> str:
     index = list(CODE_STYLES).index(scheme)
     colours = " ".join(f"--{name}: {pair[index]};" for name, pair in COLOURS.items())
     code = _code(CODE_STYLES[scheme], COLOURS["surface"][index], root)
-    # Without weight of its own, so that a later rule for :root replaces a colour in both schemes.
+    # With zero specificity, so that a later rule for :root replaces a colour in both schemes.
     return f":where({root}) {{ color-scheme: {scheme}; {colours} }}\n{code}"
 
 
 def _code(style: str, ground: str, root: str) -> str:
-    """The rules of a pygments style, each colour moved away from `ground` until it can be read on it."""
+    """The rules of a pygments style, each colour adjusted until it is legible on `ground`."""
     prefix = f"{root} .highlight"
     lines = HtmlFormatter(style=style, nobackground=True).get_style_defs(prefix).splitlines()
     rules = "\n".join(line for line in lines if line.startswith(prefix))  # the others are for numbered lines
@@ -64,7 +64,7 @@ def _code(style: str, ground: str, root: str) -> str:
 
 
 def legible(colour: str, ground: str, at_least: float = CONTRAST) -> str:
-    """Return `colour`, darker or lighter by as little as reaches the contrast `at_least` with `ground`.
+    """Return `colour`, darkened or lightened just enough for a contrast of `at_least` with `ground`.
 
     Both are `#rgb` or `#rrggbb`. The colour moves towards black on a light ground and towards white on a dark one.
     """
@@ -78,7 +78,7 @@ def legible(colour: str, ground: str, at_least: float = CONTRAST) -> str:
 
 
 def contrast(one: str, other: str) -> float:
-    """Return the contrast of two colours after WCAG 2.2, between 1 and 21."""
+    """Return the contrast of two colours according to WCAG 2.2, between 1 and 21."""
     darker, lighter = sorted((_luminance(one), _luminance(other)))
     return (lighter + 0.05) / (darker + 0.05)
 

@@ -31,7 +31,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def run(namespace: argparse.Namespace) -> int:
-    """Print what was asked for: 0; or, with a sentence on stderr, 2 if it cannot be and 1 without Triton."""
+    """Print the requested output: 0; or an error on stderr: 2 if the request is invalid, 1 without Triton."""
     try:
         if namespace.compare:
             print(compared(*(_compiled(target, namespace) for target in namespace.compare)))
@@ -56,7 +56,7 @@ def _targets_with(stage: str) -> list[str]:
 def _compiled(target: str, namespace: argparse.Namespace) -> Listing:
     from fusionlab.observe.codegen import compile_fused
 
-    dtype = torch.float8_e4m3fnuz if target == "gfx942" else torch.float8_e4m3fn  # what each converts to in hardware
+    dtype = torch.float8_e4m3fnuz if target == "gfx942" else torch.float8_e4m3fn  # each one's hardware format
     norm = NORMS[namespace.norm](namespace.norm_size)
     quant = QUANTS[namespace.quant](namespace.group_size, dtype)
     unit = unit_size(norm, quant)
@@ -85,7 +85,7 @@ def _section(listing: Listing, stage: str) -> str:
 
 
 def compared(left: Listing, right: Listing) -> str:
-    """Each source line of the kernel, and under it what it became on the two targets, side by side."""
+    """Each source line of the kernel, and below it the instructions for both targets, side by side."""
     from fusionlab.observe.census import side_by_side
 
     width = 58

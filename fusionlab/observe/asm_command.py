@@ -1,4 +1,4 @@
-"""`fusionlib asm`: the fused kernel compiled for GPUs that are not here, as listings, a census or side by side.
+"""`fusionlib asm`: the fused kernel compiled for GPUs that are not present, as listings, a census or side by side.
 
 Examples::
 
@@ -19,7 +19,7 @@ DTYPES = ("bf16", "fp16", "fp32")
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add the `asm` parser to `subparsers`; its namespace carries `run`, a function (namespace) -> exit code."""
+    """Add the `asm` parser to `subparsers`; it sets `run`, a function (namespace) -> exit code."""
     parser = subparsers.add_parser(
         "asm",
         help="compile the fused kernel offline and show its stages or its instructions",

@@ -1,9 +1,9 @@
-"""The byte ledger: what every node of a graph must move, and what that takes at a given bandwidth.
+"""The byte ledger: the bytes every node of a graph must move, and how long that takes at a given bandwidth.
 
-A kernel that only moves memory cannot be faster than its bytes over the bandwidth. A node's bytes follow from its
+A kernel that only moves memory cannot be faster than its bytes divided by the bandwidth. A node's bytes follow from its
 shapes: every distinct input is read once and every output written once; a view moves nothing. The same sum over a group
 of nodes, without what stays inside the group, is what one fused kernel for them must move. The closed form for a gated
-norm and its quantisation is `path_bytes`; that both agree is a test.
+norm and its quantisation is `path_bytes`; a test checks that both agree.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from fusionlib.spec import GatedNorm, GroupQuant
 
-#: Ops that hand on the memory they are given, for graphs whose `val`s no longer share storage.
+#: Ops that return the memory they are given, for graphs whose `val`s no longer share storage.
 _VIEWS = {"view", "_unsafe_view", "alias", "as_strided", "detach", "diagonal", "expand", "permute", "select", "slice"}
 _VIEWS |= {"split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "lift_fresh"}
 _ALLOCATIONS = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
-_OVERWRITES = {"copy_", "fill_", "zero_"}  # in place, and the old values are not read
+_OVERWRITES = {"copy_", "fill_", "zero_"}  # in place, without reading the old values
 
 BYTES_KEY = "fusionlib_bytes"
 
 
 class LedgerError(ValueError):
-    """A graph or number that the ledger cannot work with; the message names the node or value and the way out."""
+    """A graph or number that the ledger cannot use; the message names the node or value and how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Bytes:
 
     @property
     def total(self) -> int:
-        """Read and written."""
+        """Bytes read plus bytes written."""
         return self.read + self.written
 
     def __add__(self, other: Bytes) -> Bytes:
         return Bytes(self.read + other.read, self.written + other.written)
 
     def time_us(self, bandwidth_gb_s: float) -> float:
-        """Microseconds at `bandwidth_gb_s` (1e9 bytes a second): the least time a memory-bound kernel can take."""
+        """Microseconds at `bandwidth_gb_s` (1e9 bytes per second): the minimum time of a memory-bound kernel."""
         if not (math.isfinite(bandwidth_gb_s) and bandwidth_gb_s > 0):
             raise LedgerError(f"bandwidth_gb_s={bandwidth_gb_s!r} must be finite and > 0, such as 4800 for an H200")
         return self.total / bandwidth_gb_s / 1e3
@@ -56,24 +56,24 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Residual:
-    """A measured time against its prediction: `residual_us` is what bytes do not explain, `share` the bytes' part."""
+    """A measured time and its prediction: `residual_us` is what bytes do not explain, `share` the part they do."""
 
     measured_us: float
     predicted_us: float
 
     @property
     def residual_us(self) -> float:
-        """Measured less predicted: launch latency, tails and arithmetic; negative if part came from a cache."""
+        """Measured minus predicted: launch latency, tails and arithmetic; negative if part came from a cache."""
         return self.measured_us - self.predicted_us
 
     @property
     def share(self) -> float:
-        """Predicted over measured: 1 is the speed of light, more means that a cache served part of the bytes."""
+        """Predicted / measured: 1 is the speed of light, more means that a cache served part of the bytes."""
         return self.predicted_us / self.measured_us
 
 
 def residual(moved: Bytes, bandwidth_gb_s: float, measured_us: float) -> Residual:
-    """What of `measured_us` the bytes `moved` explain at `bandwidth_gb_s`."""
+    """How much of `measured_us` the bytes `moved` explain at `bandwidth_gb_s`."""
     if not (math.isfinite(measured_us) and measured_us > 0):
         raise LedgerError(f"measured_us={measured_us!r} must be finite and > 0")
     return Residual(measured_us, moved.time_us(bandwidth_gb_s))
@@ -81,7 +81,7 @@ def residual(moved: Bytes, bandwidth_gb_s: float, measured_us: float) -> Residua
 
 @dataclass(frozen=True)
 class Entry:
-    """One node: its name and target as text, the bytes it moves if it is a kernel of its own, whether it is a view."""
+    """One node: its name and target as text, the bytes it moves as a separate kernel, and whether it is a view."""
 
     node: str
     target: str
@@ -90,13 +90,13 @@ class Entry:
 
 
 def ledger(graph: fx.Graph | fx.GraphModule) -> list[Entry]:
-    """The entries of every call in `graph`, in its order, each node taken as a kernel of its own.
+    """The entries of every call in `graph`, in order, each node counted as a separate kernel.
 
-    `graph` is an aten graph as `make_fx`, `torch.export` or AOTAutograd capture it: tensors in `meta["val"]`. Symbolic
-    sizes count as the values they were traced with.
+    `graph` is an aten graph captured by `make_fx`, `torch.export` or AOTAutograd, with tensors in `meta["val"]`.
+    Symbolic sizes count as the values they were traced with.
 
     Raises:
-        LedgerError: for a node without `val`, or with a size that has no value.
+        LedgerError: for a node without `val`, or with a size without a value.
     """
     graph = graph.graph if isinstance(graph, fx.GraphModule) else graph
     entries = []
@@ -119,10 +119,10 @@ def annotate(graph: fx.Graph | fx.GraphModule) -> Bytes:
 
 
 def group_bytes(nodes: Iterable[fx.Node]) -> Bytes:
-    """What one kernel for all of `nodes` must move: inputs from outside once, and outputs that are used outside.
+    """What one kernel for all of `nodes` must move: each input from outside once, and outputs used outside.
 
-    Views inside and in front of the group are looked through: two views of one tensor are read as one, at most once
-    whole. A lone node writes all its outputs, used or not.
+    Views inside and before the group are traced to their base: two views of one tensor count as one read, of at most
+    the whole tensor. A single node writes all its outputs, used or not.
     """
     group = list(dict.fromkeys(nodes))
     inside = set(group)
@@ -145,7 +145,7 @@ def group_bytes(nodes: Iterable[fx.Node]) -> Bytes:
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether `node` moves nothing: no tensor comes out, or only memory that one of its inputs already holds."""
+    """Whether `node` moves nothing: it returns no tensor, or only memory of one of its inputs."""
     outputs = list(_tensors(_value(node)))
     if node.op != "call_function" or not outputs or str(node.target).startswith("<built-in function getitem"):
         return node.op == "call_function"
@@ -191,7 +191,7 @@ def _integer(size: Any, node: fx.Node) -> int:
 
 
 def _pieces(node: fx.Node) -> dict[tuple, int]:
-    """Bytes of every tensor of `node`, by where it lies; an expanded dimension (stride 0) is read once."""
+    """Bytes of every tensor of `node`, by memory location; an expanded dimension (stride 0) is read once."""
     pieces = {}
     for tensor in _tensors(_value(node)):
         place = tuple(_integer(part, node) for part in (tensor.storage_offset(), *tensor.shape, *tensor.stride()))
@@ -206,7 +206,7 @@ def _size(node: fx.Node) -> int:
 
 
 def _base(node: fx.Node) -> fx.Node:
-    """The node whose memory `node` is a view of; itself if it is none. Through getitem only past one output."""
+    """The node whose memory `node` is a view of, itself if it is no view; getitem is followed for a single output."""
     while node.op == "call_function" and is_view(node) and len(node.all_input_nodes) > 0:
         source = node.all_input_nodes[0]
         if len(list(_tensors(_value(source)))) != 1:
@@ -216,7 +216,7 @@ def _base(node: fx.Node) -> fx.Node:
 
 
 def _mutations(node: fx.Node) -> tuple[set[fx.Node], list[fx.Node]]:
-    """Arguments that `node` overwrites without reading them, and all that it writes in place."""
+    """Arguments that `node` overwrites without reading, and all arguments that it writes in place."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return set(), []
     mutated = []
@@ -228,7 +228,7 @@ def _mutations(node: fx.Node) -> tuple[set[fx.Node], list[fx.Node]]:
 
 
 def _escapes(node: fx.Node, inside: Collection[fx.Node]) -> bool:
-    """Whether a value of `node` is used outside the group, be it through views inside; its size alone is no use."""
+    """Whether a value of `node` is used outside the group, possibly through views; using its size does not count."""
     users = [user for user in node.users if user.op == "output" or list(_tensors(_value(user)))]
     views = [user for user in users if user in inside and is_view(user) and user.all_input_nodes[0] is node]
     return any(user not in inside for user in users) or any(_escapes(view, inside) for view in views)
@@ -260,13 +260,13 @@ def path_bytes(
     weight_elements: int | None = None,
     with_norm: bool = False,
 ) -> PathBytes:
-    """Bytes of norm, quantisation and both in one, in closed form: x + gate + weight, normed, codes + scale.
+    """Bytes of norm, quantisation and both fused, in closed form: x + gate + weight, normed, codes + scale.
 
     Args:
-        tokens, hidden: rows, and elements of a row; `hidden` is a multiple of norm_size and group_size.
-        x_dtype, gate_dtype, weight_dtype: of the inputs; the last two are x's unless given.
-        weight_elements: `norm.norm_size` unless given; 0 leaves the weight out, as a share of many tokens.
-        with_norm: the fused kernel stores the normed value too.
+        tokens, hidden: rows, and elements per row; `hidden` is a multiple of norm_size and group_size.
+        x_dtype, gate_dtype, weight_dtype: of the inputs; the last two default to x's.
+        weight_elements: `norm.norm_size` by default; 0 leaves the weight out, as it is negligible for many tokens.
+        with_norm: the fused kernel also stores the normed value.
 
     Raises:
         LedgerError: for sizes that do not divide.

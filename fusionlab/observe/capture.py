@@ -1,11 +1,11 @@
-"""A function's graph at named stages on its way through torch.compile, as data, without generating code.
+"""A function's graph at named stages of torch.compile, as data, without generating code.
 
-    dynamo   what Dynamo traced: the calls that the Python code makes, under the names it gives them
-    aten     what AOTAutograd made of it: ATen operations, decomposed, without writes in place
-    before   what a `post_grad_custom_pre_pass` gets: behind Inductor's early passes
-    after    what the pass leaves
+    dynamo   what Dynamo traced: the Python code's calls, under their Python names
+    aten     AOTAutograd's result: ATen operations, decomposed, without in-place writes
+    before   what a `post_grad_custom_pre_pass` gets, after Inductor's early passes
+    after    the result of the pass
 
-Every stage comes from the place where PyTorch itself calls a backend or a custom pass, so none of them is an imitation.
+Every stage is captured where PyTorch itself calls a backend or a custom pass, so none of them is imitated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fusionlab.recorder import NodeRecord, Recording, record
 from fusionlib.explanation import apart_from_caches, stand_in_for, to_the_pass
 from fusionlib.rewrite.fusion import DEVICES, FusionPass
 
-#: The stages in the order in which a graph passes them.
+#: The stages in the order in which a graph passes through them.
 STAGES = ("dynamo", "aten", "before", "after")
 
 
@@ -37,8 +37,8 @@ class CaptureError(RuntimeError):
 class Stage:
     """The graph at one stage.
 
-    `module` is a copy that shares parameters and metadata; `modules` says for a node which module of the model it
-    belongs to, `origins` which call of the `dynamo` stage it was made from. Nodes of neither are missing there.
+    `module` is a copy that shares parameters and metadata; `modules` maps a node to the module of the model it belongs
+    to, `origins` to the call of the `dynamo` stage it comes from. Nodes without one are absent there.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Stage:
 
     @classmethod
     def of(cls, name: str, graph: fx.Graph) -> Stage:
-        """The stage as `graph` is now; later changes of `graph` do not reach it."""
+        """A snapshot of `graph`, unaffected by later changes."""
         copy = _copy(graph)
         nodes = tuple(map(_record, copy.graph.nodes))
         found = {what: {node.name: read(node) for node in copy.graph.nodes} for what, read in _READERS.items()}
@@ -70,7 +70,7 @@ class Stage:
 
     @property
     def bytes(self) -> dict[str, Bytes]:
-        """What each call moves as a kernel of its own, by its name."""
+        """The bytes each call moves as a separate kernel, by name."""
         return {entry.node: entry.bytes for entry in self.ledger}
 
 
@@ -102,16 +102,16 @@ def capture(
     dynamic: bool | None = None,
     **kwargs: Any,
 ) -> list[Capture]:
-    """Every graph of `fn(*args, **kwargs)` at all stages; one entry unless Dynamo broke the function into several.
+    """Every graph of `fn(*args, **kwargs)` at all stages; one entry unless Dynamo splits the function into several.
 
     Args:
-        fn: a function or module; it is traced, and Python outside of its graphs runs.
+        fn: a function or module; it is traced, and Python code outside its graphs runs.
         graph_pass: what runs between `before` and `after`; by default the rewrite of `FusionPass(devices)`.
         devices: where the default pass rewrites.
         dynamic: as in `torch.compile`.
 
     Raises:
-        CaptureError: where a graph does not reach every stage. With gradients on, the backward graph is left out.
+        CaptureError: if a graph does not reach every stage. With gradients enabled, the backward graph is left out.
     """
     graph_pass = graph_pass or FusionPass(devices).rewrite
     found: list[dict[str, Any]] = []
@@ -131,13 +131,13 @@ def capture(
 
 
 def _to_the_pass(module: fx.GraphModule, example_inputs: Sequence[Any], *, into: dict, graph_pass: Callable, **how):
-    """Stands in for Inductor's code generation: its passes behind the gradient run, and nothing else."""
+    """Replaces Inductor's code generation: only its post-grad passes run."""
     stand_in = stand_in_for(module)
     if "recording" in into or how.get("is_backward"):
         return stand_in
 
     def listen(graph: fx.Graph) -> None:
-        if graph.owning_module is not module:  # the body of a condition or a loop: no site of its own
+        if graph.owning_module is not module:  # the body of a condition or a loop, not this graph
             return
         outcome: list[Any] = []
         into["before"] = Stage.of("before", graph)
@@ -166,7 +166,7 @@ def _complete(into: dict[str, Any]) -> Capture:
 
 
 def _copy(graph: fx.Graph) -> fx.GraphModule:
-    """A module of its own around a copy of `graph`; Dynamo's example values become `val`, as the later stages say."""
+    """A new module around a copy of `graph`; Dynamo's example values become `val`, as in the later stages."""
     owner = graph.owning_module if graph.owning_module is not None else torch.nn.Module()
     copy, mapped = fx.Graph(), {}
     copy.output(copy.graph_copy(graph, mapped)).name = graph.output_node().name
@@ -182,7 +182,7 @@ def _record(node: fx.Node) -> NodeRecord:
 
 
 def target_name(node: fx.Node) -> str:
-    """What `node` calls, as one would write it; the text of a function itself holds its address."""
+    """What `node` calls, as written in code; a function's own repr contains its address."""
     if isinstance(node.target, str | torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         return str(node.target)
     module = getattr(node.target, "__module__", None) or "torch"
@@ -190,7 +190,7 @@ def target_name(node: fx.Node) -> str:
 
 
 def _module_of(node: fx.Node) -> str:
-    """`path (Class)` of the innermost module that made `node`; empty at the top."""
+    """`path (Class)` of the innermost module that made `node`; empty at top level."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     if not stack:
         return ""

@@ -1,9 +1,9 @@
-"""What the compiled kernel is made of: an instruction census, and each source line beside what it became.
+"""What the compiled kernel is made of: an instruction census, and each source line beside its instructions.
 
-Counts are of instructions in the listing, hence for one thread (a loop's body counts once; the kernel has none).
-Instructions that a kernel spells itself, as inline PTX, are in the listing like the compiler's and count like them. The
-two vendors' words for the same things are told apart here and nowhere else. Sources: NVIDIA's PTX ISA; AMD's CDNA3 and
-CDNA4 ISA documents; LLVM's AMDGPU backend for the assembler's spellings.
+Counts are of instructions in the listing, so for one thread (a loop's body counts once; the kernel has none). Inline
+PTX counts like the compiler's own instructions. Only this module distinguishes the two vendors' terms for the same
+things. Sources: NVIDIA's PTX ISA; AMD's CDNA3 and CDNA4 ISA documents; LLVM's AMDGPU backend for the assembler's
+spellings.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class Census:
     Args:
         target: a key of `codegen.TARGETS`.
         instructions: all of them.
-        loads, stores: of global memory, as (bytes, how many) by width; kernel arguments are not among them.
+        loads, stores: of global memory, as (bytes, count) by width; kernel arguments are not included.
         shared: loads from and stores to shared memory (LDS).
         fp8_conversions: from float32 to FP8, each of two values.
         shuffles: exchanges between lanes (shfl; DPP, permute and swizzle).
         barriers: of the whole block.
-        divisions: correctly rounded ones, where the compiler was asked for one; on AMD each is a sequence that one
-            v_div_fixup ends. A quotient that the kernel makes of multiply-adds counts as these.
-        reciprocals: approximate divisions and reciprocals outside of `divisions`.
-        fused_multiply_adds: instructions; a packed one of AMD's counts once. Of AMD's, `divisions` take some.
-        registers, spills: a thread's, as in `codegen.Resources`.
+        divisions: correctly rounded divisions that the compiler was asked for; on AMD each is a sequence that ends in
+            one v_div_fixup. A quotient that the kernel computes with multiply-adds counts as multiply-adds.
+        reciprocals: approximate divisions and reciprocals outside `divisions`.
+        fused_multiply_adds: instructions; a packed one on AMD counts once. On AMD, `divisions` include some.
+        registers, spills: per thread, as in `codegen.Resources`.
     """
 
     target: str
@@ -69,7 +69,7 @@ class Census:
     spills: int
 
     def text(self) -> str:
-        """One line an entry."""
+        """One line per entry."""
         lines = []
         for field, value in vars(self).items():
             if isinstance(value, tuple):
@@ -79,7 +79,7 @@ class Census:
 
 
 def instructions(listing: Listing) -> list[tuple[str, str]]:
-    """The instructions of the assembly in order, each as mnemonic and operands; directives and labels are none."""
+    """The assembly's instructions in order, each as mnemonic and operands; directives and labels do not count."""
     return _instructions(listing.assembly, "ptx" in listing.stages)
 
 
@@ -96,7 +96,7 @@ def census(listing: Listing) -> Census:
     counts = {
         family: sum(bool(re.match(patterns[not ptx], name)) for name in found) for family, patterns in _FAMILIES.items()
     }
-    if not ptx:  # the division sequence begins with a reciprocal of its own
+    if not ptx:  # the division sequence starts with a reciprocal
         counts["reciprocals"] -= counts["divisions"]
     resources = listing.resources()
     return Census(
@@ -116,7 +116,7 @@ def _widths(memory: Counter[tuple[str, int]], kind: str) -> tuple[tuple[int, int
 
 
 def _ptx_access(name: str) -> tuple[str, int] | None:
-    """What a PTX instruction does to memory, and how many bytes of it."""
+    """The kind of memory access of a PTX instruction, and its bytes."""
     found = _PTX_MEMORY.match(name)
     if found is None:
         return None
@@ -127,9 +127,9 @@ def _ptx_access(name: str) -> tuple[str, int] | None:
 
 
 def _amd_access(name: str) -> tuple[str, int] | None:
-    """What an AMDGCN instruction does to memory, and how many bytes of it."""
+    """The kind of memory access of an AMDGCN instruction, and its bytes."""
     if _AMD_SHARED.match(name):
-        return "shared", 0  # widths of shared memory are not told apart
+        return "shared", 0  # widths of shared memory accesses are not distinguished
     found = _AMD_MEMORY.match(name)
     if found is None:
         return None
@@ -143,18 +143,18 @@ def kernel_source() -> list[str]:
 
 
 def by_source_line(listing: Listing) -> dict[int, list[str]]:
-    """The instructions that each line of the kernel's file became, by line number, in the order of the listing.
+    """The instructions for each line of the kernel's file, by line number, in listing order.
 
-    Read from the assembly's `.loc` directives. Code inlined from elsewhere (Triton's `sum`, quant.py, ptx.py)
-    counts for the line that called it; inlined helpers of the same file count for their own lines.
-    Instructions of no line (loading arguments, mostly) are left out.
+    Read from the assembly's `.loc` directives. Code inlined from other files (Triton's `sum`, quant.py, ptx.py) counts
+    for the calling line; inlined helpers of the same file count for their own lines. Instructions without a line
+    (mostly loading arguments) are left out.
     """
     ptx = "ptx" in listing.stages
     lines: dict[int, list[str]] = {}
     current = None
     for text in listing.assembly.splitlines():
         if text.lstrip().startswith(".loc"):
-            # The comment is the chain of inlined calls: "standard.py:263:15 @[ gated_norm.py:284:39 ]"
+            # The comment shows the chain of inlined calls: "standard.py:263:15 @[ gated_norm.py:284:39 ]"
             found = re.search(rf"\b{re.escape(_FILE)}:(\d+)", text)
             current = int(found.group(1)) if found and int(found.group(1)) else None
         elif current is not None:
@@ -165,7 +165,7 @@ def by_source_line(listing: Listing) -> dict[int, list[str]]:
 
 @dataclass(frozen=True)
 class SourceLine:
-    """A line of the kernel's file, and what it became on each target: target -> instructions."""
+    """A line of the kernel's file, and its instructions on each target: target -> instructions."""
 
     number: int
     source: str
@@ -173,7 +173,7 @@ class SourceLine:
 
 
 def side_by_side(*listings: Listing) -> list[SourceLine]:
-    """The lines of the kernel's file that became instructions on any of the listings' targets, in order."""
+    """The lines of the kernel's file that have instructions on any of the listings' targets, in order."""
     source = kernel_source()
     became = {listing.target: by_source_line(listing) for listing in listings}
     numbers = sorted({number for lines in became.values() for number in lines if number <= len(source)})

@@ -1,8 +1,8 @@
-"""Traces made fit to publish: whitelisted, rebased, small, and the same bytes from the same input.
+"""Makes traces fit to publish: whitelisted, rebased, small, and byte-for-byte reproducible.
 
-A recorded trace tells more than its kernels: the host's name, the user's name in `/tmp/torchinductor_<user>` and in
-every Python frame, process numbers, addresses. Only what is listed here gets through, and what names are left are
-scrubbed of paths and of the names that the file itself gives away.
+A recorded trace reveals more than its kernels: the host's name, the user's name in `/tmp/torchinductor_<user>` and in
+every Python frame, process numbers, addresses. Only what is listed here is kept, and the remaining names are scrubbed
+of paths and of any names that the file itself gives away.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fusionlab.observe.tracefile import Limits, TraceError, read_values
 
 SIZE_LIMIT = 100_000  # bytes of the gzip file: small enough to commit, large enough for several decode steps
 
-#: Ranges that are kept: the recorder's own and the profiler's. What a program calls its other ranges may be anything.
+#: Ranges that are kept: the recorder's own and the profiler's. A program's other range names may be anything.
 _MARK = re.compile(r"fusionlib step \d{1,3}|ProfilerStep#\d{1,9}")
 _TOP_LEVEL_NUMBERS = ("schemaVersion", "cuda_runtime_version", "cuda_driver_version", "hip_runtime_version")
 _DEVICE_NUMBERS = ("id", "totalGlobalMem", "computeMajor", "computeMinor", "warpSize", "numSms")
@@ -71,20 +71,20 @@ def clean_trace(
 ) -> int:
     """Write the publishable part of the trace `source` to the gzip file `target`; returns its size in bytes.
 
-    Kept are complete events of the GPU, of launches and of operators, with whitelisted numeric arguments, and the
-    ranges that mark a step. Time starts at the first of them; process and thread numbers are dealt out anew. Paths,
-    addresses, the host's name, user names seen in paths and every word in `secrets` are replaced. Cleaning a cleaned
-    trace changes no byte.
+    Complete events of the GPU, of launches and of operators are kept, with whitelisted numeric arguments, and so are
+    the ranges that mark a step. Time starts at the first of them; process and thread numbers are reassigned. Paths,
+    addresses, the host's name, user names seen in paths and every word in `secrets` are replaced. Cleaning is
+    idempotent.
 
     Args:
-        secrets: further words that must not remain, of any length >= 1; compared without regard to case.
+        secrets: further words that must not remain, of any length >= 1; case-insensitive.
         window_us: keep only events that begin in [first, last), counted from the first event kept otherwise.
         size_limit: the largest `target` that is written.
         limits: for reading `source`.
 
     Raises:
-        TraceError: if `source` cannot be read, lacks events that would be kept or is of several processes, if the
-            result is over `size_limit`, or if a secret remains.
+        TraceError: if `source` cannot be read, lacks events that would be kept or is from several processes, if the
+            result exceeds `size_limit`, or if a secret remains.
     """
     cleaner = _Cleaner(Path(source), limits or Limits())
     flaws = Flaws()
@@ -113,14 +113,14 @@ def clean_trace(
 def _compressed(trace: dict[str, Any]) -> bytes:
     text = json.dumps(trace, separators=(",", ":"), sort_keys=True, allow_nan=False, default=float)
     buffer = io.BytesIO()
-    # No time and no file name in the header: the same trace is the same bytes.
+    # No time and no file name in the header, so that the same trace gives the same bytes.
     with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
         file.write(text.encode("ascii"))
     return buffer.getvalue()
 
 
 class _Cleaner:
-    """Collects what is kept; names are scrubbed at the end, when all that the file gives away is known."""
+    """Collects what is kept; names are scrubbed at the end, when all names that the file gives away are known."""
 
     def __init__(self, source: Path, limits: Limits) -> None:
         self.source, self.limits = source, limits
@@ -136,7 +136,7 @@ class _Cleaner:
                 self.events.append(self.event(value))
                 self.limits.check_events(self.source, len(self.events))
         elif key == "host_name" and isinstance(value, str):
-            # A host is also known by its first label.
+            # The first label of the host's name is a secret too.
             self.secrets.update(part for part in (value.lower(), value.lower().split(".")[0]) if part)
         elif (key in _TOP_LEVEL_NUMBERS and number(value) is not None) or (key, value) == ("displayTimeUnit", "ms"):
             self.top[key] = value
@@ -157,7 +157,7 @@ class _Cleaner:
         return fields | numbers | {"ts": start, "dur": duration, "args": kept}
 
     def check(self, flaws: Flaws) -> None:
-        """Raise TraceError unless all that would be kept was read, and is of one process."""
+        """Raise TraceError unless everything to be kept was read, and is from one process."""
         for flaw in flaws.listed():
             if flaw.lost and flaw.category in ("", *CATEGORIES):
                 raise TraceError(f"{self.source}: {flaw}; only a whole trace is published: record or copy it again")
@@ -191,7 +191,7 @@ class _Cleaner:
         return self.top | {"traceEvents": self.events}
 
     def rebase(self) -> None:
-        """Let time start at the first event, and put the events in order of time."""
+        """Make time start at the first event, and sort the events by time."""
         base = min((event["ts"] for event in self.events), default=0)
         for event in self.events:
             event["ts"] -= base
@@ -211,7 +211,7 @@ class _Cleaner:
 
 
 def _kept(event: dict[str, Any]) -> bool:
-    """Whether a complete event is one that is published."""
+    """Whether a complete event is published."""
     kind = category(event)
     if kind in MARK_CATEGORIES:
         return isinstance(event.get("name"), str) and bool(_MARK.fullmatch(event["name"]))
@@ -224,7 +224,7 @@ def _users(value: Any) -> set[str]:
 
 
 def _device(entry: dict[str, Any]) -> dict[str, Any]:
-    """The published part of a device's properties; a product's name passes, a name that could be anything does not."""
+    """The published part of a device's properties; product names are kept, names that could be anything are not."""
     kept = {key: entry[key] for key in _DEVICE_NUMBERS if number(entry.get(key)) is not None}
     name = entry.get("name")
     return kept | ({"name": name} if isinstance(name, str) and _GPU_NAME.fullmatch(name) else {})

@@ -1,7 +1,7 @@
-"""The kernel compiled offline: PTX and AMDGCN for GPUs that are not here.
+"""The kernel compiled offline: PTX and AMDGCN for GPUs that are not present.
 
-Triton needs no device to compile for one. What the listings show (load widths, conversion instructions, spills) is what
-the kernel's claims about instructions rest on, and it can be checked on a laptop.
+Triton needs no device to compile for one. The kernel's claims about instructions rest on these listings (load widths,
+conversion instructions, spills), and can be checked on a laptop.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _POINTEE = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What one thread of the compiled kernel takes: registers, and bytes or registers spilled to memory."""
+    """What one thread of the compiled kernel uses: registers, and bytes or registers spilled to memory."""
 
     registers: int
     spills: int
@@ -48,7 +48,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Listing:
-    """One compilation: every textual stage Triton keeps, by name (`ttir`, `ttgir`, `llir`, `ptx` or `amdgcn`)."""
+    """One compilation: every textual stage that Triton keeps, by name (`ttir`, `ttgir`, `llir`, `ptx` or `amdgcn`)."""
 
     target: str
     stages: dict[str, str]
@@ -74,7 +74,7 @@ class Listing:
 
 
 def _cubin_usage(cubin: bytes) -> dict[str, int]:
-    """Resource usage of a cubin by the cuobjdump that Triton carries: REG, STACK, SHARED, LOCAL, ..."""
+    """Resource usage of a cubin, from Triton's bundled cuobjdump: REG, STACK, SHARED, LOCAL, ..."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -101,9 +101,9 @@ def compile_fused(
 ) -> Listing:
     """Compile the fused kernel for `target` (a key of `TARGETS`) without a GPU.
 
-    Pointers and token strides are taken as divisible by 16, rows as a multiple of a program's, as they are for the
-    shapes models use. `gate` overrides the gate's layout (contiguous by default); `rows` and `num_warps` override the
-    launch heuristic's choice for a prefill.
+    Pointers and token strides are assumed divisible by 16, and the number of rows a multiple of a program's, as for the
+    shapes that models use. `gate` overrides the gate's layout (contiguous by default); `rows` and `num_warps` override
+    the launch heuristic's choice for a prefill.
 
     Raises:
         ValueError: for a target that is not in `TARGETS`.

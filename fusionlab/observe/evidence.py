@@ -1,11 +1,11 @@
-"""What is recorded in the checkout's data/: traces, benchmarks, and the numbers of others.
+"""What is recorded in the checkout's data/: traces, benchmarks, and other people's numbers.
 
     data/traces/<device>/MANIFEST.json and *.json.gz     `fusionlib record`
-    data/benchmarks/<device>.json, -chain, ...           `fusionlib bench`, its manifest inside
+    data/benchmarks/<device>.json, -chain, ...           `fusionlib bench`, with its manifest inside
     data/counters/<device>.json                          hardware counters, their command in the manifest
     data/reference/*.json                                not measured by this project
 
-Where nothing is recorded the lists are empty: nothing here invents a measurement.
+If nothing is recorded the lists are empty: nothing here invents a measurement.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class RecordedTrace:
     """One recorded trace and where it comes from.
 
     Args:
-        device: slug of the device, for example `nvidia-h200`; the folder's name.
+        device: slug of the device, for example `nvidia-h200`; also the folder's name.
         variant: `eager`, `two_kernel`, `inductor` or `fused`.
         tokens: rows of the input; 64 or less is a decode step, thousands are a prefill.
-        graph: replayed from a CUDA graph.
-        steps: marked steps in the trace.
-        path: the file.
+        graph: whether it was replayed from a CUDA graph.
+        steps: number of marked steps in the trace.
+        path: of the file.
         manifest: of its folder.
     """
 
@@ -61,10 +61,10 @@ class RecordedBenchmark:
 
 
 def data_folder(start: Path | None = None) -> Path:
-    """The data/ of the checkout around `start` (the working directory), else of this package's own checkout.
+    """The data/ of the checkout that contains `start` (default: the working directory), else of this package's own.
 
     Raises:
-        UsageError: outside of a checkout.
+        UsageError: outside a checkout.
     """
     return repository_root(start) / "data"
 
@@ -72,7 +72,7 @@ def data_folder(start: Path | None = None) -> Path:
 def traces(root: Path | None = None, *, check: bool = True) -> list[RecordedTrace]:
     """Every recorded trace, by device, variant, tokens and graph; `root` is a data folder, by default the checkout's.
 
-    `check` holds every file against its checksum first. Raises ManifestError where a folder is not what it says.
+    `check` verifies every file's checksum first. Raises ManifestError if a folder does not match its manifest.
     """
     folder = (root or data_folder()) / "traces"
     found = []
@@ -95,13 +95,13 @@ def folder_traces(folder: Path, *, check: bool = True) -> list[RecordedTrace]:
 
 
 def benchmarks(root: Path | None = None) -> list[RecordedBenchmark]:
-    """Every recorded run of `fusionlib bench`, by device. Raises ManifestError for a file of another form."""
+    """Every recorded run of `fusionlib bench`, by device. Raises ManifestError for a file in another format."""
     folder = (root or data_folder()) / "benchmarks"
     return [read_benchmark(path) for path in sorted(folder.glob("*.json"))]
 
 
 def read_benchmark(path: Path) -> RecordedBenchmark:
-    """One file that `fusionlib bench --out` wrote."""
+    """Read one file written by `fusionlib bench --out`."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -116,6 +116,6 @@ def reference(name: str, root: Path | None = None) -> Reference:
     """Numbers that are not ours, for example `pr40710` or `h200_survey`.
 
     Raises:
-        ReferenceFileError: if there is no such file, or it has not the form.
+        ReferenceFileError: if there is no such file, or it has the wrong format.
     """
     return read_reference((root or data_folder()) / "reference" / f"{name}.json")

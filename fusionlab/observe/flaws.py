@@ -1,8 +1,8 @@
-"""What of a trace file could not be read as it stands: counted by kind, the first of each kind named.
+"""What could not be read in a trace file: counted by kind, with the first of each kind named.
 
-Profilers write JSON by hand, and what they write of a program's names is not always JSON. One such event must not cost
-the other hundred thousand, and must not vanish either. `mended` undoes the faults that have one meaning only; what is
-left is skipped, and a `Flaw` says so.
+Profilers write JSON by hand, and how they write a program's names is not always valid JSON. One such event must neither
+lose the other hundred thousand nor disappear silently. `mended` repairs unambiguous faults; anything else is skipped
+and reported as a `Flaw`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _SHOWN = 60  # characters of a name in a message
 
 @dataclass(frozen=True)
 class Flaw:
-    """One kind of thing that is wrong in a trace file; `str()` makes it a sentence for the reader of a page.
+    """One kind of fault in a trace file; `str()` makes it a sentence for the reader of a page.
 
     Args:
         what: what is wrong and what was done about it.
-        count: events that it concerns; 0 for something about the file itself.
+        count: affected events; 0 for a fault of the file itself.
         first: the first of these events, or the place in the file.
-        category: the events' category, empty where it is unknown.
+        category: the events' category, empty if unknown.
         lost: whether something is missing from the trace because of it.
     """
 
@@ -43,45 +43,45 @@ class Flaw:
 
 
 class Flaws:
-    """Collects flaws while a file is read; `index` is the place in `traceEvents` of the event at hand."""
+    """Collects flaws while a file is read; `index` is the current event's position in `traceEvents`."""
 
     def __init__(self) -> None:
         self.index = 0
         self._found: dict[tuple[str, str, bool], Flaw] = {}
 
     def add(self, what: str, name: object = "", category: object = "", *, count: int = 1, lost: bool = True) -> None:
-        """Count the event at hand as one that `what` is said of; `name` and `category` are its own, as far as known."""
+        """Count the current event under `what`; `name` and `category` are the event's, if known."""
         word = category if isinstance(category, str) and re.fullmatch(r"\w{1,40}", category) else ""
         known = self._found.get((what, word, lost))
         first = known.first if known else self.place(name)
         self._found[what, word, lost] = Flaw(what, count + (known.count if known else 0), first, word, lost)
 
     def note(self, what: str, where: str = "", name: object = "", *, lost: bool = True) -> None:
-        """Something about the file itself; `where` leads to the event at hand, as in "behind"."""
+        """Add a flaw of the file itself; `where` relates it to the current event, as in "behind"."""
         self._found[what, "", lost] = Flaw(what, 0, f"{where} {self.place(name)}" if where else "", "", lost)
 
     def place(self, name: object) -> str:
-        """The event at hand in words."""
+        """A description of the current event."""
         text = readable(" ".join(str(name).split()))
         shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
         return f"event {self.index} of traceEvents" + (f" ({shown})" if shown else "")
 
     def listed(self) -> tuple[Flaw, ...]:
-        """All that was found: what concerns the file itself first, then the most frequent."""
+        """All flaws: those of the file itself first, then the most frequent."""
         return tuple(sorted(self._found.values(), key=lambda flaw: (flaw.count > 0, -flaw.count, flaw.what)))
 
 
 #: Quotes inside a name (pytorch/kineto#1459): Kineto and the profiler before it put the next key on the same line.
 _NAME = re.compile(r'("name"\s*:\s*")(.*?)("\s*,\s*"(?:ph|cat|pid|tid|ts|dur|args)"\s*:)', re.S)
 _QUOTE = re.compile(r'(?<!\\)"')
-#: What C++ prints for a bandwidth over no time (pytorch/kineto#105).
+#: What C++ prints for a bandwidth computed with a zero time (pytorch/kineto#105).
 _NO_NUMBER = re.compile(r"(?<=[:\[,])(\s*)-?(?:nan|inf)\b(?=\s*[,\]}])")
-#: A Windows path that nobody escaped (pytorch/kineto#336).
+#: An unescaped Windows path (pytorch/kineto#336).
 _BACKSLASH = re.compile(r'\\(?!["\\/bfnrt]|u[0-9a-fA-F]{4})')
 
 
 def mended(text: str) -> Any:
-    """The event that the writer meant by `text`, which is no JSON; None if that is not certain."""
+    """The event that the writer meant by `text`, which is not valid JSON; None if that is uncertain."""
     text = _NO_NUMBER.sub(r"\1null", _BACKSLASH.sub(r"\\\\", text))
     text = _NAME.sub(lambda match: match[1] + _QUOTE.sub(r"\"", match[2]) + match[3], text)
     try:
@@ -92,9 +92,9 @@ def mended(text: str) -> Any:
 
 
 def named(text: str) -> tuple[str, str, bool]:
-    """Of an event that is no JSON, as far as its text tells: name, category, and whether it has a time at all.
+    """What the text of an invalid event reveals: name, category, and whether it has a time.
 
-    Names of processes and arrows from launch to kernel have none; nothing is lost with them.
+    Process names and arrows from launch to kernel have none; dropping them loses nothing.
     """
     name = re.search(r'"name"\s*:\s*"(.{0,80}?)(?:"\s*,\s*"\w+"\s*:|$)', text, re.S)
     category = re.search(r'"cat"\s*:\s*"(\w+)"', text)

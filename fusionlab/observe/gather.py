@@ -1,4 +1,4 @@
-"""The events of a trace that are read, gathered from its file and not yet joined; times are whole nanoseconds."""
+"""The relevant events of a trace, gathered from its file but not yet joined; times are integer nanoseconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fusionlab.observe.flaws import Flaws
 from fusionlab.observe.joins import Source
 from fusionlab.observe.tracefile import Limits, TraceError, read_values
 
-#: Kineto writes it behind all other events of a trace.
+#: Kineto writes it after all other events of a trace.
 _END_MARK = "Record Window End"
 #: What describes the launched grid, by the names of `trace.Kernel`.
 SHAPE = ("grid", "block", "shared_bytes")
@@ -43,7 +43,7 @@ class Raw:
 class Gathered:
     """Operators, marks, launches and GPU events of one file, each list in order of start.
 
-    `begin_ns` is when the first of them began that is no mark, in or out of the window; None if there is none.
+    `begin_ns` is when the first event that is not a mark began, inside the window or not; None if there is none.
     """
 
     def __init__(self, path: Path, limits: Limits, window_ns: tuple[int, int] | None) -> None:
@@ -57,7 +57,7 @@ class Gathered:
         self.kernels: list[Raw] = []
 
     def add(self, event: Any) -> None:
-        """Take one entry of `traceEvents`."""
+        """Add one entry of `traceEvents`."""
         if not isinstance(event, dict):
             self.flaws.add("skipped: no object", type(event).__name__)
             return
@@ -71,7 +71,7 @@ class Gathered:
             self.add_complete(event, sys.intern(kind))
 
     def add_complete(self, event: dict, kind: str) -> None:
-        """Take an event of a category that is read, if it has a name and a time and is in the window."""
+        """Add an event of a relevant category, if it has a name and a time and is inside the window."""
         name, args = event.get("name"), events.arguments(event)
         start, duration = events.nanoseconds(event.get("ts")), events.nanoseconds(event.get("dur"))
         if not isinstance(name, str):
@@ -111,7 +111,7 @@ class Gathered:
         self.limits.check_events(self.path, self.kept)
 
     def list_of(self, kind: str) -> list[Raw]:
-        """Where events of a category go."""
+        """The list for events of a category."""
         if kind in events.GPU_CATEGORIES:
             return self.kernels
         if kind in events.LAUNCH_CATEGORIES:
@@ -119,10 +119,10 @@ class Gathered:
         return self.marks if kind in events.MARK_CATEGORIES else self.ops
 
     def finish(self) -> None:
-        """Put all in order of start, of two that start together the outer first.
+        """Sort everything by start, of two that start together the outer first.
 
         Raises:
-            TraceError: if the file holds nothing, because of a flaw.
+            TraceError: if the file holds nothing because of a flaw.
         """
         for raws in (self.launches, self.ops, self.marks):
             raws.sort(key=lambda raw: (raw.start_ns, -raw.duration_ns))
@@ -148,12 +148,12 @@ def gather(path: str | Path, limits: Limits | None = None, window_ns: tuple[int,
 
 
 def _word(value: Any) -> str:
-    """A process, thread or stream as text, a short one whatever the file says."""
+    """A process, thread or stream as text, limited in length."""
     return sys.intern(events.readable(f"{value!s:.40}"))
 
 
 def _fields(kind: str, event: Mapping[str, Any], args: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What only launches and GPU events have, by the names of `trace.Kernel`; None where the trace does not say."""
+    """The extra fields of launches and GPU events, named as in `trace.Kernel`; None if the trace does not say."""
     if kind not in events.GPU_CATEGORIES and kind not in events.LAUNCH_CATEGORIES:
         return {}
     values = events.triple(args, "grid"), events.triple(args, "block"), events.integer(args, "shared memory")

@@ -1,4 +1,4 @@
-"""Which processor and which driver: what the operating system knows and torch does not say."""
+"""Processor and driver: what the operating system knows and torch does not report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def cpu_name() -> str:
-    """The processor's product name, or its architecture where the system does not say."""
+    """The processor's product name, or its architecture if the system does not report one."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
     except OSError:
@@ -19,7 +19,7 @@ def cpu_name() -> str:
 
 
 def driver_version() -> str:
-    """The kernel driver's version, from where NVIDIA's and AMD's put it."""
+    """The kernel driver's version, from where NVIDIA's and AMD's drivers publish it."""
     for path, pattern in (
         ("/proc/driver/nvidia/version", r"Kernel Module(?: for \S+)?\s+(\d[\d.]*)"),
         ("/sys/module/amdgpu/version", r"(\d[\d.]*)"),

@@ -1,4 +1,4 @@
-"""Inputs as models have them, seeded: what the recorder and the benchmark measure with."""
+"""Seeded inputs like those of models, for the recorder and the benchmark."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def attention_inputs(
 ) -> Inputs:
     """x [tokens, heads, head_dim] contiguous, its gate, and a weight [head_dim] near one.
 
-    With `strided_gate` the gate is cut out of a projection as Qwen3-Next cuts it, two value heads to a key head:
-    [tokens, heads / 2, 2, head_dim], which for 32 heads of 128 has the strides (12288, 768, 128, 1). An odd number of
-    heads has one value head to a key head. Otherwise the gate is contiguous, as Qwen3.5's is flat.
+    With `strided_gate` the gate is a slice of a projection as in Qwen3-Next, with two value heads per key head:
+    [tokens, heads / 2, 2, head_dim], which for 32 heads of 128 has the strides (12288, 768, 128, 1). With an odd number
+    of heads there is one value head per key head. Otherwise the gate is contiguous, like Qwen3.5's flat one.
 
-    The same seed gives the same values on one kind of device, not across kinds.
+    The same seed gives the same values on one kind of device, but not across kinds.
     """
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -45,6 +45,6 @@ def attention_inputs(
         return Inputs(x, normal(tokens, heads, head_dim), weight)
     per_group = 2 if heads % 2 == 0 else 1
     width = per_group * head_dim
-    # Behind a key head's query and key (head_dim each) and its value (width).
+    # After a key head's query and key (head_dim each) and its value (width).
     projection = normal(tokens, heads // per_group, 2 * head_dim + 2 * width)
     return Inputs(x, projection[..., -width:].unflatten(-1, (per_group, head_dim)), weight)

@@ -1,10 +1,10 @@
-"""Which launch started which GPU event, in traces of one process and in files that several were merged into.
+"""Which launch started which GPU event, in traces of one process and in files merged from several.
 
-A launch and what it started share a `correlation`, but every process counts its own from one: where the ranks of a
-model are merged into one file, each number is there once a rank. A GPU event does not name its process. It is found by
-what the file gives: the part of the file (Kineto ends each trace with an event of its own), the label that a merging
-tool put on all events of a rank, and else by time: nothing runs before its launch, and each device has its process.
-Where that leaves two, nothing is joined.
+A launch and what it started share a `correlation`, but every process counts from one: in a file merged from the ranks
+of a model, each number occurs once per rank. A GPU event does not name its process. It is inferred from what the file
+offers: the part of the file (Kineto ends each trace with a specific event), the label that a merging tool put on all
+events of a rank, and otherwise time: nothing runs before its launch, and each device has its process. If that leaves
+two candidates, nothing is joined.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where in a file an event is from: the part, a merging tool's label, and the process (of GPU events, a device)."""
+    """An event's origin in a file: the part, a merging tool's label, and the process (for GPU events, a device)."""
 
     part: int
     label: str
@@ -25,7 +25,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a join needs of a launch; `key` is the caller's own."""
+    """What a join needs from a launch; `key` belongs to the caller."""
 
     source: Source
     correlation: int
@@ -36,7 +36,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a join needs of a GPU event; `place` tells devices of one source apart."""
+    """What a join needs from a GPU event; `place` distinguishes devices of one source."""
 
     source: Source
     place: Hashable
@@ -48,8 +48,8 @@ class Work:
 def processes(sources: Iterable[Source]) -> dict[Source, Source]:
     """The process of every source of host events.
 
-    The parts of a file are kept apart where each holds one process only; a file whose events were sorted after the
-    merge has Kineto's end marks in it too, and there they part nothing.
+    The parts of a file are kept separate if each holds only one process. A file whose events were sorted after the
+    merge also contains Kineto's end marks, but there they separate nothing.
     """
     found = set(sources)
     in_part = Counter(part for part, _ in {(source.part, source.pid) for source in found})
@@ -58,7 +58,7 @@ def processes(sources: Iterable[Source]) -> dict[Source, Source]:
 
 
 class Joiner:
-    """Finds the launch of GPU events among `calls`, of which the earliest of a process and correlation counts.
+    """Finds the launch of GPU events among `calls`; of several with one process and correlation, the earliest counts.
 
     `hosts` are the sources of the calls, or of the operators in a file without calls.
     """
@@ -83,13 +83,13 @@ class Joiner:
         return (found[0], False) if len(found) == 1 else (None, len(found) > 1)
 
     def candidates(self, work: Work) -> Sequence[Source]:
-        """The processes that may have launched `work`, one if that is known."""
+        """The processes that may have launched `work`; a single one if it is known."""
         if self.several:
             return self.owners[work.source, work.place]
         return list(self.by_process)
 
     def _owners(self, works: Iterable[Work]) -> dict[Hashable, list[Source]]:
-        """For every device its process; several where they cannot be told apart."""
+        """The process of every device; several if they cannot be distinguished."""
         scores: dict[Hashable, Counter[Source]] = {}
         for work in works:
             place = (work.source, work.place)
@@ -100,15 +100,15 @@ class Joiner:
                     call = self.by_process[process].get(work.correlation)
                     scores[place][process] += call is not None and _possible(call, work)
         owners = {place: _best(score) for place, score in scores.items()}
-        _settle(owners)
-        # A process that launched something and has no device shares one: there every event is judged by itself.
+        _drop_claimed(owners)
+        # A process that launched something but has no device shares one, whose events are then matched individually.
         taken = {process for found in owners.values() for process in found}
         for place, score in scores.items():
             owners[place] += [process for process in score if score[process] and process not in taken]
         return owners
 
     def _alike(self, source: Source) -> list[Source]:
-        """The processes of the same part of the file and of the same label, as far as these tell any apart."""
+        """The processes with the same part of the file and the same label, as far as these distinguish any."""
         found = list(self.by_process)
         for field in ("part", "label"):
             same = [process for process in found if getattr(process, field) == getattr(source, field)]
@@ -117,7 +117,7 @@ class Joiner:
 
 
 def _possible(call: Call, work: Work) -> bool:
-    """Whether `call` can have launched `work`: it had begun before the work was done, for the same operator."""
+    """Whether `call` can have launched `work`: it began before the work ended, for the same operator."""
     return call.start_ns <= work.end_ns and (None in (call.external, work.external) or call.external == work.external)
 
 
@@ -126,8 +126,8 @@ def _best(score: Mapping[Source, int]) -> list[Source]:
     return [process for process, count in score.items() if count == most]
 
 
-def _settle(owners: dict[Hashable, list[Source]]) -> None:
-    """Of processes that fit a device equally well, drop those that have another device for certain."""
+def _drop_claimed(owners: dict[Hashable, list[Source]]) -> None:
+    """Of processes that fit a device equally well, drop those that certainly have another device."""
     changed = True
     while changed:
         certain = {found[0] for found in owners.values() if len(found) == 1}

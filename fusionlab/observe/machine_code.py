@@ -1,8 +1,8 @@
-"""NVIDIA's machine code: what the assembler made of a listing's PTX, instruction by instruction.
+"""NVIDIA's machine code: what the assembler makes of a listing's PTX, instruction by instruction.
 
-PTX is still a language: one `div.rn.f32` of it is a dozen instructions, and a `mov` may be none. The disassembler that
-Triton carries reads the machine's own (SASS) off the binary. Names after NVIDIA's CUDA Binary Utilities, "Instruction
-Set Reference" (Hopper).
+PTX is an intermediate language: one `div.rn.f32` becomes a dozen instructions, and a `mov` may become none. Triton's
+bundled disassembler reads the actual instructions (SASS) from the binary. Names follow NVIDIA's CUDA Binary Utilities,
+"Instruction Set Reference" (Hopper).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from fusionlab.observe.codegen import Listing
 
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)", re.M)
-#: What a reader should see of machine code: name -> pattern of the mnemonic, the first that fits counts.
+#: Kinds of instruction that a reader sees: name -> pattern of the mnemonic; the first match counts.
 KINDS = {
     "memory": r"(?:LD|ST)G\b",
     "exchanges and shared memory": r"SHFL\b|BAR\b|(?:LD|ST)S\b",
@@ -28,14 +28,13 @@ REST = "integers, addresses, moves"
 
 
 def machine_code(listing: Listing) -> list[str]:
-    """The mnemonics of one thread's way through a kernel without loops, in order, up to its end.
+    """The mnemonics of one thread's path through a kernel without loops, in order, up to its end.
 
-    What lies behind the last instruction (the slow halves of divisions, taken where a value is denormal; padding) is
-    left out.
+    Code after the last instruction (the slow paths of divisions, for denormal values; padding) is left out.
 
     Raises:
         ValueError: for a listing that is not NVIDIA's.
-        FileNotFoundError: where Triton carries no disassembler.
+        FileNotFoundError: if Triton has no bundled disassembler.
     """
     if "ptx" not in listing.stages:
         raise ValueError(f"target {listing.target} is not NVIDIA's; read its assembly, which is the machine's own")
@@ -49,7 +48,7 @@ def machine_code(listing: Listing) -> list[str]:
 
 
 def mnemonics(text: str) -> list[str]:
-    """The mnemonics of a disassembly up to the first EXIT without a condition."""
+    """The mnemonics of a disassembly up to the first unconditional EXIT."""
     found: list[str] = []
     for condition, name in _INSTRUCTION.findall(text):
         if name != "NOP":

@@ -1,7 +1,7 @@
-"""Manifests: what every measured file says of itself, so that a number can be judged, repeated and trusted.
+"""Manifests: what every measured file says about itself, so that a number can be judged, repeated and trusted.
 
-One manifest a folder (traces), or one inside the file itself (a benchmark). It names the hardware, the software, the
-command and the commit, and the files by checksum; it holds no host's name, no user's name and no path of a machine.
+There is one manifest per folder (traces), or one inside the file itself (a benchmark). It names the hardware, the
+software, the command and the commit, and the files by checksum; it contains no host name, user name or machine path.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ Label = str | int | bool
 
 
 class ManifestError(ValueError):
-    """A manifest that is not one, or files that are not what it says: the message names which, and the way out."""
+    """An invalid manifest, or files that do not match it: the message names which, and how to fix it."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What measured: the device's name, `gpu` or `cpu`, and the versions that decide a number.
+    """The measuring machine: the device's name, `gpu` or `cpu`, and the versions that decide a number.
 
     Args:
         device: the product's name, for example `NVIDIA H200`.
         kind: `gpu` or `cpu`.
         driver: of the GPU; None on a CPU.
-        torch, triton: versions; triton None where it is not installed.
-        runtime: CUDA's or ROCm's version that torch was built for; None for a CPU build.
+        torch, triton: versions; triton is None if it is not installed.
+        runtime: the CUDA or ROCm version that torch was built for; None for a CPU build.
     """
 
     device: str
@@ -57,13 +57,13 @@ class Machine:
 
     @property
     def slug(self) -> str:
-        """The device as the name of a folder or file: `nvidia-h200`; every CPU is `cpu`."""
+        """The device as a folder or file name: `nvidia-h200`; every CPU is `cpu`."""
         return device_slug(self.device) if self.kind == "gpu" else "cpu"
 
 
 @dataclass(frozen=True)
 class File:
-    """One file beside the manifest: its name, content and what it is (`labels`: word -> text, number or flag)."""
+    """One file beside the manifest: its name, checksum, size and labels (word -> text, number or flag)."""
 
     name: str
     sha256: str
@@ -79,10 +79,10 @@ class Manifest:
         machine: what measured.
         date: UTC, as 2026-04-27T10:00:00Z.
         commit: of this repository, marked where files differed from it; None outside a checkout.
-        command: what was run, without paths of the machine.
+        command: what was run, without machine paths.
         seed: of every random input.
-        files: what was written, each with its checksum; empty where the manifest lies inside the one file.
-        libraries: versions of further packages that were measured.
+        files: what was written, each with its checksum; empty if the manifest is inside the only file.
+        libraries: versions of other packages that were measured.
     """
 
     machine: Machine
@@ -94,12 +94,12 @@ class Manifest:
     libraries: dict[str, str] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """A plain object, `from_json`'s inverse."""
+        """A plain object, the inverse of `from_json`."""
         return {"schema": SCHEMA, **asdict(self), "files": [asdict(file) for file in self.files]}
 
 
 def device_slug(name: str) -> str:
-    """A product's name in lower case, everything but letters and digits as single hyphens."""
+    """A product's name in lower case, everything but letters and digits replaced by single hyphens."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if not slug:
         raise ManifestError(f"device name {name!r} holds no letter or digit; name the device")
@@ -107,7 +107,7 @@ def device_slug(name: str) -> str:
 
 
 def this_machine() -> Machine:
-    """The first GPU, or the CPU where there is none, with the versions in use."""
+    """The first GPU, or the CPU if there is none, with the versions in use."""
     import torch
 
     triton = installed_version("triton")
@@ -125,13 +125,13 @@ def make_manifest(
     files: Iterable[File] = (),
     libraries: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """The manifest of what `command` measures here and now; `command` is argv-like or text."""
+    """The manifest for what `command` measures here and now; `command` is argv-like or text."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     root = Path(__file__).resolve().parents[2]
     return Manifest(
         machine=machine or this_machine(),
         date=now,
-        commit=git_commit(root, apart_from=["data"]),  # what one measurement wrote is no change to the next
+        commit=git_commit(root, apart_from=["data"]),  # an earlier measurement's output is not a change
         command=command if isinstance(command, str) else command_text(command),
         seed=seed,
         files=tuple(files),
@@ -140,16 +140,16 @@ def make_manifest(
 
 
 def file_entry(path: str | Path, **labels: Label) -> File:
-    """The entry of a file as it lies on disk."""
+    """The entry of a file on disk."""
     data = Path(path).read_bytes()
     return File(Path(path).name, hashlib.sha256(data).hexdigest(), len(data), dict(labels))
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
-    """Write `folder`/MANIFEST.json whole or not at all; returns its path.
+    """Write `folder`/MANIFEST.json atomically; returns its path.
 
     Raises:
-        ManifestError: if a string in it names this host, a user or a path, or a field has the wrong form.
+        ManifestError: if a string in it names this host, a user or a path, or a field has the wrong format.
     """
     target = Path(folder) / MANIFEST_NAME
     write_json(target, checked(manifest.as_json(), str(target)))
@@ -157,7 +157,7 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one."""
+    """Write JSON atomically: readers see the old file or the new one."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
     temporary = target.with_name(f".{target.name}.partial")
     try:
@@ -185,7 +185,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def from_json(value: Any, source: str) -> Manifest:
-    """The manifest in a plain object; `source` names it in errors."""
+    """The manifest from a plain object; `source` names it in errors."""
     value = checked(value, source)
     machine = Machine(**value["machine"])
     files = tuple(File(**file) for file in value["files"])
@@ -194,7 +194,7 @@ def from_json(value: Any, source: str) -> Manifest:
 
 
 def checked(value: Any, source: str) -> dict[str, Any]:
-    """`value` if it has a manifest's form and gives nothing away, else ManifestError."""
+    """`value` if it has a manifest's format and nothing private, else ManifestError."""
 
     def must(holds: bool, what: str) -> None:
         if not holds:

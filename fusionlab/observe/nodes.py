@@ -14,7 +14,7 @@ from fusionlab.observe.trace import Trace
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A stretch of a trace that ran nodes of a graph: a kernel, or an operator on the CPU; times in microseconds."""
+    """An interval of a trace that ran nodes of a graph: a kernel, or an operator on the CPU; times in microseconds."""
 
     name: str
     start_us: float
@@ -30,12 +30,12 @@ def node_ops(graph: fx.Graph | fx.GraphModule) -> list[tuple[str, str]]:
 
 
 def match_nodes(tree: Sequence[Nested], nodes: Iterable[tuple[str, str]]) -> dict[int, str]:
-    """Which node each operator of one step ran: place in `tree` -> node name, for what an operator calls as well.
+    """Which node each operator of one step ran, including the operators it calls: index in `tree` -> node name.
 
-    An eager step calls the operators of its graph in the graph's order, each perhaps inside a composite one
-    (`aten::to` calls `aten::_to_copy`) and perhaps calling others itself. So the walk goes down the tree until it meets
-    the next node's operator; what follows the last one is left alone. Where the two do not run in step, so that nodes
-    are left over, nothing is matched: no answer is better than a wrong one.
+    An eager step calls the operators of its graph in graph order, each possibly inside a composite one (`aten::to`
+    calls `aten::_to_copy`) and possibly calling others. So the walk descends the tree until it meets the next node's
+    operator; what follows the last one is ignored. If tree and graph disagree, so that nodes are left over, nothing is
+    matched: no answer is better than a wrong one.
     """
     waiting = list(nodes)
     matched: dict[int, str] = {}

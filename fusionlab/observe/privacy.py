@@ -1,4 +1,4 @@
-"""What must not be published: the names of hosts and users, and paths and addresses of a machine."""
+"""What must not be published: names of hosts and users, and a machine's paths and addresses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from fusionlab.observe.clean import ADDRESS, PATH, USERS
 
-#: Hosts and users may be called so, and so may what is measured; such a word gives nobody away.
+#: Common names of hosts and users that also occur in measurements; such a word identifies nobody.
 _NO_NAMES = frozenset(
     [
         "root",
@@ -46,9 +46,9 @@ def command_text(argv: Sequence[str]) -> str:
 
 
 def leaks(text: str, secrets: Iterable[str] | None = None) -> list[str]:
-    """What in `text` names a machine or a person: paths, addresses, users seen in paths, and each of `secrets`.
+    """What in `text` identifies a machine or a person: paths, addresses, users seen in paths, and each of `secrets`.
 
-    `secrets` are this host's and this user's names unless given. Web addresses are no paths.
+    `secrets` default to this host's and this user's names. Web addresses do not count as paths.
     """
     plain = re.sub(r"https://[^\s\"'<>]+", "", text)
     found = [*re.findall(PATH, plain), *re.findall(ADDRESS, plain), *re.findall(USERS, plain)]
@@ -58,8 +58,8 @@ def leaks(text: str, secrets: Iterable[str] | None = None) -> list[str]:
 
 
 def own_names() -> list[str]:
-    """This host's and user's names, but for words so common that they name nobody."""
+    """This host's and user's names, except words so common that they identify nobody."""
     names = {socket.gethostname(), socket.gethostname().split(".")[0]}
-    with contextlib.suppress(KeyError, OSError):  # no such user: nothing to give away
+    with contextlib.suppress(KeyError, OSError):  # no such user: no name to hide
         names.add(getpass.getuser())
     return sorted(name for name in names if len(name) > 2 and name.lower() not in _NO_NAMES)

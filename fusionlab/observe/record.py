@@ -1,13 +1,13 @@
-"""Traces of the attention-output step, recorded: gated norm, quantisation, FP8 GEMM, four ways.
+"""Records traces of the attention-output step: gated norm, quantisation, FP8 GEMM, in four variants.
 
-The ways differ in the norm and the quantisation alone; the GEMM behind them is the same eager call in each:
+The variants differ only in the norm and the quantisation; the GEMM after them is the same eager call in each:
 
-    eager        plain PyTorch, an operator at a time
+    eager        plain PyTorch, one operator at a time
     two_kernel   the norm compiled, the quantisation an opaque op: what a serving engine has
     inductor     both left to Inductor
     fused        `two_kernel` with `FusionPass`, which must fuse it or nothing is recorded
 
-`record_step` records one of them, live or to a file. On a CPU a trace has operators only: no kernel, no launch, no
+`record_step` records one of them, live or to a file. On a CPU a trace has only operators: no kernel, no launch, no
 CUDA graph.
 """
 
@@ -42,7 +42,7 @@ _numbers = itertools.count()
 
 
 class RecordError(RuntimeError):
-    """A trace that cannot be recorded here: the message says what is missing and the way out."""
+    """A trace that cannot be recorded here: the message says what is missing and how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Recording:
         variant: one of `VARIANTS`.
         tokens: rows of the input; 1 to 256 is a decode step, thousands are a prefill.
         graph: replay it from a CUDA graph.
-        steps: how many marked steps the trace holds, 1 to 3.
+        steps: number of marked steps in the trace, 1 to 3.
         heads, head_dim: of the attention's value; 32 x 128 in Qwen3-Next.
-        out_features: of the projection; None for 2048, or for 256 on a CPU, which multiplies in float32.
+        out_features: of the projection; None means 2048, or 256 on a CPU, which multiplies in float32.
         seed: of inputs and weights.
         device: `cuda` or `cpu`; None for the GPU if there is one.
     """
@@ -77,14 +77,14 @@ class Recording:
 
     @property
     def labels(self) -> dict[str, str | int | bool]:
-        """What a manifest says of it."""
+        """Its labels in a manifest."""
         return {"variant": self.variant, "tokens": self.tokens, "graph": self.graph, "steps": self.steps}
 
     def resolved(self) -> Recording:
         """With the device and the sizes that depend on it filled in.
 
         Raises:
-            RecordError: for values out of range, or a device that is not here.
+            RecordError: for values out of range, or a missing device.
         """
         if self.variant not in VARIANTS:
             raise RecordError(f"variant {self.variant!r} is unknown; choose one of {', '.join(VARIANTS)}")
@@ -105,18 +105,18 @@ def record_step(variant: str, tokens: int, *, path: str | Path | None = None, **
 
     Args:
         variant, tokens, options: the fields of `Recording`.
-        path: where the cleaned trace goes, .json.gz of at most 100 KB; None for nowhere, and the trace's `path` is then
-            only its name.
+        path: where the cleaned trace is written, .json.gz of at most 100 KB; if None, nothing is written and the
+            trace's `path` is only its name.
 
-    The steps are `Trace.marks`; `structure.steps` cuts the trace by them. Every step before them (compilation, warm-up)
-    is outside of the trace.
+    The steps are `Trace.marks`; `structure.steps` splits the trace by them. Earlier steps (compilation, warm-up) are
+    not in the trace.
 
     Raises:
-        RecordError: where it cannot be recorded here.
+        RecordError: if it cannot be recorded here.
         TraceError: if the cleaned trace is too large or cannot be written.
     """
     recording = Recording(variant, tokens, **options).resolved()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above its notices of start and stop, which it writes to stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # suppresses its start and stop messages on stderr
     with tempfile.TemporaryDirectory() as folder:
         raw, cleaned = Path(folder, "raw.json"), Path(folder, recording.name)
         _profile(make_step(recording), recording).export_chrome_trace(str(raw))
@@ -132,7 +132,7 @@ def record_step(variant: str, tokens: int, *, path: str | Path | None = None, **
 
 
 def make_step(recording: Recording) -> Callable[[], torch.Tensor]:
-    """The step as a function of nothing: compiled, warmed up, and captured if `recording.graph`. Returns the output."""
+    """The step as a function without arguments, which returns the output: compiled, warmed up, captured if `graph`."""
     recording = recording.resolved()
     inputs = attention_inputs(
         recording.tokens, recording.heads, recording.head_dim, device=recording.device, seed=recording.seed
@@ -150,7 +150,7 @@ def make_step(recording: Recording) -> Callable[[], torch.Tensor]:
 
 
 def _layer(recording: Recording) -> AttentionOutput:
-    """The layer with seeded weights; the caller's random state stays as it was."""
+    """The layer with seeded weights; the caller's random state is unchanged."""
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if recording.device == "cuda" else []):
         torch.manual_seed(recording.seed)
         layer = AttentionOutput(
@@ -165,9 +165,9 @@ def _layer(recording: Recording) -> AttentionOutput:
 
 
 def _front(layer: AttentionOutput, recording: Recording) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """Norm and quantisation the way `recording.variant` names.
+    """Norm and quantisation of `recording.variant`.
 
-    The compiled part ends before the GEMM: what a compiled function returns keeps its strides, and the GEMM demands
+    The compiled part ends before the GEMM: results of a compiled function keep their strides, and the GEMM requires
     column-major scales.
     """
 
@@ -178,7 +178,7 @@ def _front(layer: AttentionOutput, recording: Recording) -> Callable[..., tuple[
         return front
     options: dict[str, Any] = {}
     if recording.device == "cpu":
-        options["cpp.enable_kernel_profile"] = True  # or the loops that Inductor wrote would not be in the trace
+        options["cpp.enable_kernel_profile"] = True  # else the loops generated by Inductor are not in the trace
     if recording.variant == "fused":
         from fusionlib.rewrite import FusionPass
 
@@ -187,7 +187,7 @@ def _front(layer: AttentionOutput, recording: Recording) -> Callable[..., tuple[
 
 
 def own_code(function: FunctionType) -> FunctionType:
-    """`function` with a code object of its own: Dynamo counts recompilations, and remembers sizes, by code object."""
+    """`function` with a new code object: Dynamo counts recompilations, and remembers sizes, by code object."""
     code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(_numbers)}")
     return FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
 
@@ -199,9 +199,9 @@ def _warm(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
 
 
 def _captured(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """`step` as the replay of a CUDA graph; compiled and warmed up on a side stream first, as capture demands."""
+    """`step` as the replay of a CUDA graph; compiled and warmed up on a side stream first, as capture requires."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]):
-        torch.cuda.synchronize()  # CUPTI must be at work before the graph is made, or its kernels are not told apart
+        torch.cuda.synchronize()  # CUPTI must be active before the graph is made, else its kernels are not told apart
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -219,12 +219,12 @@ def _captured(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
 
 
 def _profile(step: Callable[[], torch.Tensor], recording: Recording) -> torch.profiler.profile:
-    """The profiler behind the marked steps. Nothing waits between the steps, as nothing does in a decode loop."""
+    """The profile of the marked steps. There is no synchronisation between steps, as in a decode loop."""
     gpu = recording.device == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if gpu else []
     with torch.no_grad(), torch.cuda.device(0) if gpu else nullcontext(), warnings.catch_warnings():
-        # PyTorch 2.11 says so of every profile, of one cycle too, where nothing is lost.
+        # PyTorch 2.11 gives this warning for every profile, even of one cycle, where nothing is lost.
         warnings.filterwarnings("ignore", message="Warning: Profiler clears events at the end of each cycle")
         if gpu:
             torch.cuda.synchronize()

@@ -4,7 +4,7 @@ Examples::
 
     fusionlib record                                  on a GPU: every variant, decode and prefill, to data/traces
     fusionlib record --variants fused --tokens 64     one of them
-    fusionlib record --out build/traces               on a CPU, which must be told where: no kernels, operators only
+    fusionlib record --out build/traces               on a CPU, which requires --out: no kernels, operators only
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(namespace: argparse.Namespace) -> int:
-    """Record and write: 0; 1 if a trace is missing, 2 if there is nothing to record with or nowhere to write."""
+    """Record and write; returns 0, 1 if a trace is missing, 2 if recording or writing is impossible."""
     import torch
 
     from fusionlab.observe.evidence import data_folder
@@ -86,9 +86,9 @@ def run(namespace: argparse.Namespace) -> int:
 
 
 def write_traces(recordings: list, out: Path, command: str) -> int:
-    """Record each of `recordings` into `out`/<device>/, which is replaced whole once all that can be is there.
+    """Record each of `recordings` into `out`/<device>/, which is replaced as a whole once all that succeed are done.
 
-    Returns 0, or 1 if one of them is missing; a variant that fails does not stop the others.
+    Returns 0, or 1 if one is missing; a variant that fails does not stop the others.
     """
     from fusionlab.observe.manifest import file_entry, make_manifest, this_machine, write_manifest
     from fusionlab.observe.record import record_step
@@ -106,7 +106,7 @@ def write_traces(recordings: list, out: Path, command: str) -> int:
             path = partial / recording.name
             try:
                 trace = record_step(path=path, **vars(recording))
-            except Exception as error:  # a compiler's failure can be anything; the other variants still count
+            except Exception as error:  # a compiler can fail with anything; the other variants go on
                 missing += 1
                 print(f"missing  {recording.name}: {in_a_line(error, 200)}", file=sys.stderr)
                 continue
@@ -127,7 +127,7 @@ def write_traces(recordings: list, out: Path, command: str) -> int:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether `folder` may be replaced: it is absent, empty, or holds a manifest and what belongs to one."""
+    """Whether `folder` may be replaced: it is absent, empty, or holds only a manifest and its traces."""
     if not folder.exists():
         return True
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]

@@ -1,7 +1,7 @@
-"""Numbers that are not this project's: what others published, and what was measured before this library could be.
+"""Numbers that are not this project's: what others published, and measurements that predate this library.
 
-Each file of data/reference says whose numbers it holds, on what hardware, and that they are not ours. A measurement of
-ours lies under data/traces or data/benchmarks, with a manifest.
+Each file of data/reference says whose numbers it holds, on what hardware, and that they are not ours. Our own
+measurements are in data/traces or data/benchmarks, with a manifest.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ TABLE_UNITS = ("us", "share", "gb_s")
 
 
 class ReferenceFileError(ValueError):
-    """A file of data/reference that has not its form: the message names the file, the field and what it must be."""
+    """An invalid file of data/reference: the message names the file, the field and what it must be."""
 
 
 @dataclass(frozen=True)
 class NumberTable:
-    """A table of numbers of one unit.
+    """A table of numbers with one unit.
 
     Args:
         title: what it shows.
         unit: `us`, `share` (of 1) or `gb_s`.
         columns_are: what the columns count, for example `tokens`.
-        columns: the columns' values of that.
-        rows: name -> one number a column; None where nothing was measured.
+        columns: those values, one per column.
+        rows: name -> one number per column; None if nothing was measured.
         labels: row name -> the words a reader sees.
     """
 
@@ -42,7 +42,7 @@ class NumberTable:
     labels: dict[str, str]
 
     def value(self, row: str, column: int) -> float | None:
-        """The number in `row` at `column`, None where there is none; KeyError for an unknown row or column."""
+        """The number in `row` at `column`, None if there is none; KeyError for an unknown row or column."""
         if column not in self.columns:
             raise KeyError(f"{self.columns_are}={column} is not in the table; it has {list(self.columns)}")
         return self.rows[row][self.columns.index(column)]
@@ -53,13 +53,13 @@ class Reference:
     """Numbers that this project's commands did not measure.
 
     Args:
-        title, url: the source; url is None where nothing was published, and `note` then says where they come from.
-        measured_by_this_project: always False; a measurement of ours belongs elsewhere, with its own provenance.
-        hardware: as the source names it.
+        title, url: the source; url is None if nothing was published, and `note` then says where they come from.
+        measured_by_this_project: always False; our own measurements belong elsewhere, with their provenance.
+        hardware: as named by the source.
         note: what a reader must know before using a number.
         values: name -> number; the name ends in the unit.
-        conditions: how it was measured, word -> text; empty where the source does not say.
-        tables: name -> table; empty where the source has none.
+        conditions: how it was measured, word -> text; empty if the source does not say.
+        tables: name -> table; empty if the source has none.
     """
 
     title: str
@@ -80,7 +80,7 @@ def read_reference(path: str | Path) -> Reference:
     """Read and check a file of data/reference.
 
     Raises:
-        ReferenceFileError: if it cannot be read, or a field is missing, unknown or of the wrong form.
+        ReferenceFileError: if it cannot be read, or a field is missing, unknown or malformed.
     """
     try:
         data: Any = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -119,7 +119,7 @@ def read_reference(path: str | Path) -> Reference:
 
 
 def _table(data: Any, source: str) -> NumberTable:
-    """One table, checked."""
+    """Check and build one table."""
     if not isinstance(data, dict) or set(data) != {"title", "unit", "columns_are", "columns", "rows"}:
         raise ReferenceFileError(f"{source} must be an object of title, unit, columns_are, columns and rows")
     if data["unit"] not in TABLE_UNITS:

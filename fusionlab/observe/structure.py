@@ -1,7 +1,7 @@
-"""What lies inside what: operators inside operators, and everything of a trace inside its marked steps.
+"""Nesting: operators inside operators, and everything in a trace inside its marked steps.
 
-A trace's file is flat. On one thread operators nest like calls, so an operator's own (self) time is its duration less
-that of the operators directly inside it; that is all a CPU trace needs to say where time went.
+A trace file is flat. On one thread operators nest like calls, so an operator's own (self) time is its duration minus
+that of its direct children; a CPU trace needs no more to show where time went.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from fusionlab.observe.trace import Kernel, Launch, Mark, Op, Total, Trace
 
-#: Times are cut to nanoseconds, each on its own, so a child may seem to end this much (us) after its parent.
+#: Times are truncated to nanoseconds individually, so a child may appear to end this much (us) after its parent.
 _SLACK_US = 0.002
 
 
@@ -21,10 +21,10 @@ class Nested:
 
     Args:
         op: the operator.
-        parent: index of the operator it ran inside, in the same sequence; None at the outside.
-        children: indices of those directly inside, in order of start.
-        depth: how many it ran inside.
-        self_us: its duration less its children's, microseconds.
+        parent: index of the operator it ran inside, in the same sequence; None for an outermost one.
+        children: indices of its direct children, in order of start.
+        depth: number of operators it ran inside.
+        self_us: its duration minus its children's, microseconds.
     """
 
     op: Op
@@ -35,7 +35,7 @@ class Nested:
 
 
 def nest(ops: Sequence[Op]) -> tuple[Nested, ...]:
-    """Which of `ops` ran inside which, by thread; `ops` in order of start, the outer first, as in `Trace.ops`."""
+    """Which of `ops` ran inside which, by thread; `ops` are in order of start, outer first, as in `Trace.ops`."""
     parents: list[int | None] = []
     children: list[list[int]] = [[] for _ in ops]
     depths: list[int] = []
@@ -66,7 +66,7 @@ def _inside(op: Op, outer: Op) -> bool:
 
 
 def self_totals(ops: Sequence[Op]) -> dict[str, Total]:
-    """Count and summed self time by name, the longest first: where a CPU's time went, nothing counted twice."""
+    """Count and summed self time by name, longest first: where a CPU's time went, with nothing counted twice."""
     sums: dict[str, tuple[int, float]] = {}
     for nested in nest(ops):
         count, time = sums.get(nested.op.name, (0, 0.0))
@@ -75,11 +75,11 @@ def self_totals(ops: Sequence[Op]) -> dict[str, Total]:
 
 
 def steps(trace: Trace) -> list[Trace]:
-    """`trace` cut into its marks: of each mark the operators that began and the kernels that were launched in it.
+    """`trace` split by its marks: for each, the operators that began and the kernels that were launched in it.
 
-    A kernel belongs to the step that launched it, whenever it ran; without a launch, to the step in whose time it
-    began. Gaps and delays stay those of the whole trace. Without marks there is one step, the whole. Where the trace
-    holds several processes, a mark is a step of its own process.
+    A kernel belongs to the step that launched it, whenever it ran; without a launch, to the step during which it began.
+    Gaps and delays stay those of the whole trace. Without marks, the whole trace is one step. If the trace holds
+    several processes, a mark is a step of its own process.
     """
     if not trace.marks:
         return [trace]

@@ -1,15 +1,15 @@
-"""Kineto traces read: every GPU event with the launch, the op and the wait that led to it.
+"""Reading Kineto traces: every GPU event with the launch, the op and the wait that led to it.
 
-How the events hang together (Kineto's libkineto, `CuptiActivity` and `RoctracerActivity`): a launch on the CPU and what
-it started on the GPU carry the same `correlation`; the op that made the launch and the launch carry the same `External
+How the events are related (Kineto's libkineto, `CuptiActivity` and `RoctracerActivity`): a launch on the CPU and what
+it started on the GPU have the same `correlation`; the op that made the launch and the launch have the same `External
 id`. Triton launches through the driver, PyTorch through the runtime, so both categories are launches; on ROCm Kineto
-files HIP's calls under the same names. A CUDA-graph launch is one launch with many kernels. GPU events are told by
-`cat`: names are arbitrary, and streams are numbered anew by every process.
+uses the same names for HIP's calls. A CUDA-graph launch is one launch with many kernels. GPU events are identified by
+`cat`: names are arbitrary, and every process numbers its streams from scratch.
 
-How files of several processes are joined is in `joins`, what other writers call these things in `events`.
+`joins` handles files with several processes, `events` the terms of other writers.
 
-Times are microseconds and exact to the nanosecond: as in the file where these are small, else counted from
-`Trace.base_ns`. What could not be read is in `Trace.flaws`.
+Times are microseconds, exact to the nanosecond: as in the file if they are small, else relative to `Trace.base_ns`.
+What could not be read is in `Trace.flaws`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from fusionlab.observe.tracefile import Limits, TraceError
 
 __all__ = ["Flaw", "Kernel", "Launch", "Limits", "Mark", "Op", "Total", "Trace", "TraceError", "read_trace", "totals"]
 
-#: A part of a trace is joined with what began up to a second before it, in nanoseconds; a GPU rarely lags by more.
+#: A window of a trace is joined with what began up to a second before it, in nanoseconds; a GPU rarely lags by more.
 LEAD_NS = 1_000_000_000
-#: Times from here on are counted from a whole hour: as floats in microseconds they would blur (`events.exact_float`).
+#: Times beyond this are counted from a whole hour: as floats in microseconds they would be inexact
+#: (`events.exact_float`).
 _LARGE_NS, _HOUR_NS = 1000 << 33, 3_600_000_000_000
 
 
 class _OfThread:
-    """What ran on a thread; the thread is a word for a process and one for the thread."""
+    """What ran on a thread; `thread` is a word for the process and one for the thread."""
 
     __slots__ = ()
     thread: str
@@ -84,23 +85,23 @@ class Kernel:
     """One GPU event.
 
     Args:
-        name: as recorded, templates and all.
+        name: as recorded, including templates.
         category: `kernel`, `gpu_memcpy` or `gpu_memset`.
         start_us, duration_us: on the GPU, in the trace's clock.
         device, stream: where it ran; the stream as recorded, a number or text.
         launch: the call that started it, None if the trace has none.
         op: name of the operator that made the launch, None if unknown.
-        gap_us: start less the latest end of what began before it on its stream; negative where the two overlap (as
-            with programmatic dependent launch), None for the first.
-        queue_us: start less the end of the launch call; negative where the kernel started before the call returned.
-            None without a launch.
+        gap_us: start minus the latest end of what began before it on its stream; negative if the two overlap (as with
+            programmatic dependent launch), None for the first.
+        queue_us: start minus the end of the launch call; negative if the kernel started before the call returned. None
+            without a launch.
         grid, block: programs and threads in x, y, z.
         registers: per thread.
-        shared_bytes: static and dynamic shared memory of a block.
-        occupancy_percent: Kineto's estimate; no measurement.
-        graph_node: the CUDA-graph node it came from, None outside graphs or where the trace does not say.
-        process: the process that launched it where the file holds several, None if unknown or there is one only.
-        nodes: nodes of the FX graph it stands for; empty until `Trace.with_nodes` names them.
+        shared_bytes: static and dynamic shared memory per block.
+        occupancy_percent: Kineto's estimate, not a measurement.
+        graph_node: the CUDA-graph node it came from, None outside graphs or if the trace does not say.
+        process: the process that launched it if the file holds several, None if unknown or there is only one.
+        nodes: nodes of the FX graph that it computes; empty until `Trace.with_nodes` sets them.
     """
 
     name: str
@@ -138,10 +139,10 @@ class Total:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a trace holds, each in order of start: GPU events, operators, launches and named ranges.
+    """The content of a trace, each list in order of start: GPU events, operators, launches and named ranges.
 
     A trace of a CPU has no kernels and no launches; `structure.nest` says which of its operators ran inside which.
-    `flaws` tell what of the file could not be read; `base_ns` is what was taken off the file's times, 0 or whole hours.
+    `flaws` list what could not be read; `base_ns` was subtracted from the file's times, 0 or whole hours.
     """
 
     path: Path
@@ -154,7 +155,7 @@ class Trace:
 
     @property
     def processes(self) -> list[str]:
-        """The processes that launched something, or where nothing was launched, that ran operators."""
+        """The processes that launched something or, if nothing was launched, ran operators."""
         return sorted({event.process for event in self.launches or self.ops})
 
     @property
@@ -163,7 +164,7 @@ class Trace:
         return min((event.start_us for event in (*self.kernels, *self.ops, *self.launches)), default=0.0)
 
     def between(self, first_us: float, last_us: float) -> Trace:
-        """What begins in [first_us, last_us) of the trace's own time; joins stay, to what is outside too."""
+        """What begins in [first_us, last_us) of the trace's time; joins are kept, even to what is outside."""
 
         def inside(event: Kernel | Op | Launch) -> bool:
             return first_us <= event.start_us < last_us
@@ -179,8 +180,8 @@ class Trace:
     def with_nodes(self, nodes: Mapping[str, Sequence[str]]) -> Trace:
         """The same trace with `Kernel.nodes` looked up by kernel name, or else by op name.
 
-        `nodes` maps a kernel's name to FX nodes, as Inductor's provenance tracking writes it (`cppCodeToPost` in
-        inductor_provenance_tracking_node_mappings.json); the `:number` that it may put behind a name is ignored.
+        `nodes` maps a kernel's name to FX nodes, as written by Inductor's provenance tracking (`cppCodeToPost` in
+        inductor_provenance_tracking_node_mappings.json); the `:number` that it may append to a name is ignored.
         """
         known: dict[str, tuple[str, ...]] = {}
         for name, listed in nodes.items():
@@ -191,7 +192,7 @@ class Trace:
 
 
 def totals(events: Iterable[Kernel | Op | Launch | Mark]) -> dict[str, Total]:
-    """Count and summed duration by name, the longest first."""
+    """Count and summed duration by name, longest first."""
     sums: dict[str, tuple[int, float]] = {}
     for event in events:
         count, duration = sums.get(event.name, (0, 0.0))
@@ -204,17 +205,16 @@ def read_trace(
 ) -> Trace:
     """Read the Kineto or Chrome trace at `path`, JSON or gzip, within `limits`.
 
-    Events of categories that are not read here (flows, Python frames, the GPU's copy of annotations) are skipped
-    unread. What the trace does not say is None. What cannot be read is left out and told in `Trace.flaws`.
+    Events of other categories (flows, Python frames, the GPU's copy of annotations) are skipped. What the trace does
+    not say is None. What cannot be read is left out and listed in `Trace.flaws`.
 
     Args:
         window_us: keep only what begins in [first, last), counted from the first event, with its joins to what began up
-            to a second before. The file is read twice, and what is not kept takes no memory, so that a file of any size
-            can be read if `limits.text_bytes` lets it.
+            to a second before. The file is read twice, and what is not kept takes no memory, so a file of any size can
+            be read if `limits.text_bytes` permits.
 
     Raises:
-        TraceError: for a file that is missing or no trace, from which nothing can be read, or past a limit; the message
-            says which.
+        TraceError: for a file that is missing, not a trace, unreadable or over a limit; the message says which.
     """
     if window_us is None:
         return _Joined(gather(path, limits)).trace()
@@ -225,7 +225,7 @@ def read_trace(
 
 
 class _Joined:
-    """What was gathered, joined and in the classes of `Trace`."""
+    """Joins what was gathered, and converts it to the classes of `Trace`."""
 
     def __init__(self, gathered: Gathered) -> None:
         self.gathered = gathered
@@ -258,7 +258,7 @@ class _Joined:
         return Launch(raw.name, raw.category, *self.span(raw), raw.correlation or 0, raw.external, self.thread(raw))
 
     def kernel(self, raw: Raw, launches: Sequence[Launch], ends: dict[tuple, int]) -> Kernel:
-        """One GPU event; `ends` holds when each stream so far was last at work."""
+        """One GPU event; `ends` holds the latest end on each stream so far."""
         work = _work(raw)
         call, ambiguous = self.joiner.launch(work)
         if ambiguous:
@@ -272,7 +272,7 @@ class _Joined:
         before = ends.get(stream)
         ends[stream] = raw.end_ns if before is None else max(before, raw.end_ns)
         made_by = None if call is None else self.gathered.launches[call.key]
-        # ROCm's launches carry the geometry and its kernels do not.
+        # On ROCm the launches have the geometry, not the kernels.
         shape = {} if made_by is None else {key: made_by.fields[key] for key in SHAPE if raw.fields[key] is None}
         external = raw.external or (made_by.external if made_by else None)
         start, duration = self.span(raw)
@@ -290,7 +290,7 @@ class _Joined:
         )
 
     def op(self, processes: Sequence[Source], external: int | None) -> str | None:
-        """The operator of that External id in one of `processes`, None if there is none or more than one."""
+        """The operator with this External id in one of `processes`, None if there is none or more than one."""
         if external is None:
             return None
         keys = processes if self.joiner.several else [None]
@@ -298,11 +298,11 @@ class _Joined:
         return found[0] if len(found) == 1 else None
 
     def process(self, raw: Raw) -> Source | None:
-        """The process of a host event; None, one for all, where the file holds one only."""
+        """The process of a host event; None if the file holds only one."""
         return self.joiner.process.get(raw.source, raw.source) if self.joiner.several else None
 
     def word(self, process: Source) -> str:
-        """A word for a process; parts of a file may hold processes of the same number, from several machines."""
+        """A word for a process; parts of a file may hold processes with the same number, from different machines."""
         return f"{process.part + 1}:{process.pid}" if self.parted else process.pid
 
     def thread(self, raw: Raw) -> str:

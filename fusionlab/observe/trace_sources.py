@@ -1,7 +1,7 @@
-"""Where the traces that a notebook shows come from: a GPU here, a GPU's recordings, or else the CPU here.
+"""The source of the traces that a notebook shows: a local GPU, a GPU's recordings, or else the local CPU.
 
-The order is fixed and what was chosen is said: a trace recorded now on a GPU that can run the kernel; a recording in
-data/traces; a trace of operators recorded now on the CPU, which says nothing about a GPU. Nothing is made up.
+The order is fixed and the choice is stated: a trace recorded now on a GPU that can run the kernel; a recording in
+data/traces; a trace of operators recorded now on the CPU, which says nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fusionlab.observe.trace import Op, Trace
 from fusionlib.contract import amd_arch
 from fusionlib.devices import converts_to_fp8
 
-#: The variants of `observe.record` and how a reader knows them, in the order in which they are shown.
+#: The variants of `observe.record` and their labels, in the order in which they are shown.
 LABELS = {"eager": "eager", "two_kernel": "two kernels", "inductor": "Inductor alone", "fused": "one kernel"}
-#: The same where there are no kernels.
+#: The same for traces without kernels.
 CPU_LABELS = LABELS | {"two_kernel": "two operations", "fused": "one operation"}
 TUNED_BY_INDUCTOR = frozenset(name for name, variant in VARIANTS.items() if variant.compiled)
 LIVE_STEPS = 3
-NEARLY = 1.05  # steps of the same kernels differ by so much at random
+NEARLY = 1.05  # steps of the same kernels randomly differ by this much
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Shown:
         kind: `live GPU`, `recorded GPU` or `live CPU`.
         device: the device's name as its driver gives it; `CPU` for a CPU.
         tokens: rows of the input.
-        traces: variant -> trace of the fastest recorded step, the norm and the quantisation only.
-        shared: names of what follows in every variant, the GEMM, and was cut off.
+        traces: variant -> trace of the fastest recorded step, only the norm and the quantisation.
+        shared: names of what follows in every variant, the GEMM, and was removed.
         paths: variant -> path of the whole recording relative to the repository; empty for a live one.
     """
 
@@ -53,11 +53,11 @@ class Shown:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether there are kernels in it."""
+        """Whether it contains kernels."""
         return self.kind != "live CPU"
 
     def label(self, variant: str) -> str:
-        """How a reader knows `variant`."""
+        """The label of `variant`."""
         return (LABELS if self.on_gpu else CPU_LABELS)[variant]
 
     @property
@@ -72,7 +72,7 @@ class Shown:
 
     @property
     def words(self) -> str:
-        """What the reader sees, for a caption."""
+        """A description for a caption."""
         how = {
             "live GPU": "recorded now on",
             "recorded GPU": "recorded earlier on",
@@ -89,18 +89,18 @@ def show_traces(
     device: str = "",
     data: Path | None = None,
 ) -> Shown:
-    """The traces of `variants` at `tokens`, from the best source there is.
+    """The traces of `variants` at `tokens`, from the best available source.
 
-    A recording has the tokens that were recorded: the nearest to `tokens` is taken.
+    Recordings exist only for some numbers of tokens: the one nearest to `tokens` is taken.
 
     Args:
         variants: keys of `LABELS`.
-        graph: replays of CUDA graphs; on a CPU, and where there is no such recording, there are none and it is ignored.
+        graph: replays of CUDA graphs; ignored on a CPU, and if there is no such recording.
         device: `cpu` or `recorded` to leave a GPU out; empty for the best.
         data: the data folder; the checkout's by default.
 
     Raises:
-        ValueError: for an unknown variant or device, or `recorded` where nothing is.
+        ValueError: for an unknown variant or device, or for `recorded` without a recording.
         RecordError: if a live recording fails.
     """
     unknown = [variant for variant in variants if variant not in LABELS]
@@ -120,7 +120,7 @@ def show_traces(
 
 
 def gpu_runs_the_kernel() -> bool:
-    """Whether there is a GPU that converts to FP8, as the fused kernel must."""
+    """Whether there is a GPU that converts to FP8, as the fused kernel requires."""
     if not torch.cuda.is_available():
         return False
     properties = torch.cuda.get_device_properties(0)
@@ -132,7 +132,7 @@ def _live(kind: str, device: str, tokens: int, variants: Sequence[str], *, graph
     where = {"live GPU": "cuda", "live CPU": "cpu"}[kind]
     try:
         if where == "cpu":
-            torch.set_num_threads(1)  # or a wait for another thread is told as an operator's time
+            torch.set_num_threads(1)  # else waits for another thread count as an operator's time
         whole = {
             variant: fastest_step(
                 record_step(variant, tokens, steps=LIVE_STEPS, device=where, graph=graph and where == "cuda")
@@ -146,7 +146,7 @@ def _live(kind: str, device: str, tokens: int, variants: Sequence[str], *, graph
 
 
 def _recorded(tokens: int, variants: Sequence[str], graph: bool, data: Path | None) -> list[RecordedTrace]:
-    """One recording of each variant, of one device, size and kind; the newest such set, none if there is none."""
+    """One recording of each variant, of one device, size and kind; the newest such set, empty if there is none."""
     folder = data or data_folder()
     sets: dict[tuple, dict[str, RecordedTrace]] = {}
     for trace in traces(folder):
@@ -165,7 +165,7 @@ def _recorded(tokens: int, variants: Sequence[str], graph: bool, data: Path | No
 
 
 def _before(date: str) -> tuple[int, ...]:
-    """A key by which later dates come first."""
+    """A sort key that puts later dates first."""
     return tuple(-ord(character) for character in date)
 
 
@@ -179,8 +179,8 @@ def _from_recordings(found: Sequence[RecordedTrace]) -> Shown:
 def fastest_step(trace: Trace) -> Trace:
     """The least disturbed step of `trace`: its kernels, or on a CPU its operators, took the least time end to end.
 
-    Of steps that took practically the same, the one whose first launch came last: the profiler can hold up the single
-    launch of a CUDA graph for hundreds of microseconds while the kernels behind it are as fast as ever.
+    Of steps that took practically the same time, the one whose first launch came last: the profiler can delay the
+    single launch of a CUDA graph by hundreds of microseconds without slowing its kernels.
     """
 
     def span(step: Trace, *, launches: bool = False) -> float:
@@ -196,10 +196,10 @@ def fastest_step(trace: Trace) -> Trace:
 
 
 def without_common_end(variants: Mapping[str, Trace]) -> tuple[dict[str, Trace], tuple[str, ...]]:
-    """The traces without what all of them end in, and the names of that: kernels, or on a CPU top-level operators.
+    """The traces without their common end, and the names in it: kernels, or on a CPU top-level operators.
 
-    The recorded variants differ before the GEMM and are alike from there on. A lone trace has nothing to compare with
-    and stays whole, and none is cut to nothing.
+    The recorded variants differ before the GEMM and are identical from there on. A single trace has nothing to compare
+    with and stays whole, and no trace becomes empty.
     """
     lists = [_sequence(trace) for trace in variants.values()]
     common = 0
@@ -215,13 +215,13 @@ def without_common_end(variants: Mapping[str, Trace]) -> tuple[dict[str, Trace],
 
 
 def _sequence(trace: Trace) -> list[tuple[str, float]]:
-    """Names and starts of the kernels, or of the operators that no other called."""
+    """Names and starts of the kernels, or of the top-level operators."""
     events: Sequence = trace.kernels or [entry.op for entry in nest(trace.ops) if entry.parent is None]
     return [(event.name, event.start_us) for event in events]
 
 
 def _until(trace: Trace, end_us: float) -> Trace:
-    """What begins before `end_us`, on the GPU if there are kernels; calls and operators that led there stay."""
+    """What begins before `end_us`, on the GPU if there are kernels; the calls and operators that led to it are kept."""
     if not trace.kernels:
         return replace(trace, ops=tuple(op for op in trace.ops if op.start_us < end_us))
     kernels = tuple(kernel for kernel in trace.kernels if kernel.start_us < end_us)
@@ -235,14 +235,14 @@ def _until(trace: Trace, end_us: float) -> Trace:
 def benchmark_times(benchmark: RecordedBenchmark, case: str = "") -> dict[str, dict[int, float]]:
     """Median times of a recorded benchmark: variant -> tokens -> microseconds, the variants in its own order.
 
-    Of the variants that Inductor compiles, the fastest of `benchmark_runs`: which launches it chooses varies from run
-    to run, and a poor choice is no merit of the kernel beside it.
+    For the variants that Inductor compiles, the fastest of `benchmark_runs`: the launches it chooses vary from run to
+    run, and a poor choice would flatter the kernel it is compared with.
 
     Args:
         case: `shape/gate/context` of the cases wanted; by default 32 heads x 128, contiguous, alone.
 
     Raises:
-        ManifestError: if a document has another form.
+        ManifestError: if a document has the wrong format.
     """
     found, *others = benchmark_runs(benchmark, case)
     for other in others:
@@ -253,7 +253,7 @@ def benchmark_times(benchmark: RecordedBenchmark, case: str = "") -> dict[str, d
 
 
 def benchmark_runs(benchmark: RecordedBenchmark, case: str = "") -> list[dict[str, dict[int, float]]]:
-    """Median times as in `benchmark_times`, of this run and then of those in `further/` of the same machine."""
+    """Median times as in `benchmark_times`, of this run and then of the same machine's runs in `further/`."""
     wanted = (case or f"{BASE}/contiguous/alone").split("/")
     paths = sorted((benchmark.path.parent / "further").glob(f"{benchmark.path.stem}-[0-9].json"))
     others = [other for other in map(read_benchmark, paths) if other.manifest.machine == benchmark.manifest.machine]

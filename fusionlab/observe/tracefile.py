@@ -1,8 +1,8 @@
-"""Trace files, one event at a time: bounded in memory, whatever the file holds, and readable where it is damaged.
+"""Reads trace files one event at a time: with bounded memory, whatever the file holds, and even if it is damaged.
 
 A trace of a few steps is a few megabytes; one of an hour is gigabytes, and a gzip bomb is as large as its author likes.
-Nothing here keeps more than one chunk and one event. What profilers get wrong (names that are no JSON, a file that ends
-early) costs the event that it is in, and is noted among the flaws.
+Nothing here keeps more than one chunk and one event. What profilers get wrong (names that are not valid JSON, a
+truncated file) costs only the affected event, and is listed among the flaws.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ _CHUNK = 1 << 20  # bytes read at a time
 _WHITESPACE = " \t\r\n"
 _EVENTS = "traceEvents"
 
-#: Where an event begins behind another: an object with a key that events begin with.
+#: The start of an event after another one: an object with a key that events begin with.
 _NEXT = re.compile(r'(?:\}\s*)?,\s*(?=\{\s*"(?:ph|cat|name|pid|tid|ts|dur|id|args)"\s*:)')
-#: Where a list of events ends behind its last.
+#: The end of a list of events, after the last one.
 _LAST = re.compile(r"\}\s*(?=\]\s*(?:[,}]|$))")
 _LIST = re.compile(rf'"{_EVENTS}"\s*:\s*\[')
-_TAIL = 256  # characters in which any of these fits
-_UNREADABLE = "�"  # stands for bytes that are no UTF-8
+_TAIL = 256  # characters that any of these fits in
+_UNREADABLE = "�"  # stands for bytes that are not UTF-8
 _BESIDE = "a value beside the events is no JSON, too long or cut off, and was skipped"
 
 
 class TraceError(ValueError):
-    """A trace that cannot be read or written: the message names the file, the limit or fault, and the way out."""
+    """A trace that cannot be read or written: the message names the file, the limit or fault, and how to fix it."""
 
 
 class _NoJson(ValueError):
-    """A value that is no JSON, or cut off; the cursor is still in front of it."""
+    """A value that is invalid JSON or truncated; the cursor is still before it."""
 
 
 class _TooLong(_NoJson):
-    """A value that is longer than the limit; the cursor is behind it."""
+    """A value that is longer than the limit; the cursor is after it."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a trace file may take.
+    """Limits for a trace file.
 
     Args:
-        text_bytes: size of the JSON text, after decompression. It is not kept and costs time only.
-        events: number of events that are kept, about 1.5 kB of memory for one of a GPU.
-        value_chars: length of one event, or of one other top-level value, in characters; a longer one is skipped.
+        text_bytes: size of the JSON text, after decompression. It is not kept and costs only time.
+        events: number of events that are kept, about 1.5 kB of memory for a GPU event.
+        value_chars: length of one event, or of another top-level value, in characters; a longer one is skipped.
     """
 
     text_bytes: int = 1 << 30
@@ -88,12 +88,12 @@ def read_values(
 ) -> Iterator[tuple[str, Any]]:
     """The top-level values of the trace at `path`, in file order, as (key, value).
 
-    `traceEvents` comes as one pair an event; a file that is a bare array of events (the Chrome format's other form)
-    comes as such pairs too. Gzip is told by its magic bytes, not by the file's name. Numbers are as `exact_float` makes
-    them. What cannot be read is skipped and added to `flaws`, whose `index` is that of the event that came last.
+    `traceEvents` yields one pair per event; so does a file that is a bare array of events (the Chrome format's other
+    form). Gzip is detected by its magic bytes, not by the file's name. Numbers are parsed by `exact_float`. What cannot
+    be read is skipped and added to `flaws`, whose `index` is that of the latest event.
 
     Raises:
-        TraceError: for a file that is missing, unreadable, no trace, past a limit, or flawed before its first event.
+        TraceError: for a file that is missing, unreadable, not a trace, over a limit, or flawed before its first event.
     """
     path, limits, flaws = Path(path), limits or Limits(), flaws or Flaws()
     try:
@@ -118,16 +118,16 @@ def _open(path: Path, limits: Limits) -> IO[bytes]:
 
 
 class _Scanner:
-    """A cursor over JSON text that holds a window of it: consumed text is dropped, missing text is read."""
+    """A cursor over JSON text that holds a window of it: consumed text is dropped, more is read as needed."""
 
     def __init__(self, path: Path, file: IO[bytes], limits: Limits, flaws: Flaws) -> None:
         self.path, self.file, self.limits, self.flaws = path, file, limits, flaws
         self.decode = codecs.getincrementaldecoder("utf-8-sig")(errors="replace").decode
-        # Not strict: some writers leave line ends and other control characters in names.
+        # Not strict: some writers leave newlines and other control characters in names.
         self.parse = json.JSONDecoder(strict=False, parse_float=exact_float).raw_decode
         self.text, self.at, self.taken, self.ended = "", 0, 0, False
-        self.damage = ""  # why the bytes stop before the file does
-        self.count, self.stopped = 0, False  # events met; whether a flaw says where reading stopped
+        self.damage = ""  # why the bytes end before the file does
+        self.count, self.stopped = 0, False  # events seen; whether a flaw says where reading stopped
 
     def values(self) -> Iterator[tuple[str, Any]]:
         """All top-level (key, value) pairs."""
@@ -175,7 +175,7 @@ class _Scanner:
         self.at += 1
 
     def events(self) -> Iterator[tuple[str, Any]]:
-        """The elements of a list of events; commas too many or too few do no harm."""
+        """The elements of a list of events; extra or missing commas are tolerated."""
         self.at += 1
         while (character := self.peek()) not in ("]", ""):
             if character == ",":
@@ -184,7 +184,7 @@ class _Scanner:
             self.flaws.index = self.count
             self.count += 1
             try:
-                if character == '"':  # no event begins so: a stray quote, and a string up to the next one in an event
+                if character == '"':  # not an event: a stray quote, and a string up to the next one in an event
                     raise _NoJson
                 value = self.value()
             except _TooLong:
@@ -200,13 +200,13 @@ class _Scanner:
 
     @property
     def too_long(self) -> str:
-        """What is said of an event over the limit."""
+        """The message about an event over the limit."""
         return f"skipped: longer than {self.limits.value_chars} characters (Limits.value_chars)"
 
     def salvaged(self) -> Any:
-        """Move behind the event at hand, which is no JSON; returns it if it can be mended, else None."""
+        """Skip the current event, which is invalid JSON; returns it if it can be mended, else None."""
         cut = (text := self.seek(_NEXT, _LAST)) is None
-        if cut:  # perhaps right behind the event, or the comma that follows it
+        if cut:  # perhaps right after the event, or the comma that follows it
             text, self.at = self.text[self.at :].rstrip(_WHITESPACE + ","), len(self.text)
         name, category, timed = named(text[: 4 * _TAIL])
         if len(text) > self.limits.value_chars:
@@ -221,9 +221,9 @@ class _Scanner:
         return None
 
     def seek(self, pattern: re.Pattern[str], at_last: re.Pattern[str] | None = None) -> str | None:
-        """Move on to where `pattern` matches; returns the text in between, its front only if that is long.
+        """Advance to where `pattern` matches; returns the text in between, only its beginning if that is long.
 
-        `at_last` is tried where nothing matches in as much text as a value may have. None at the end of the file.
+        `at_last` is tried if nothing matches within the maximum length of a value. None at the end of the file.
         """
         front, looked = "", 1
         while True:
@@ -252,7 +252,7 @@ class _Scanner:
         return key
 
     def peek(self) -> str:
-        """The next character that is no whitespace, unconsumed; empty at the end."""
+        """The next non-whitespace character, not consumed; empty at the end."""
         while True:
             while self.at < len(self.text):
                 if self.text[self.at] not in _WHITESPACE:
@@ -271,7 +271,7 @@ class _Scanner:
                 whole = end < len(self.text) and self.text[end] not in ".eE"
             except (ValueError, RecursionError):
                 value, end, whole = None, 0, False
-            # A number at the window's edge may go on behind it ("1" or "1." of "1.5"); nothing else parses when cut.
+            # A number at the window's edge may continue beyond it ("1" or "1." of "1.5"); nothing else parses when cut.
             if whole or len(self.text) - self.at > most or self.ended:
                 break
             self.more()
@@ -287,10 +287,10 @@ class _Scanner:
         return value
 
     def more(self) -> bool:
-        """Read at least one further chunk behind the unconsumed text; False at the end of the file."""
+        """Read at least one more chunk after the unconsumed text; False at the end of the file."""
         if self.ended:
             return False
-        # As much again as is waiting: a value that spans n chunks is then parsed log n times, not n.
+        # As much again as is unconsumed: a value that spans n chunks is then parsed log n times, not n.
         data = self.bytes(max(_CHUNK, len(self.text) - self.at))
         self.taken += len(data)
         self.limits.check_text(self.path, self.taken)
@@ -300,7 +300,7 @@ class _Scanner:
         return not self.ended
 
     def bytes(self, size: int) -> bytes:
-        """The next `size` bytes, fewer at the end; a damaged gzip stream ends where its damage begins."""
+        """The next `size` bytes, fewer at the end; a damaged gzip stream ends where the damage begins."""
         parts = []
         while size > 0 and not self.damage:
             try:
@@ -315,12 +315,12 @@ class _Scanner:
         return b"".join(parts)
 
     def stop(self, what: str, where: str, name: str = "") -> None:
-        """Note where reading stopped, unless something did before, and leave the rest of the text."""
+        """Record where reading stopped, unless already recorded, and skip the rest of the text."""
         if not self.stopped:
             self.flaws.note(what, where, name)
         self.stopped = self.ended = True
         self.at = len(self.text)
 
     def fault(self, what: str) -> TraceError:
-        """An error near this place in the file."""
+        """An error near the current position in the file."""
         return TraceError(f"{self.path}: no readable trace ({self.taken} bytes in): {what}; record or copy it again")

@@ -1,8 +1,8 @@
-"""What a faster kernel is worth to a model: time saved in a layer x layers / time of a step.
+"""What a faster kernel is worth to a model: time saved per layer x layers / time of a step.
 
-The "1-3 %" of a fusion, made computable. The step's time must come from somewhere: a measurement, or, backwards, from a
-claim (`implied_step_us`), which shows what the claim takes for granted. What others measured lies in data/reference,
-each file with its source; `references.read_reference` reads it.
+This computes the "1-3 %" that a fusion is said to gain. The step's time comes from a measurement or, in reverse, from a
+claim (`implied_step_us`), which shows what the claim assumes. Other people's measurements are in data/reference, each
+file with its source; `references.read_reference` reads them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class WhatIfError(ValueError):
 
 @dataclass(frozen=True)
 class Model:
-    """How often a model walks the path: `layers` times a step, over rows of heads x head_dim elements a token.
+    """How often a model runs the path: `layers` times per step, with rows of heads x head_dim elements per token.
 
     Args:
         layers: layers with the fused path (linear attention).
@@ -61,7 +61,7 @@ class WhatIf:
     Args:
         model: its name.
         batch_size: tokens of a decode step, for which the times hold.
-        layers: how often a step takes the path.
+        layers: how often a step runs the path.
         before_us, after_us: time of the path in one layer, microseconds.
         step_us: time of the whole step before, microseconds; at least layers x before_us.
 
@@ -87,17 +87,17 @@ class WhatIf:
 
     @property
     def saved_us(self) -> float:
-        """Time saved a step; negative if `after_us` is the longer."""
+        """Time saved per step; negative if `after_us` is longer."""
         return (self.before_us - self.after_us) * self.layers
 
     @property
     def share(self) -> float:
-        """Saved time over the step's: by how much time per output token (TPOT) falls, 0.025 being 2.5 %."""
+        """Saved time / step time: the reduction of time per output token (TPOT), 0.025 being 2.5 %."""
         return self.saved_us / self.step_us
 
     @property
     def throughput_gain(self) -> float:
-        """By how much output throughput rises if nothing else changes: 1 / (1 - share) - 1."""
+        """The increase of output throughput if nothing else changes: 1 / (1 - share) - 1."""
         return 1.0 / (1.0 - self.share) - 1.0
 
 
@@ -111,7 +111,7 @@ def implied_step_us(saved_us: float, layers: int, share: float) -> float:
 
 
 def share_of_throughput_gain(gain: float) -> float:
-    """The share of the step that a throughput gain stands for: 1 - 1 / (1 + gain)."""
+    """The share of the step that corresponds to a throughput gain: 1 - 1 / (1 + gain)."""
     _positive(gain=gain)
     return 1.0 - 1.0 / (1.0 + gain)
 
@@ -124,9 +124,9 @@ def from_bandwidth(
     norm: GatedNorm | None = None,
     quant: GroupQuant | None = None,
 ) -> WhatIf:
-    """The most that memory traffic alone lets the fusion gain: the ledger's bytes before and after, at a bandwidth.
+    """The fusion's maximum gain from memory traffic alone: the ledger's bytes before and after, at a bandwidth.
 
-    `bandwidth_gb_s` is in 1e9 bytes a second. For few tokens the launches saved count for more than the bytes; measure.
+    `bandwidth_gb_s` is in 1e9 bytes per second. For few tokens the saved launches matter more than the bytes; measure.
     """
     _count(batch_size=batch_size)
     norm, quant = norm or GatedNorm.vllm(model.head_dim), quant or GroupQuant.vllm()

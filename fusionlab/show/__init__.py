@@ -1,4 +1,4 @@
-"""Figures for the notebooks: one template, one way to display. Not imported by `import fusionlib`."""
+"""Figures for the notebooks: one template, one way to display them. Not imported by `import fusionlib`."""
 
 from fusionlab.show.drawing import Drawing, Table
 from fusionlab.show.explore import Choice, Entry, Span, explore

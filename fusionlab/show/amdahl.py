@@ -1,7 +1,7 @@
 """What a faster kernel is worth to a whole step: Amdahl's law as a figure with a slider.
 
-The share of a step that a fusion saves is `saved in each layer x layers / time of the step`
-(`fusionlab.observe.whatif`), so every saving is one falling curve over the time of a step.
+The share of a step that a fusion saves is `saved per layer x layers / time of the step`
+(`fusionlab.observe.whatif`), so every saving is a falling curve over the step time.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from fusionlab.show.drawing import Drawing, Table
 from fusionlab.show.theme import PALETTE
 
 SAVINGS_US = (0.5, 1.0, 2.0, 3.0, 4.5, 6.0, 9.0)  # the slider's positions; 4.5 is what PR #40710 states
-BAND = (0.01, 0.03)  # the "1-3 %" that is said of fusions like this one
+BAND = (0.01, 0.03)  # the "1-3 %" claimed for fusions like this one
 TOP = 0.06  # share at the upper edge: twice the band
-POINTS = 121  # of a curve: its bend is smooth at any width
+POINTS = 121  # per curve, so that it is smooth at any width
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Somebody's statement: in a step of `step_us` microseconds the saving was `share` (0.025 for 2.5 %)."""
+    """A published claim: in a step of `step_us` microseconds the saving was `share` (0.025 for 2.5 %)."""
 
     name: str
     step_us: float
@@ -32,7 +32,7 @@ class Claim:
 
 
 def share_of_step(saved_us: float, layers: int, step_us: float) -> float:
-    """Amdahl's law with a part that shrinks: `layers` times `saved_us` over `step_us`, all times in microseconds."""
+    """Amdahl's law for a shrinking part: `layers` * `saved_us` / `step_us`, all times in microseconds."""
     return saved_us * layers / step_us
 
 
@@ -45,13 +45,13 @@ def worth(
     choices_us: Iterable[float] = SAVINGS_US,
     steps_ms: tuple[float, float] = (1.0, 100.0),
 ) -> Drawing:
-    """Share of a step that is saved, over the step's time; a slider chooses what one layer saves.
+    """Share of a step that is saved, over the step time; a slider chooses what one layer saves.
 
     Args:
-        saved_us: saved in each layer, microseconds; where the slider stands at first.
+        saved_us: saved per layer, microseconds; the slider's initial position.
         layers: how many layers save it.
         step_ms: time of the whole step, milliseconds, marked on each curve; within `steps_ms`.
-        claims: statements to mark as points.
+        claims: claims to mark as points.
         choices_us: the slider's other positions.
         steps_ms: both ends of the axis, milliseconds.
 
@@ -107,7 +107,7 @@ def _draw_claims(fig: go.Figure, claims: Sequence[Claim]) -> int:
         fig.add_scatter(
             x=[claim.step_us / 1000], y=[100 * claim.share], mode="markers", name=claim.name,
             marker={"symbol": symbols[i % len(symbols)], "size": 12, "color": PALETTE["vermillion"]},
-            zorder=2,  # above the curve, which is drawn later
+            zorder=2,  # above the curve, although that is drawn later
             hovertemplate="%{x:.2f} ms, %{y:.2f} %<extra></extra>",
         )  # fmt: skip
     return len(claims)
@@ -123,7 +123,7 @@ def _draw_curve(
         name=f"{saved_us:g} µs × {layers} layers", line={"width": 3, "color": PALETTE["blue"]},
         hovertemplate="a step of %{x:.3g} ms: %{y:.2f} %<extra></extra>",
     )  # fmt: skip
-    drawn = min(share, 0.97 * TOP)  # a mark above the frame would be invisible; its text has the number
+    drawn = min(share, 0.97 * TOP)  # a mark above the frame would be invisible; its text shows the number
     fig.add_scatter(
         x=[step_ms], y=[100 * drawn], mode="markers+text", visible=visible, name=f"at {step_ms:g} ms",
         text=[f"{share:.2%}"], textposition="top right", textfont={"size": 15},
@@ -132,7 +132,7 @@ def _draw_curve(
 
 
 def _slider(savings: Sequence[float], active: int, fixed: int) -> dict:
-    """Position i shows the two traces of saving i, and what is always there."""
+    """Position i shows the two traces of saving i, and the fixed ones."""
     steps = []
     for i, saving in enumerate(savings):
         visible = [True] * fixed + [j == i for j in range(len(savings)) for _ in range(2)]

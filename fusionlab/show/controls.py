@@ -1,8 +1,8 @@
 """The sliders, menus and buttons inside a figure, and the room that they take.
 
-A notebook has only plotly's own, drawn into the figure. The site makes elements of the page out of them, which a
-keyboard reaches, and a still picture has none: both take back the room, which the figure's layout states as
-`meta.controls`, in pixels above and below the plot.
+A notebook has only plotly's own, drawn into the figure. The site turns them into page elements that are accessible by
+keyboard, and a still picture has none: both reclaim the room, which the figure's layout states in `meta.controls`, in
+pixels above and below the plot.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ SLIDER = 84  # pixels that a slider takes below the axis: its value, its rail, i
 
 
 def room(*, above: int = 0, below: int = 0) -> dict[str, Any]:
-    """What a layout's `meta` says of pixels in its height and margins that are there for controls."""
+    """A layout's `meta` for the pixels in its height and margins that are reserved for controls."""
     return {"controls": {"above": above, "below": below}}
 
 
 def room_of(layout: Mapping[str, Any]) -> tuple[int, int]:
-    """The pixels above and below the plot that a layout keeps for controls."""
+    """The pixels above and below the plot that a layout reserves for controls."""
     said = (layout["meta"] or {}).get("controls", {}) if "meta" in layout else {}
     return said.get("above", 0), said.get("below", 0)
 
 
 def without_controls(fig: Figure) -> Figure:
-    """A copy of `fig` as it is first seen, without controls and their room."""
+    """A copy of `fig` in its initial state, without controls and their room."""
     import plotly.graph_objects as go
 
     plain = go.Figure(fig)

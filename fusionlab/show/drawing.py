@@ -1,4 +1,4 @@
-"""What a notebook shows: a figure with its words, and the table that says the same."""
+"""What a notebook shows: a figure with its words, and a table with the same content."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """A figure's numbers or names as rows of text. The text may come from strangers: it is escaped where it is shown.
+    """A figure's numbers or names as rows of text. The text may be untrusted: it is escaped where it is shown.
 
     Args:
         title: what the rows are, for the line that unfolds the table.
-        columns: the head.
-        rows: each as long as the head.
+        columns: the header.
+        rows: each as long as the header.
     """
 
     title: str
@@ -31,7 +31,7 @@ class Table:
                 raise ValueError(f"the row {list(row)!r} has {len(row)} cells under {len(self.columns)} columns")
 
     def html(self) -> str:
-        """The table as HTML, folded until somebody asks for it."""
+        """The table as HTML, folded by default."""
         head = "".join(f"<th>{escape(str(cell))}</th>" for cell in self.columns)
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in self.rows
@@ -51,14 +51,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and the words without which it is not shown.
+    """A figure and the words required to show it.
 
     Args:
         fig: the plotly figure; colours and fonts come from the project's template.
         caption: names the figure.
-        alt: what is drawn, for those who cannot see it.
+        alt: what is drawn, for readers who cannot see it.
         summary: the conclusion, in words.
-        table: the same without a script, where the figure has names or numbers worth reading one by one.
+        table: the same without a script, if the figure has names or numbers worth reading one by one.
     """
 
     fig: Figure

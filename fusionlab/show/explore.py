@@ -1,4 +1,4 @@
-"""A figure with controls: the static form first, live only where there is somebody to move them."""
+"""A figure with controls: the static form first, live controls only in an interactive session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ipywidgets import Widget
 
 STYLE = {"description_width": "initial"}
-#: In JupyterLab the words make way for the controls, and the complaint that there are none to be had for the words.
+#: In JupyterLab the controls replace the words; without controls the words replace JupyterLab's error message.
 STYLE_OF_WORDS = """<style>
 .jp-OutputArea:has(.widget-box) .fusionlib-still,
 .jp-OutputArea:has(.fusionlib-still) .jp-OutputArea-output.jupyter-widgets:not(:has(*)) { display: none }
@@ -24,7 +24,7 @@ STYLE_OF_WORDS = """<style>
 
 @dataclass(frozen=True)
 class Span:
-    """A number between `low` and `high` in steps of `step`, at first `value`; whole numbers give whole numbers."""
+    """A number between `low` and `high` in steps of `step`, initially `value`; integers give integers."""
 
     low: float
     high: float
@@ -49,7 +49,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values, by their labels if a mapping is given; at first `value`."""
+    """One of several values, shown by label if a mapping is given; initially `value`."""
 
     options: Mapping[str, Any] | Sequence[Any]
     value: Any
@@ -75,23 +75,23 @@ class Entry:
     placeholder: str = ""
 
     def widget(self, name: str) -> Widget:
-        """The text field, which answers while one types."""
+        """The text field, which updates while typing."""
         import ipywidgets
 
         return ipywidgets.Text(value=self.value, placeholder=self.placeholder, description=name, style=STYLE)
 
 
 def explore(draw: Callable[..., Drawing], *, interactive: bool, **controls: Span | Choice | Entry) -> None:
-    """Show `draw(**values)` with the controls' first values and, if `interactive`, controls above that redraw it.
+    """Show `draw(**values)` with the controls' initial values and, if `interactive`, controls above that redraw it.
 
-    What is stored in the notebook is the figure either way, so it is there for readers without a kernel.
+    The notebook stores the figure either way, so readers without a kernel see it.
 
     Args:
         draw: makes the drawing; called with one keyword argument for every control.
-        interactive: whether to add the controls, which need ipywidgets and a running kernel; otherwise a line of words
+        interactive: whether to add the controls, which need ipywidgets and a running kernel; otherwise a line of text
             says which there would be.
-        **controls: by the name of the argument, whose underscores become spaces in the label. A slider inside the
-            figure that has the name of one is left out, where this one is there.
+        **controls: by argument name, whose underscores become spaces in the label. A slider inside the figure with the
+            same name is left out if the control is present.
     """
     values = {name: control.value for name, control in controls.items()}
     names = ", ".join(name.replace("_", " ") for name in controls)
@@ -121,12 +121,12 @@ class _Live:
 
     def _moved(self, _change: Any) -> None:
         self._messages.clear_output()
-        with self._messages:  # an exception in a widget's callback is lost unless something shows it
+        with self._messages:  # an exception in a widget's callback is lost unless it is shown
             self._update()
 
     def _update(self) -> None:
         drawing = self._draw(**{name: _read(widget.value) for name, widget in self._widgets.items()})
-        # Two sliders for one thing would contradict each other: the live one stays.
+        # Two sliders for the same value would contradict each other: the live one stays.
         sliders = [slider for slider in drawing.fig.layout.sliders if slider.name not in self._widgets]
         if len(sliders) < len(drawing.fig.layout.sliders):
             drawing = replace(drawing, fig=without_controls(drawing.fig))
@@ -134,12 +134,12 @@ class _Live:
 
 
 def _read(value: Any) -> Any:
-    """A control's value; of a number what was chosen, without what the slider's arithmetic left behind."""
+    """A control's value; for a number, without the slider's floating-point noise."""
     return round(value, 9) if isinstance(value, float) else value
 
 
 def _publish_controls(box: Widget, names: str) -> None:
-    """Show `box`, and words for all who cannot: a notebook keeps no widgets, only that some were there."""
+    """Show `box`, and words for readers who cannot: a saved notebook has no widgets, only a note that some existed."""
     from IPython.display import publish_display_data
 
     words = f"This figure has live controls while its kernel runs: {names}."

@@ -1,6 +1,6 @@
 """Nodes of a graph beside the slices of a trace that ran them, linked by lines.
 
-A slider walks through the slices in order of time and lights up the nodes of each, on a page without a kernel, too.
+A slider walks through the slices in order of time and highlights the nodes of each, even on a page without a kernel.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ NODES, SLICES, LONGEST = (
     0.30,
     0.60,
     0.14,
-)  # where the two columns stand, and how long the longest bar is; the width is 1
-PIXELS = 24  # of a row
+)  # positions of the two columns, and length of the longest bar; the width is 1
+PIXELS = 24  # per row
 FADED = {"marker": {"opacity": 0.2}}
 
 
 def _label(name: str, width: int = 24) -> str:
-    """A slice's name for a label: what it computes, without the generic kernel that it is an instance of."""
+    """A slice's name for a label: what it computes, without the name of the generic kernel it instantiates."""
     return cut(short_name(name, 80).split(" (")[0], width)
 
 
 def links(nodes: Sequence[str], slices: Sequence[Slice], *, what: str = "kernel") -> Drawing:
-    """The graph's calls on the left, in its order; what ran on the right, in order of time, as bars of its duration.
+    """The graph's calls on the left, in graph order; what ran on the right, in time order, with bars for durations.
 
     Args:
         nodes: names of the nodes, in the order of the graph.
@@ -150,7 +150,7 @@ def _slice_column(fig: go.Figure, slices: Sequence[Slice], slice_y: Sequence[flo
 
 
 def _slider(nodes: Sequence[str], place: dict[str, int], slices: Sequence[Slice]) -> dict:
-    """All links first; then one slice after the other. The traces are: links, nodes, slices, then a link each."""
+    """All links first; then one slice after the other. The traces are: links, nodes, slices, then one per slice."""
 
     def step(label: str, chosen: int | None) -> dict:
         shown = [True, True, True, *(row == chosen for row in range(len(slices)))]

@@ -1,4 +1,4 @@
-"""A rewrite as a figure: the graph before, after and both in one, and the events one by one."""
+"""A rewrite as a figure: the graph before, after and both combined, and the events one by one."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from fusionlab.show.graph_text import COLUMNS, Facts, amount, hover, label, oper
 if TYPE_CHECKING:
     from fusionlab.recorder import Recording
 
-ABOVE = 60  # pixels over the graph, for the legend
-BELOW = 164  # pixels under it, where most of what is added stands: the sentence, the buttons, the slider
+ABOVE = 60  # pixels above the graph, for the legend
+BELOW = 164  # pixels below it, for the sentence, the buttons and the slider
 MOST_CHANGED = 120  # nodes drawn together; a site of the fusion changes about thirty
-SENTENCE_CHARACTERS = 74  # of the line above the graph, on a narrow page
-#: The kinds of box and of edge that have a trace of their own, in the traces' order.
+SENTENCE_CHARACTERS = 74  # of the line with the sentence, on a narrow page
+#: The kinds of box and of edge that have their own trace, in the traces' order.
 EDGES = ("kept", "removed", "added")
 BOXES = ("kept", "removed", "added", "stub", "gone", "touched")
 
 
 @dataclass(frozen=True)
 class _View:
-    """What is drawn in one position of the controls: the kind of every node, the edges by kind, a sentence."""
+    """What is drawn at one position of the controls: the kind of every node, the edges by kind, a sentence."""
 
     kinds: Mapping[str, str]
     edges: Mapping[str, Collection[Edge]]
@@ -48,18 +48,18 @@ def graph_diff(
 ) -> Drawing:
     """The union of a graph before and after a rewrite, laid out once, so that what stays does not move.
 
-    Buttons switch between before, both in one, and after; a slider plays the events. Both need no kernel.
+    Buttons switch between before, both combined, and after; a slider plays the events. Neither needs a kernel.
 
     Args:
         recording: the rewrite.
         facts: bytes and modules of the nodes, from a capture's stages.
-        site: the name of a node that changed: only what changed with it is drawn. By default everything that changed,
-            or its first connected part where that is too much for one figure.
-        hops: how far around what changed is drawn; the rest is folded into stubs. None draws everything.
+        site: the name of a changed node: only what changed with it is drawn. By default everything that changed, or the
+            first connected part if that is too much for one figure.
+        hops: how many edges around the changes are drawn; the rest is folded into stubs. None draws everything.
         title: the caption's first words.
 
     Raises:
-        ValueError: if `site` is no node that changed.
+        ValueError: if `site` is not a changed node.
     """
     import plotly.graph_objects as go
 
@@ -86,7 +86,7 @@ def graph_diff(
 
 
 def _focus(playback: Playback, site: str | None, hops: int | None) -> Focus:
-    """What to draw: the nodes that changed, or one connected part of them, and `hops` around."""
+    """What to draw: the changed nodes, or one connected part of them, and `hops` around."""
     union, edges = list(playback.nodes), playback.edges
     kept = set(playback.kept)
     changed = [key for key in union if key not in kept]
@@ -95,7 +95,7 @@ def _focus(playback: Playback, site: str | None, hops: int | None) -> Focus:
     if hops is None or not changed:
         return focus(union, edges, None)
     if site is not None or len(changed) > MOST_CHANGED:
-        # Old and new nodes of a site touch only through what they both read, or what reads the one and then the other.
+        # Old and new nodes of a site are connected only through what both read, or what reads one and then the other.
         touching = {edge for edge in edges if set(edge) & set(changed)}
         within = connected(dict.fromkeys([*changed, *(end for edge in touching for end in edge)]), touching)
         changed = set(changed) & next(part for part in within if site is None or site in part)
@@ -118,7 +118,7 @@ def _hovers(playback: Playback, drawn: Focus, facts: Facts) -> dict[str, str]:
 
 
 def _at(playback: Playback, drawn: Focus, state: State) -> _View:
-    """The graph in one state: what is there, what was added so far, what is already gone."""
+    """The graph in one state: what is there, what has been added so far, what has been removed."""
     live, born = state.live & drawn.shown, state.live - playback.before.live
     kinds = {key: "added" if key in born else "kept" for key in live} | dict.fromkeys(drawn.stubs, "stub")
     new = state.edges - playback.before.edges
@@ -130,7 +130,7 @@ def _at(playback: Playback, drawn: Focus, state: State) -> _View:
 
 
 def _both(playback: Playback, drawn: Focus) -> _View:
-    """Before and after in one."""
+    """Before and after combined."""
     before, after = playback.before, playback.after
     kinds = dict.fromkeys(drawn.stubs, "stub")
     for kind in EDGES:
@@ -153,7 +153,7 @@ def _traces(layout: Layout, labels: Mapping, hovers: Mapping, view: _View) -> li
 
 
 def _data(layout: Layout, labels: Mapping, view: _View) -> dict[str, list]:
-    """What changes from view to view, a value for each trace, as plotly's `update` takes it."""
+    """What changes from view to view, one value per trace, as for plotly's `update`."""
     edges = [parts.curves(layout, view.edges.get(kind, ())) for kind in EDGES]
     ends = parts.heads(layout, {edge for found in view.edges.values() for edge in found})
     chosen = {kind: [key for key in labels if view.kinds.get(key) == kind] for kind in BOXES}
@@ -169,7 +169,7 @@ def _data(layout: Layout, labels: Mapping, view: _View) -> dict[str, list]:
 
 
 def _controls(layout: Layout, labels: Mapping, views: list[_View], both: _View) -> dict[str, Any]:
-    """Title, buttons and slider; the title says what is seen, and a button moves the slider along."""
+    """Title, buttons and slider; the title says what is shown, and a button also moves the slider."""
     height = layout.height + 2 * parts.MARGIN
 
     def step(view: _View, name: str, slider: int | None = None) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def _total(playback: Playback, facts: Facts, keys: Collection[str]) -> list[int]
 
 
 def _table(playback: Playback, facts: Facts) -> Table:
-    """Every node that changed, then those that stay beside one that did."""
+    """Every changed node, then the unchanged neighbours of changed ones."""
     fate = dict.fromkeys(playback.nodes, "made and erased")
     for kind, word in (("removed", "removed"), ("added", "added"), ("kept", "stays")):
         fate |= dict.fromkeys(getattr(playback, kind), word)

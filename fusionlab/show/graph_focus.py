@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Focus:
-    """Which nodes are drawn, and which stand together behind a stub.
+    """Which nodes are drawn, and which are grouped into a stub.
 
-    `stubs` gives the hidden nodes of each stub by its name; `apart` counts hidden nodes that touch nothing drawn.
+    `stubs` maps each stub's name to its hidden nodes; `apart` counts hidden nodes that are connected to nothing drawn.
     """
 
     shown: frozenset[str]
@@ -18,7 +18,7 @@ class Focus:
     apart: int = 0
 
     def edges(self, edges: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
-        """`edges` between what is drawn, hidden ends moved to their stubs."""
+        """`edges` between what is drawn, with hidden ends moved to their stubs."""
         stub = {name: key for key, names in self.stubs.items() for name in names}
         ends = ((a if a in self.shown else stub.get(a), b if b in self.shown else stub.get(b)) for a, b in edges)
         return {(a, b) for a, b in ends if a is not None and b is not None and a != b}
@@ -27,13 +27,13 @@ class Focus:
 def focus(
     names: Sequence[str], edges: Collection[tuple[str, str]], centre: Collection[str] | None, hops: int = 1
 ) -> Focus:
-    """Show `centre` and what is at most `hops` edges away; all of the rest that hangs together is one stub.
+    """Show `centre` and what is at most `hops` edges away; each connected part of the rest is one stub.
 
     Args:
         names: all nodes, in order.
         edges: (source, target) pairs.
-        centre: what must be seen; None shows everything.
-        hops: 0 shows the centre alone.
+        centre: what must be shown; None shows everything.
+        hops: 0 shows only the centre.
     """
     if centre is None:
         return Focus(frozenset(names))
@@ -68,7 +68,7 @@ def _reached(start: Collection[str], edges: Collection[tuple[str, str]]) -> set[
 
 
 def connected(names: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[set[str]]:
-    """The connected parts of what `names` span, whichever way the edges point, in order of their first name."""
+    """The connected parts of `names`, ignoring the direction of edges, in order of their first name."""
     names = dict.fromkeys(names)
     inside = {(a, b) for a, b in edges if a in names and b in names}
     both_ways, parts, seen = inside | {(b, a) for a, b in inside}, [], set()
@@ -80,5 +80,5 @@ def connected(names: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[se
 
 
 def stub_label(count: int) -> list[str]:
-    """What stands in a stub."""
+    """The text in a stub."""
     return [f"… {count} more node{'s' * (count != 1)}"]

@@ -1,7 +1,7 @@
-"""A graph in layers: which layer a node is in, and where across.
+"""A graph in layers: each node's layer, and its horizontal position.
 
-The layers are ours, so that a line never meets a box: where an edge passes through a layer, it has a *lane* of its own.
-Order and places across are graphlay's (Sugiyama's method), which takes the lanes for narrow nodes.
+We assign the layers, so that a line never crosses a box: an edge that passes through a layer has its own *lane* there.
+Order and horizontal positions come from graphlay (Sugiyama's method), which treats the lanes as narrow nodes.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 
-#: What a bend costs, by how many of its two ends are lanes: least where a line leaves or reaches a box.
+#: The cost of a bend, by how many of its two ends are lanes: lowest where a line leaves or reaches a box.
 BEND = (2.0, 1.0, 4.0)
 
 
 class LayoutError(ImportError):
-    """The package that arranges graphs is not there; the message names the extra that brings it."""
+    """The package that arranges graphs is missing; the message names the extra that installs it."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,18 @@ class Layers:
     """Nodes 0 to n - 1, then one lane for each layer that an edge passes through.
 
     Args:
-        level: the layer of each node and lane, the topmost 0.
-        paths: the nodes and lanes along each edge (source, target), downwards whichever way it points.
+        level: the layer of each node and lane, the topmost being 0.
+        paths: the nodes and lanes along each edge (source, target), downwards whatever its direction.
     """
 
     level: Sequence[int]
     paths: Mapping[tuple[int, int], Sequence[int]]
 
     def across(self, widths: Sequence[float]) -> list[float]:
-        """The middle of each node and lane, in the unit of `widths`; none overlaps another in its layer.
+        """The centre of each node and lane, in the unit of `widths`; none overlaps another in its layer.
 
         Raises:
-            LayoutError: where graphlay is missing.
+            LayoutError: if graphlay is missing.
         """
         try:
             import graphlay
@@ -60,7 +60,7 @@ class Layers:
 
 
 def in_layers(count: int, edges: Collection[tuple[int, int]]) -> Layers:
-    """Nodes 0 to count - 1 in layers, every one just above the first that needs it.
+    """Nodes 0 to count - 1 in layers, each just above the first node that needs it.
 
     Edges that close a cycle point upwards; an edge from a node to itself is left out.
     """
@@ -78,9 +78,9 @@ def in_layers(count: int, edges: Collection[tuple[int, int]]) -> Layers:
 
 
 def _steps_to_the_end(count: int, edges: Collection[tuple[int, int]]) -> list[int]:
-    """The most edges on a way down from each node; an edge that closes a cycle is taken the other way round.
+    """The length of the longest path down from each node; an edge that closes a cycle is reversed.
 
-    It must count nevertheless: both ends of an edge that was only left out can come to lie in one layer, side by side.
+    It must not be ignored: its two ends could then end up side by side in one layer.
     """
     place = {node: at for at, node in enumerate(_downwards(count, edges))}
     lower: list[list[int]] = [[] for _ in range(count)]
@@ -94,7 +94,7 @@ def _steps_to_the_end(count: int, edges: Collection[tuple[int, int]]) -> list[in
 
 
 def _downwards(count: int, edges: Collection[tuple[int, int]]) -> list[int]:
-    """All nodes in an order in which every edge leads forwards, but for one edge of each cycle."""
+    """All nodes in an order in which every edge leads forwards, except one edge of each cycle."""
     down = set(edges)
     while True:
         sources: dict[int, list[int]] = {node: [] for node in range(count)}

@@ -1,4 +1,4 @@
-"""Where the nodes of a graph go, in pixels: boxes in layers, lines between them, data flowing downwards."""
+"""The layout of a graph in pixels: boxes in layers, lines between them, data flowing downwards."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from itertools import pairwise
 
 from fusionlab.show.graph_layers import Layers, in_layers
 
-CHARACTER = 7.0  # pixels of one character at 12 px, on the safe side for the fonts of the pages
-LINE = 16.0  # pixels of a line of text
-PADDING = (30.0, 10.0)  # pixels beside the text, the symbol included, and above and below together
-MOST_BOXES = 150  # beyond, a figure as wide as a page cannot be read, and its data grow past what a page should load
-APART = (12.0, 22.0)  # pixels between boxes side by side, and between layers
+CHARACTER = 7.0  # pixels per character at 12 px, a safe estimate for the fonts of the pages
+LINE = 16.0  # pixels per line of text
+PADDING = (30.0, 10.0)  # pixels beside the text, including the symbol, and above and below together
+MOST_BOXES = 150  # with more, a figure as wide as a page is unreadable, and its data too large for a page to load
+APART = (12.0, 22.0)  # pixels between neighbouring boxes, and between layers
 LANE = APART[0]  # pixels that a line takes where it passes through a layer
-PORTS = 14.0  # pixels, at most, between the ends of lines at one box
+PORTS = 14.0  # maximum pixels between the ends of lines at one box
 CURVE_STEPS = 6  # straight pieces of a curve between two layers
 
 
 @dataclass(frozen=True)
 class Box:
-    """A node's rectangle in pixels of the least width; `y` grows upwards. (x, y) is its centre."""
+    """A node's rectangle in pixels at the minimum width; `y` grows upwards. (x, y) is its centre."""
 
     x: float
     y: float
@@ -30,7 +30,7 @@ class Box:
 
     @property
     def outline(self) -> list[tuple[float, float]]:
-        """Its corners, the first again at the end."""
+        """Its corners, with the first repeated at the end."""
         w, h = self.width / 2, self.height / 2
         return [(round(self.x + a * w, 1), round(self.y + b * h, 1)) for a, b in _CORNERS]
 
@@ -52,7 +52,7 @@ def lay_out(labels: Mapping[str, Sequence[str]], edges: Iterable[tuple[str, str]
     """Boxes for `labels` (the lines of text of each node) and lines for `edges`, data flowing downwards.
 
     Raises:
-        layers.LayoutError: where graphlay is missing.
+        graph_layers.LayoutError: if graphlay is missing.
         ValueError: for more boxes than a figure can hold.
     """
     if len(labels) > MOST_BOXES:
@@ -98,12 +98,12 @@ def _bands(layers: Layers, heights: Sequence[float]) -> list[tuple[float, float]
 def _lines(
     layers: Layers, boxes: Sequence[Box], middles: Sequence[float], bands: Sequence[tuple[float, float]]
 ) -> dict[tuple[int, int], list[tuple[float, float]]]:
-    """A line for each edge: from box to box, straight down through the layers between, curved from layer to layer."""
+    """A line for each edge: from box to box, straight down through the layers in between, curved between layers."""
     leaves, arrives = _ports(layers, boxes, middles)
     lines = {}
     for edge, path in layers.paths.items():
         upper, lower = boxes[path[0]], boxes[path[-1]]
-        # Sideways only between layers: in them, taller boxes may stand beside.
+        # Sideways only between layers: inside a layer there may be taller boxes.
         points = [(leaves[edge], upper.y - upper.height / 2), (leaves[edge], bands[layers.level[path[0]]][1])]
         for lane in path[1:-1]:
             points += [(middles[lane], side) for side in bands[layers.level[lane]]]
@@ -119,7 +119,7 @@ def _lines(
 def _ports(
     layers: Layers, boxes: Sequence[Box], middles: Sequence[float]
 ) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
-    """Where the upper and the lower end of each edge's line touch their boxes: side by side, as they come."""
+    """Where the upper and the lower end of each edge's line touch their boxes: side by side, in order."""
     ends: tuple[dict[tuple[int, int], float], ...] = ({}, {})
     for at, (own, other) in enumerate(((0, 1), (-1, -2))):
         at_box: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -134,7 +134,7 @@ def _ports(
 
 
 def _curve(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float]]:
-    """The points behind `start` of a curve to `end` that leaves and arrives vertically."""
+    """The points after `start` of a curve to `end` that leaves and arrives vertically."""
     (x0, y0), (x1, y1) = start, end
     if abs(x1 - x0) < 1:
         return [(round(x1, 1), round(y1, 1))] if y1 != y0 else []

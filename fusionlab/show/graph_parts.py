@@ -1,4 +1,4 @@
-"""The traces that a graph is drawn with: boxes, edges, the nodes' texts. Dash, weight and symbol tell kinds apart."""
+"""The traces that draw a graph: boxes, edges, node texts. Dash, weight and symbol distinguish the kinds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fusionlab.show.graph_layout import Box, Layout
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-LEAST_WIDTH = 620.0  # pixels that the plane has on a narrow page; a small graph is not stretched beyond
+LEAST_WIDTH = 620.0  # pixels of the plane on a narrow page; a small graph is not stretched beyond it
 HEAD = {"symbol": "triangle-down", "size": 7, "color": "#7d7d7d"}  # of an arrow; the theme's grey
 MARGIN = 12.0  # pixels around the plane
 GAP = "\u00a0"  # between the symbol and the text
@@ -21,7 +21,7 @@ SYMBOL = 12.0  # pixels from a box's left edge to its symbol's centre
 
 @dataclass(frozen=True)
 class Look:
-    """How the boxes of one kind look: colour, and what tells them apart without it."""
+    """How the boxes of one kind look: colour, and what distinguishes them without it."""
 
     name: str
     colour: str
@@ -32,7 +32,7 @@ class Look:
     fill: float = 0.08
 
     def rgba(self) -> str:
-        """The colour of the inside."""
+        """The fill colour."""
         red, green, blue = (int(self.colour[i : i + 2], 16) for i in (1, 3, 5))
         return f"rgba({red}, {green}, {blue}, {self.fill})"
 
@@ -71,7 +71,7 @@ def curves(layout: Layout, edges: Collection[tuple[str, str]]) -> Line:
 
 
 def heads(layout: Layout, edges: Collection[tuple[str, str]]) -> Line:
-    """Where the edges end."""
+    """The points where the edges end."""
     ends = [line[-1] for edge, line in layout.lines.items() if edge in edges]
     return [x for x, _ in ends], [round(y + 3, 1) for _, y in ends]
 
@@ -82,7 +82,7 @@ def _joined(pieces: Sequence[Sequence[tuple[float, float]]]) -> Line:
 
 
 def box_trace(look: Look, line: Line) -> go.Scatter:
-    """The boxes of one look, which the legend names."""
+    """The boxes of one look, with a legend entry."""
     import plotly.graph_objects as go
 
     return go.Scatter(
@@ -110,7 +110,7 @@ def head_trace(line: Line) -> go.Scatter:
 
 
 def node_trace(layout: Layout, labels: Mapping[str, Sequence[str]], hovers: Mapping[str, str], kinds: Mapping) -> Any:
-    """Symbols and texts, one point a node: what hovering and the search find. Absent nodes have no kind."""
+    """Symbols and texts, one point per node, found by hovering and by search. Absent nodes have no kind."""
     import plotly.graph_objects as go
 
     from fusionlab.show.theme import PALETTE
@@ -128,7 +128,7 @@ def node_trace(layout: Layout, labels: Mapping[str, Sequence[str]], hovers: Mapp
 
 
 def _each_once(names: Iterable[str]) -> list[str]:
-    """`names`, numbered where one stands there again: plotly draws only the first point of an id."""
+    """`names`, with repeated ones numbered: plotly draws only the first point of each id."""
     seen: Counter[str] = Counter()
     numbered = []
     for name in names:
@@ -138,9 +138,9 @@ def _each_once(names: Iterable[str]) -> list[str]:
 
 
 def node_points(layout: Layout, labels: Mapping[str, Sequence[str]], kinds: Mapping[str, str]) -> dict[str, Any]:
-    """Where the symbols stand and which they are; a node without a kind is not drawn, and keeps its place in the list.
+    """Positions and kinds of the symbols; a node without a kind is not drawn, but keeps its place in the list.
 
-    Its place must stay: a search marks points by their number.
+    It must keep its place because a search marks points by index.
     """
     table = looks()
     at = [table[kinds[name]] if name in kinds else None for name in labels]
@@ -157,7 +157,7 @@ def node_points(layout: Layout, labels: Mapping[str, Sequence[str]], kinds: Mapp
 
 
 def plane(layout: Layout, above: float, **rest: Any) -> dict[str, Any]:
-    """The figure's layout: no axes, a pixel a unit upwards, at least so sideways; `above` pixels for controls."""
+    """The figure's layout: no axes, a pixel per unit upwards, at least one sideways; `above` pixels for controls."""
     spare = max(0.0, LEAST_WIDTH - layout.width) / 2
     hidden = {"visible": False, "fixedrange": True, "automargin": False}
     return {

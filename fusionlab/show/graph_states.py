@@ -1,4 +1,4 @@
-"""A recording as the states that a figure steps through: what is there, what reads what, and the event in words."""
+"""A recording as the states that a figure steps through: the nodes, what reads what, and a description of the event."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Edge = tuple[str, str]
 class State:
     """The graph between two events.
 
-    Nodes go by keys: a node's first name, marked if that name stands for another node later. `touched` is what the
-    events since the last state were about.
+    Nodes are identified by keys: a node's first name, marked if that name later stands for another node. `touched`
+    holds the nodes affected by the events since the last state.
     """
 
     live: frozenset[str]
@@ -32,7 +32,7 @@ class State:
 
 @dataclass(frozen=True)
 class Playback:
-    """All nodes that ever existed, by key and in an order to read them in, and the states from before to after."""
+    """All nodes that ever existed, by key in reading order, and the states from before to after."""
 
     nodes: Mapping[str, NodeRecord]
     states: tuple[State, ...]
@@ -49,17 +49,17 @@ class Playback:
 
     @cached_property
     def removed(self) -> list[str]:
-        """Keys of what was there before and is gone."""
+        """Keys of nodes that were removed."""
         return self._in_order(self.before.live - self.after.live)
 
     @cached_property
     def added(self) -> list[str]:
-        """Keys of what is there now and was not before."""
+        """Keys of nodes that were added."""
         return self._in_order(self.after.live - self.before.live)
 
     @cached_property
     def kept(self) -> list[str]:
-        """Keys of what was there all along."""
+        """Keys of nodes that were there all along."""
         return self._in_order(self.before.live & self.after.live)
 
     def _in_order(self, keys: Collection[str]) -> list[str]:
@@ -76,8 +76,8 @@ def play(recording: Recording, most: int = 60, about: Collection[str] | None = N
 
     Args:
         recording: what to play.
-        most: so many steps at most; if there are more events, several make one step.
-        about: keys; an event about none of them makes no step of its own. None takes every event.
+        most: maximum number of steps; if there are more events, several make one step.
+        about: keys; an event about none of them gets no step. None includes every event.
     """
     trial, told = _Player(recording.before), []
     for position, event in enumerate(recording.events):
@@ -99,7 +99,7 @@ def play(recording: Recording, most: int = 60, about: Collection[str] | None = N
             states.append(player.state(touched, text))
             touched, words = [], []
     if recording.events:
-        player.settle(recording.after)
+        player.finish(recording.after)
         last = states.pop() if len(states) > 1 else states[0]
         states.append(player.state(last.touched, last.sentence))
     order = {key: place for place, key in enumerate(_reading_order(recording, player))}
@@ -124,7 +124,7 @@ class _Player:
     def __init__(self, before: Iterable[NodeRecord]) -> None:
         self.nodes: dict[str, NodeRecord] = {}
         self._reads: dict[str, list[str]] = {}
-        self._key: dict[str, str] = {}  # of what a name stands for at the moment
+        self._key: dict[str, str] = {}  # of the node that a name currently stands for
         for node in before:
             self._enter(node)
 
@@ -138,7 +138,7 @@ class _Player:
         return key
 
     def apply(self, event: Event) -> Iterator[str]:
-        """Do what `event` says; the keys that it is about."""
+        """Apply `event`; yields the keys that it affects."""
         name = event.node.name
         if event.kind == "made":
             yield self._enter(event.node)
@@ -155,15 +155,15 @@ class _Player:
                 self._reads[user] = [new if key == old else key for key in self._reads[user]]
                 yield from (user, new)
 
-    def settle(self, after: Iterable[NodeRecord]) -> None:
-        """Take inputs and descriptions from the end: an argument can be set without an event that says so."""
+    def finish(self, after: Iterable[NodeRecord]) -> None:
+        """Take inputs and descriptions from the final snapshot: an argument can be set without an event."""
         for node in after:
             key = self._key[node.name]
             self.nodes[key] = node
             self._reads[key] = [self._key[name] for name in node.inputs]
 
     def state(self, touched: Iterable[str], sentence: str) -> State:
-        """The state at this moment."""
+        """The current state."""
         edges = {(source, key) for key, reads in self._reads.items() for source in reads if source in self._reads}
         return State(frozenset(self._reads), frozenset(edges), frozenset(touched), sentence)
 
@@ -173,7 +173,7 @@ class _Player:
 
 
 def _reading_order(recording: Recording, player: _Player) -> list[str]:
-    """Keys as a graph lists its nodes: those of before, each new one behind the last old one in front of it."""
+    """Keys in graph order: the old nodes, and each new one after the last old one that precedes it."""
     old, behind, last = {node.name for node in recording.before}, {}, ""
     for node in recording.after:
         key = player.key_of(node.name)

@@ -1,4 +1,4 @@
-"""The words of a node in a figure: its label, what hovering shows, its row in the table. Foreign text is escaped."""
+"""The texts of a node in a figure: its label, its hover text, its table row. Untrusted text is escaped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fusionlab.observe.byte_ledger import Bytes
     from fusionlab.recorder import NodeRecord
 
-LABEL_CHARACTERS = 19  # of one line of a label; a longer name is broken at an underscore, or cut
+LABEL_CHARACTERS = 19  # per line of a label; a longer name is broken at an underscore, or cut
 SHORT_DTYPES = {
     "bfloat16": "bf16",
     "float16": "fp16",
@@ -27,14 +27,14 @@ COLUMNS = ("node", "operation", "reads", "shape", "dtype", "bytes moved", "strid
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of nodes beside their records: bytes that a call moves and the module it is from, by name."""
+    """What is known about nodes besides their records: the bytes a call moves and the module it is from, by name."""
 
     bytes: Mapping[str, Bytes] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
 
 
 def operation(node: NodeRecord) -> str:
-    """The operation in short: `mul` for `aten.mul.Tensor`, the name of an input, `cast` for a change of dtype."""
+    """A short name of the operation: `mul` for `aten.mul.Tensor`, an input's name, `cast` for a change of dtype."""
     if node.op in ("placeholder", "get_attr", "output"):
         return node.name
     target = re.sub(r"^<(?:built-in )?(?:function|method) ([\w.]+).*>$", r"\1", node.target)
@@ -45,17 +45,17 @@ def operation(node: NodeRecord) -> str:
 
 
 def sizes(values: tuple[int | str, ...] | None) -> str:
-    """Sizes as one writes them: 16×128."""
+    """Sizes as text: 16×128."""
     return "" if values is None else "×".join(map(str, values)) or "scalar"
 
 
 def tensor(node: NodeRecord) -> str:
-    """Shape and dtype in short; empty where the node is no tensor."""
+    """Shape and dtype in short; empty if the node is not a tensor."""
     return "" if node.dtype is None else f"{sizes(node.shape)} {SHORT_DTYPES.get(node.dtype, node.dtype)}"
 
 
 def amount(count: int) -> str:
-    """A number of bytes for people: 512 B, 65.5 kB, 1.05 MB (powers of ten)."""
+    """A human-readable number of bytes: 512 B, 65.5 kB, 1.05 MB (powers of ten)."""
     for unit, size in (("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -63,7 +63,7 @@ def amount(count: int) -> str:
 
 
 def moved(node: NodeRecord, facts: Facts) -> str:
-    """The bytes of a call in words; empty where the ledger has none."""
+    """The bytes of a call in words; empty if the ledger has none."""
     found = facts.bytes.get(node.name)
     if found is None:
         return ""
@@ -71,7 +71,7 @@ def moved(node: NodeRecord, facts: Facts) -> str:
 
 
 def place(line: str | None) -> str:
-    """`file:line` without folders; a cell of a notebook has a temporary file, whose name says nothing."""
+    """`file:line` without folders; a notebook cell has a temporary file with a meaningless name."""
     if not line:
         return ""
     file, _, number = line.rpartition(":")
@@ -101,7 +101,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def hover(node: NodeRecord, facts: Facts, note: str = "") -> str:
-    """What hovering over a node shows, escaped, one fact a line."""
+    """What hovering over a node shows, escaped, one fact per line."""
     rows = {
         "op": "" if node.op in ("placeholder", "output") else _cut(node.target, 70),
         "reads": _cut(", ".join(node.inputs), 70),
@@ -117,7 +117,7 @@ def hover(node: NodeRecord, facts: Facts, note: str = "") -> str:
 
 
 def row(node: NodeRecord, facts: Facts) -> list[str]:
-    """The cells under COLUMNS; the table escapes them itself."""
+    """The cells for COLUMNS; the table escapes them."""
     stride = "" if node.stride is None else str(list(node.stride))
     where = (facts.modules.get(node.name, ""), place(node.line))
     reads = ", ".join(node.inputs)

@@ -14,7 +14,7 @@ from fusionlab.show.graph_text import COLUMNS, Facts, amount, hover, label, row
 if TYPE_CHECKING:
     from fusionlab.recorder import NodeRecord
 
-ABOVE = 60  # pixels over the graph, for the legend
+ABOVE = 60  # pixels above the graph, for the legend
 KINDS = ("value", "plain", "call", "view", "stub")
 
 
@@ -32,12 +32,12 @@ def graph_view(
     Args:
         nodes: a snapshot, such as `Stage.nodes`.
         facts: bytes and modules of the nodes; without bytes no call counts as a view.
-        centre, hops: draw these nodes and what is so many edges away, the rest folded into stubs; None draws all.
-        with_bytes: say in each box what the call moves.
+        centre, hops: draw these nodes and what is at most `hops` edges away, the rest in stubs; None draws all.
+        with_bytes: show in each box what the call moves.
         title: the caption.
 
     Raises:
-        ValueError: if `centre` names a node that is not there.
+        ValueError: if `centre` names a node that does not exist.
     """
     import plotly.graph_objects as go
 

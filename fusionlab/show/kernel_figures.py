@@ -1,6 +1,6 @@
 """Figures about the kernel: what a program touches, bytes and chains of its versions, instructions on each target.
 
-Each builder takes data that somebody computed and returns the drawing with a sentence that states what this data shows.
+Each builder takes computed data and returns the drawing with a sentence that states what the data shows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PATTERNS = ("", "/", "x", "\\", "-", "+", ".", "|")
 
 
 def escape(text: str) -> str:
-    """Text that comes from outside, for a label inside a figure: plotly takes a few tags in it for markup."""
+    """External text for a label inside a figure: plotly would interpret a few tags in it as markup."""
     return html.escape(text, quote=False)
 
 
@@ -40,9 +40,9 @@ def touch_map(view: View, program: int | None = None, where: str = "") -> Drawin
     """Where in memory one program of a kernel reads and writes, argument by argument, with a slider over programs.
 
     Args:
-        view: what the interpreter recorded, of one launch.
-        program: shown first; the one whose variables were kept, unless given.
-        where: about the inputs, in a few words, for the caption.
+        view: what the interpreter recorded of one launch.
+        program: the one shown first; by default the one whose variables were kept.
+        where: a few words about the inputs, for the caption.
     """
     chosen = view.program if program is None else program
     if not 0 <= chosen < view.programs:
@@ -138,10 +138,10 @@ def _touch_words(access: Access) -> str:
 
 
 def bytes_per_version(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Drawing:
-    """Stacked bars: bytes that must move per element, by version and part, one panel for each case.
+    """Stacked bars: bytes that must move per element, by version and part, one panel per case.
 
     Args:
-        cases: case -> version -> part -> bytes per element. Parts in the order in which they are stacked.
+        cases: case -> version -> part -> bytes per element. Parts are in stacking order.
     """
     labels = list(cases)
     versions = list(next(iter(cases.values())))
@@ -217,11 +217,11 @@ _CENSUS_PANELS = (
 
 
 def census_bars(censuses: Sequence[Census], labels: Sequence[str] | None = None, of: str = "the kernel") -> Drawing:
-    """Bars of the instruction counts that matter, a panel each, one bar for each census.
+    """Bars of the instruction counts that matter, one panel per count and one bar per census.
 
     Args:
         censuses: of listings to compare.
-        labels: what tells them apart; their targets unless given.
+        labels: their labels; by default their targets.
         of: what was compiled, for the caption.
     """
     names = list(labels or [census.target for census in censuses])

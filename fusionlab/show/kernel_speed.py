@@ -1,6 +1,6 @@
-"""Figures about the kernel's speed: the reference survey's, our record's, and what is measured here; never two in one.
+"""Figures about the kernel's speed: the reference survey's, our recordings', and live measurements; never mixed.
 
-Each builder takes data and returns the drawing with a sentence that states what this data shows.
+Each builder takes data and returns the drawing with a sentence that states what the data shows.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def survey_shares(table: NumberTable, hardware: str) -> Drawing:
     """Lines of a reference survey: the share of the light that each variant reached, over the number of tokens.
 
     Args:
-        table: shares of 1, rows by variant; from data/reference and not measured by this project.
-        hardware: what it was taken on.
+        table: shares of 1, rows by variant; from data/reference, not measured by this project.
+        hardware: what it was measured on.
     """
     fig, naive = go.Figure(), PALETTE[IMPLEMENTATIONS["naive_fused"].colour]
     for number, (name, values) in enumerate(table.rows.items()):
@@ -71,14 +71,14 @@ def survey_shares(table: NumberTable, hardware: str) -> Drawing:
 
 
 def recorded_shares(shares: Mapping[str, Mapping[int, float]], where: str) -> Drawing:
-    """Lines of this project's own record: the share of the light that the library's kernel reached, over tokens.
+    """Lines of this project's own recordings: the share of the light that the library's kernel reached, over tokens.
 
     Args:
-        shares: case -> tokens -> the light's time over the kernel's, of the same bytes.
+        shares: case -> tokens -> the light's time / the kernel's, for the same bytes.
         where: what it was measured on.
 
     Raises:
-        ValueError: if there is nothing in it.
+        ValueError: if there are no shares.
     """
     if not shares or not all(shares.values()):
         raise ValueError("no shares: each case needs at least one size")
@@ -126,7 +126,7 @@ def timings(timed: Sequence[Timed], where: str, tokens: int) -> Drawing:
 
     Args:
         timed: what `fusionlab.versions.timing.time_all` returned, or `fusionlab.versions.recorded_times.recorded` read.
-        where: who measured it on what, as the caption begins; tokens: of the call.
+        where: who measured it on what, the start of the caption; tokens: of the call.
     """
     names = [escape(one.name) for one in timed]
     colours = [PALETTE[IMPLEMENTATIONS["light" if one.version is None else "fused"].colour] for one in timed]
@@ -168,7 +168,7 @@ def timings(timed: Sequence[Timed], where: str, tokens: int) -> Drawing:
 
 
 def _steps(timed: Sequence[Timed]) -> str:
-    """What the times say: the fastest against the first, the largest step, steps back, the share of the light."""
+    """What the times show: the fastest against the first, the largest step, regressions, the share of the light."""
     versions = [one for one in timed if one.version is not None]
     first, best = versions[0], min(versions, key=lambda one: one.median_us)
     sentences = [
@@ -183,7 +183,7 @@ def _steps(timed: Sequence[Timed]) -> str:
     sentences += [
         f"Version {b.version.number} takes {b.median_us / a.median_us:.2f} times as long as version {a.version.number}."
         for a, b in steps
-        if b.low_us > a.high_us and b.median_us >= 1.01 * a.median_us  # more than what rounds differ by
+        if b.low_us > a.high_us and b.median_us >= 1.01 * a.median_us  # more than the rounds vary
     ]
     for light in timed:
         if light.version is None:

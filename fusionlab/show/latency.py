@@ -1,4 +1,4 @@
-"""Time over the number of tokens: several implementations, and how far each is from the one that bounds them."""
+"""Time over the number of tokens: several implementations, and how far each is from the lower bound."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Series = Mapping[str, Mapping[int, float]]
 
 
 def latency(series: Series, *, floor: str, where: str) -> Drawing:
-    """Time of a call over tokens, both logarithmic, and below it each time as a multiple of the least.
+    """Time of a call over tokens, both logarithmic, and below it each time as a multiple of the lower bound.
 
     Args:
         series: implementation -> tokens -> microseconds; sizes that were not measured are left out.
-        floor: the name in `series` that no other can undercut, such as a kernel that only moves the bytes.
+        floor: the name in `series` of the lower bound, such as a kernel that only moves the bytes.
         where: whose measurements these are and on what, for the caption.
 
     Raises:

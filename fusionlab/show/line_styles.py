@@ -1,4 +1,4 @@
-"""What has one look in all figures: each implementation its colour, dash and symbol, whatever it is compared with."""
+"""The look of each implementation, the same in all figures: colour, dash and symbol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fusionlab.show.theme import PALETTE
 
 @dataclass(frozen=True)
 class Style:
-    """Names of a colour in the palette, of a dash and of a marker symbol, as plotly knows them."""
+    """Names of a colour in the palette, and of plotly's dash and marker symbol."""
 
     colour: str
     dash: str
@@ -30,7 +30,7 @@ IMPLEMENTATIONS = {
     "fused": Style("blue", "dash", "square"),
     "light": Style("grey", "dot", "circle"),
 }
-#: The words by which a label says which implementation it is, the first that fits.
+#: Words that identify the implementation in a label; the first match counts.
 _WORDS = {
     "light": r"\blight\b|computes nothing|\bfloor\b",
     "aiter": r"\bAITER\b",
@@ -44,12 +44,12 @@ _WORDS = {
 
 
 def implementation(label: str) -> str | None:
-    """The key in `IMPLEMENTATIONS` of what a figure calls `label`; None for what is not among them."""
+    """The key in `IMPLEMENTATIONS` for a figure's `label`; None if there is none."""
     return next((key for key, words in _WORDS.items() if re.search(words, label)), None)
 
 
 def styles(labels: Iterable[str]) -> dict[str, Style]:
-    """A style for each of the labels of one figure; what is no known implementation takes one that none here has."""
+    """A style for each label of one figure; an unknown implementation gets one that is unused in it."""
     known = {label: implementation(label) for label in labels}
     taken = set(known.values())
     free = [style for key, style in reversed(IMPLEMENTATIONS.items()) if key not in taken and key != "light"]
@@ -58,5 +58,5 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
 
 
 def line_of(chosen: Style, width: float = 2.5) -> dict:
-    """plotly's words for a line of that style."""
+    """plotly's attributes for a line of that style."""
     return {"width": width, "color": PALETTE[chosen.colour], "dash": chosen.dash}

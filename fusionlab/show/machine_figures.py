@@ -1,4 +1,4 @@
-"""What a kernel's machine code is made of, per element: kernels with unlike shares of the work are compared by it."""
+"""The composition of a kernel's machine code per element, which makes kernels that do different work comparable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from fusionlab.show.drawing import Drawing, Table
 from fusionlab.show.theme import PALETTE
 
-#: Colour and hatching of each kind of instruction, as `versions.chain` and `observe.machine` name them.
+#: Colour and hatching of each kind of instruction, named as in `versions.dependency_chain` and `observe.machine_code`.
 INSTRUCTIONS = {
     **dict.fromkeys(("memory", "loads from memory"), ("blue", "")),
     **dict.fromkeys(("exchanges between lanes", "exchanges and shared memory"), ("green", "x")),
@@ -26,7 +26,7 @@ def machine_bars(code: Mapping[str, tuple[Mapping[str, int], int]], of: str) -> 
     """Stacked bars: machine instructions per element, by kind, one bar per kernel.
 
     Args:
-        code: kernel -> (kind -> instructions of one thread, elements of that thread). All have the same kinds.
+        code: kernel -> (kind -> instructions per thread, elements per thread). All have the same kinds.
         of: what it was compiled for, for the caption.
 
     Raises:

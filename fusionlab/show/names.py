@@ -1,4 +1,4 @@
-"""Names from a trace made readable: short for a label, escaped for a figure, whole where there is room."""
+"""Readable forms of the names in a trace: short for a label, escaped for a figure, whole if there is room."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import textwrap
 from html import escape
 
 _FUNCTOR = re.compile(r"\b(\w*Functor\w*|\w+_kernel(?:_cuda|_impl)?|\w+Ops?)\b")
-_HASH = re.compile(r"\s*\b[a-z0-9]{30,}\b")  # Inductor puts a graph's cache key behind its name
+_HASH = re.compile(r"\s*\b[a-z0-9]{30,}\b")  # Inductor appends a graph's cache key to its name
 _GENERIC = re.compile(r"^(?:TensorIterator\w*|OpMath\w*|\w*elementwise_kernel|reduce_kernel|gpu_kernel\w*)$")
 
 
 def _without_brackets(name: str) -> tuple[str, str]:
-    """`name` without its template and call arguments, and what these were."""
+    """`name` without its template and call arguments, and those arguments."""
     kept, dropped, depth = [], [], 0
     for character in name.replace("->", "→"):
         if character in "<({":
@@ -24,7 +24,7 @@ def _without_brackets(name: str) -> tuple[str, str]:
 
 
 def cut(text: str, width: int) -> str:
-    """At most `width` (>= 3) characters of `text`; what is left out, left out of its middle, is an ellipsis."""
+    """At most `width` (>= 3) characters of `text`, with an ellipsis for what is left out in the middle."""
     if len(text) <= width:
         return text
     tail = (width - 1) // 3
@@ -32,9 +32,9 @@ def cut(text: str, width: int) -> str:
 
 
 def short_name(name: str, width: int = 32) -> str:
-    """A name of a kernel or operator for a label: no return type, namespaces, templates or arguments.
+    """The name of a kernel or operator for a label: no return type, namespaces, templates or arguments.
 
-    PyTorch's generic kernels say what they compute in a template argument, which is added. Not escaped.
+    For PyTorch's generic kernels, the template argument that says what they compute is added. Not escaped.
     """
     plain = _HASH.sub("", name.strip("# ")).removeprefix("void ").strip()
     if re.fullmatch(r"\w+::\w+", plain):  # an operator
@@ -48,7 +48,7 @@ def short_name(name: str, width: int = 32) -> str:
 
 
 def wrapped(name: str, width: int = 60, lines: int = 6) -> str:
-    """The whole of `name` in lines for a hover box, escaped; of a longer one the rest is said to be missing."""
+    """`name` in lines for a hover box, escaped; if it is too long, a note says that the rest is missing."""
     parts = textwrap.wrap(name, width, break_on_hyphens=False) or ["(no name)"]
     if len(parts) > lines:
         parts = [*parts[:lines], f"… {len(name)} characters in all"]
@@ -56,5 +56,5 @@ def wrapped(name: str, width: int = 60, lines: int = 6) -> str:
 
 
 def us(value: float) -> str:
-    """Microseconds with as many digits as a reader can use."""
+    """Microseconds with a useful number of digits."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"

@@ -1,7 +1,7 @@
-"""One site of a report as a picture: the parts of the computation on the left, the nodes that play them right.
+"""One site of a report as a picture: the parts of the computation on the left, the matching nodes on the right.
 
-Matching starts at the cast to FP8 and walks up, so the rows are in its order: the first row is where it began, the
-last one is how far it got. Everything drawn is in the `Site`, so a report out of a compile cache can be drawn too.
+Matching starts at the cast to FP8 and walks up, so the rows are in that order: the first row is where it began, the
+last is how far it got. Everything drawn is in the `Site`, so a report from a compile cache can be drawn too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fusionlab.show.drawing import Drawing, Table
 from fusionlab.show.theme import PALETTE
 from fusionlib.rewrite.report import Site
 
-escape = partial(escape_html, quote=False)  # plotly shows an escaped quotation mark as it is escaped
+escape = partial(escape_html, quote=False)  # plotly shows an escaped quotation mark literally
 
 #: What each part is, in a few words.
 PARTS = {
@@ -44,15 +44,15 @@ PARTS = {
 QUANT = ("cast", "quotient", "scale", "amax")
 NORM = ("normed", "rsqrt", "mean", "square", "x", "gate")
 
-LEFT, RIGHT = 33, 47  # where the two columns of markers stand, in percent of the width
+LEFT, RIGHT = 33, 47  # positions of the two columns of markers, in percent of the width
 GAP = 1.6  # between the middle of a numbered marker and its line
 ROW = 38  # pixels for two lines of text
 WIDTHS = {"left": 30, "right": 54, "below": 98}  # characters in a line, for a figure 700 pixels wide
 
 
 @dataclass(frozen=True)
-class _Told:
-    """A node as a site tells it."""
+class _SiteNode:
+    """A node as described by a site."""
 
     name: str
     operation: str = ""
@@ -61,7 +61,7 @@ class _Told:
 
     @property
     def short(self) -> str:
-        """Operation without its namespace and overload, dtype and shape."""
+        """Operation without namespace and overload, dtype and shape."""
         parts = self.operation.split(".")
         kind = parts[1] if len(parts) > 1 and parts[0] in ("aten", "prims") else self.operation
         if self.operation == self.name:  # an input of the graph is its own target
@@ -71,18 +71,18 @@ class _Told:
 
 @dataclass(frozen=True)
 class _Pair:
-    """One row: a part, and the node that plays it."""
+    """One row: a part, and the node that matches it."""
 
     part: str
     what: str
-    node: _Told
+    node: _SiteNode
 
 
 def near_miss(site: Site) -> Drawing:
-    """Draw one site of a report, fused or refused; see the module for what is where."""
-    told = {name: _Told(name, *rest) for name, *rest in site.nodes}
-    pairs = list(_pairs(site, told))
-    stop = None if site.fused else told.get(site.node, _Told(site.node))
+    """Draw one site of a report, fused or refused; the module's docstring describes the layout."""
+    nodes = {name: _SiteNode(name, *rest) for name, *rest in site.nodes}
+    pairs = list(_pairs(site, nodes))
+    stop = None if site.fused else nodes.get(site.node, _SiteNode(site.node))
     return Drawing(
         _figure(site, pairs, stop),
         caption=f"%{site.anchor}, {'fused' if site.fused else f'refused: {site.code}'}.",
@@ -92,8 +92,8 @@ def near_miss(site: Site) -> Drawing:
     )
 
 
-def _pairs(site: Site, told: dict[str, _Told]) -> Iterator[_Pair]:
-    """The site's pairs; parts that one node plays in a row are one."""
+def _pairs(site: Site, nodes: dict[str, _SiteNode]) -> Iterator[_Pair]:
+    """The site's pairs; consecutive parts of the same node are merged."""
     merged: list[tuple[list[str], str]] = []
     for role, node in site.pairs:
         if merged and merged[-1][1] == node:
@@ -106,11 +106,11 @@ def _pairs(site: Site, told: dict[str, _Told]) -> Iterator[_Pair]:
         part, what = ", ".join(roles), PARTS.get(roles[0], "")
         if part.startswith("product of "):
             part, what = "product", f"of {part.removeprefix('product of ')}"
-        yield _Pair(part, what, told.get(node, _Told(node)))
+        yield _Pair(part, what, nodes.get(node, _SiteNode(node)))
 
 
-def _unfound(site: Site) -> list[str]:
-    """The parts that every match has and this one did not find."""
+def _missing_parts(site: Site) -> list[str]:
+    """The parts that every match has but this one lacks."""
     if site.fused:
         return []
     found = {role for role, _ in site.pairs}
@@ -118,7 +118,7 @@ def _unfound(site: Site) -> list[str]:
     return [part for part in wanted if part not in found]
 
 
-def _figure(site: Site, pairs: list[_Pair], stop: _Told | None) -> go.Figure:
+def _figure(site: Site, pairs: list[_Pair], stop: _SiteNode | None) -> go.Figure:
     fig = go.Figure()
     places: dict[str, float] = {}
     for row, pair in enumerate(pairs):
@@ -127,7 +127,7 @@ def _figure(site: Site, pairs: list[_Pair], stop: _Told | None) -> go.Figure:
     y = float(len(pairs))
     if stop is not None:
         y = _stopped(fig, site, stop, y, places)
-        y = _rest(fig, _unfound(site), y)
+        y = _rest(fig, _missing_parts(site), y)
     y = _below(fig, site, y)
     fig.update_xaxes(visible=False, range=[0, 100], fixedrange=True)
     fig.update_yaxes(visible=False, range=[y, -1.3], fixedrange=True)
@@ -157,11 +157,11 @@ def _matched(fig: go.Figure, pairs: list[_Pair], places: dict[str, float]) -> No
     _markers(fig, RIGHT, ys, "square", "blue")
 
 
-def _stopped(fig: go.Figure, site: Site, stop: _Told, y: float, places: dict[str, float]) -> float:
+def _stopped(fig: go.Figure, site: Site, stop: _SiteNode, y: float, places: dict[str, float]) -> float:
     """The failing pair below the matched ones; returns where the next row goes."""
     beyond = site.found.removeprefix(
         f"%{stop.name} = {stop.operation} ({stop.tensor})"
-    ).strip()  # the node is beside it
+    ).strip()  # the node is shown next to it
     found = f"found: {_short(beyond)}" if beyond and not beyond.startswith(f"%{stop.name} =") else ""
     again = f"the same node as in {int(places[stop.name]) + 1}" if stop.name in places else ""
     left = ["<b>expected</b>", *_small(_short(site.expected), "left")]
@@ -199,7 +199,7 @@ def _rest(fig: go.Figure, parts: list[str], y: float) -> float:
 
 
 def _below(fig: go.Figure, site: Site, y: float) -> float:
-    """What concerns the whole site: its line, what was read or what would help."""
+    """What concerns the whole site: its line, what was read, or how to fix it."""
     texts = {name: text for name, *_, text in site.nodes}
     source = texts.get(site.node) or texts.get(site.anchor, "")
     where = ": ".join(filter(None, (site.line or "", source)))
@@ -255,15 +255,15 @@ def _cut(text: str, length: int) -> str:
 
 
 def _height(*columns: list[str]) -> float:
-    """Rows that the longest of some columns of lines needs."""
+    """Rows needed by the longest of some columns of lines."""
     return max(1.0, 0.48 * max(map(len, columns)) + 0.1)
 
 
-def _hover(node: _Told) -> str:
+def _hover(node: _SiteNode) -> str:
     return "<br>".join(escape(line) for line in (f"%{node.name} = {node.operation}", node.tensor, node.source) if line)
 
 
-def _alt(pairs: list[_Pair], stop: _Told | None) -> str:
+def _alt(pairs: list[_Pair], stop: _SiteNode | None) -> str:
     end = f" A dashed line with a cross ends at %{stop.name}, where matching stopped." if stop is not None else ""
     return (
         f"Two columns: {len(pairs)} numbered parts of the computation on the left, on the right the nodes of the graph "
@@ -291,7 +291,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _table(site: Site, pairs: list[_Pair], stop: _Told | None) -> Table:
+def _table(site: Site, pairs: list[_Pair], stop: _SiteNode | None) -> Table:
     rows = [
         (str(number), pair.part, pair.node.name, pair.node.operation, pair.node.tensor, pair.node.source)
         for number, pair in enumerate(pairs, start=1)
@@ -300,6 +300,6 @@ def _table(site: Site, pairs: list[_Pair], stop: _Told | None) -> Table:
         rows.append(("stop", "", stop.name, stop.operation, stop.tensor, stop.source))
         words = (("expected", site.expected), ("found", site.found), ("fix", site.fix))
         rows += [("", head, "", "", "", text) for head, text in words]
-        rows += [("", part, "not found", "", "", "") for part in _unfound(site)]
+        rows += [("", part, "not found", "", "", "") for part in _missing_parts(site)]
     columns = ("", "part", "node", "operation", "dtype and shape", "source, or in words")
     return Table("The pairs, one by one", columns, rows)

@@ -1,6 +1,6 @@
 """Figures about numbers: which values FP8 has, what quantisation loses, what a rounding point costs.
 
-Each builder takes data and returns the figure with sentences that state what this data shows, so that picture and words
+Each builder takes data and returns the figure with sentences that state what the data shows, so that picture and words
 cannot disagree.
 """
 
@@ -18,12 +18,12 @@ from fusionlab.show.drawing import Drawing
 from fusionlab.show.theme import GRID, PALETTE
 
 NEAR_ZERO = 32.0  # half the width of the second number line: wide enough to see the step double a few times
-LABEL_WIDTH = 22  # characters of a bar's label in one line, so that bars have room on a narrow page
+LABEL_WIDTH = 22  # characters per line of a bar's label, so that bars have room on a narrow page
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one way of rounding changes against another: the fraction of the codes and of the scales that differ."""
+    """How one way of rounding differs from another: the fraction of the codes and of the scales that differ."""
 
     codes: float
     scales: float
@@ -36,9 +36,9 @@ def fp8_values(dtype: torch.dtype = torch.float8_e4m3fn) -> torch.Tensor:
 
 
 def largest_error(dtype: torch.dtype) -> float:
-    """The largest relative error that the cast to `dtype` leaves on a value with full precision.
+    """The largest relative error of casting a value with full precision to `dtype`.
 
-    Half a step, of a value that lies just as far above a power of two: for e4m3 1/16 of a value of 1 + 1/16, or 1/17.
+    Half a step, for a value that far above a power of two: for e4m3 1/16 of a value of 1 + 1/16, or 1/17.
     """
     half = torch.finfo(dtype).eps / 2
     return half / (1 + half)
@@ -86,14 +86,14 @@ def number_line(quotients: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3f
 
 
 def _fraction(power: float) -> str:
-    """A power of two as people write it: 1/512 rather than 0.00195312."""
+    """A power of two as a fraction: 1/512 rather than 0.00195312."""
     return f"1/{1 / power:g}" if power < 1 else f"{power:g}"
 
 
 def _number_line_panel(
     fig: go.Figure, row: int, quotients: torch.Tensor, codes: torch.Tensor, values: torch.Tensor
 ) -> None:
-    """Three rows of one panel, top to bottom: before the cast, the values that exist, after the cast."""
+    """Three rows of one panel, top to bottom: before the cast, the representable values, after the cast."""
     path_x = [x for q, c in zip(quotients.tolist(), codes.tolist(), strict=True) for x in (q, c, None)]
     path_y = [2, 0, None] * len(codes)
     fig.add_scatter(
@@ -119,7 +119,7 @@ def group_errors(
     """The relative error of every element of a row, group by group, against half a step of the format.
 
     Args:
-        values: [groups, group_size], what was quantised.
+        values: [groups, group_size], the quantised values.
         restored: [groups, group_size], the dequantised codes.
         scale: [groups] float32.
         dtype: the FP8 format of the codes.
@@ -182,12 +182,12 @@ def group_errors(
 
 
 def error_histogram(errors: Mapping[str, torch.Tensor], reach: float, bins: int = 61) -> Drawing:
-    """Outlines of histograms: the signed relative error that each format leaves.
+    """Outlines of histograms: the signed relative error of each format.
 
     Args:
-        errors: by the name of the format, the relative error of each element that is not zero, as a fraction.
+        errors: by name of the format, the relative error of each nonzero element, as a fraction.
         reach: half the width of the axis, as a fraction.
-        bins: how many; an odd number puts one in the middle.
+        bins: number of bins; an odd number puts one in the middle.
     """
     edges = torch.linspace(-reach, reach, bins + 1, dtype=torch.double)
     middles = 100 * (edges[:-1] + edges[1:]) / 2
@@ -205,7 +205,7 @@ def error_histogram(errors: Mapping[str, torch.Tensor], reach: float, bins: int 
     typical = {name: error.double().abs().median().item() for name, error in errors.items()}
     parts = [f"{name}: {value:.2%}" for name, value in typical.items()]
     order = sorted(typical, key=typical.get)
-    least = [name for name in order if typical[name] <= 1.01 * typical[order[0]]]  # closer than this is chance
+    least = [name for name in order if typical[name] <= 1.01 * typical[order[0]]]  # smaller differences are chance
     summary = f"Half of the elements are off by no more than: {'; '.join(parts)}. "
     summary += f"{' and '.join(least)} {'lose' if len(least) > 1 else 'loses'} least"
     summary += f", {order[-1]} {typical[order[-1]] / typical[order[0]]:.1f} times as much." if least != order else "."

@@ -1,7 +1,7 @@
-"""Bytes against time: how near to the memory's bandwidth each implementation came, and what bytes do not explain.
+"""Bytes and time: how close each implementation came to the memory bandwidth, and what bytes do not explain.
 
-The classical roofline has operations per byte on its axis. Kernels that only move memory all lie on its slope, one
-behind the other, so here the axis is the bytes themselves and the roof is the bandwidth.
+The classical roofline has operations per byte on its axis. Kernels that only move memory would all lie on top of each
+other on its slope, so here the axis is the bytes themselves and the roof is the bandwidth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fusionlab.show.theme import PALETTE
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement: who, for how many tokens, the bytes that it must move by the ledger, and its time.
+    """One measurement: the implementation, tokens, the bytes that it must move by the ledger, and its time.
 
     Raises:
         ValueError: for no bytes, or a time that is not finite and > 0.
@@ -39,17 +39,17 @@ class Point:
 
     @property
     def gb_s(self) -> float:
-        """Achieved bandwidth in 1e9 bytes a second."""
+        """Achieved bandwidth in 1e9 bytes per second."""
         return self.moved.total / self.measured_us / 1e3
 
 
 def roofline(points: Sequence[Point], bandwidth_gb_s: float, *, roof: str, where: str) -> Drawing:
-    """Achieved bandwidth under the roof, and below it the time itself over the predicted one, over the bytes to move.
+    """Achieved bandwidth under the roof, and below it measured time / predicted time, both over the bytes to move.
 
     Args:
-        points: in any order; those of one name become one line.
-        bandwidth_gb_s: the roof, in 1e9 bytes a second.
-        roof: what the roof is, in words.
+        points: in any order; those with the same name become one line.
+        bandwidth_gb_s: the roof, in 1e9 bytes per second.
+        roof: a description of the roof.
         where: whose measurements these are and on what, for the caption.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which spellings of one computation each of two ways finds, as a board of answers."""
+"""Which spellings of one computation each of two matchers finds, as a board of answers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 from fusionlab.show.drawing import Drawing, Table
 from fusionlab.show.theme import GRID, PALETTE
 
-escape = partial(escape_html, quote=False)  # plotly shows an escaped quotation mark as it is escaped
+escape = partial(escape_html, quote=False)  # plotly shows an escaped quotation mark literally
 
-#: Where the two columns of answers stand, in percent of the width, by the field that they show.
+#: Positions of the two columns of answers, in percent of the width, by the field that they show.
 COLUMNS = {"traced": (62, "traced pattern"), "semantic": (82, "semantic matcher")}
 ROW, HEAD = 22, 30  # pixels of a spelling, and of the line above a class
 WORDS = {True: "fuses", False: "missed"}
@@ -23,12 +23,12 @@ NAME = 46  # characters of a spelling's name that fit beside the answers
 
 @dataclass(frozen=True)
 class Answer:
-    """What both ways did with one spelling.
+    """What both matchers did with one spelling.
 
     Args:
-        kind: the class of what differs.
+        kind: the class of the difference.
         name: the spelling.
-        traced, semantic: whether each way would replace it.
+        traced, semantic: whether each would replace it.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Answer:
 
 
 def scoreboard(answers: Sequence[Answer]) -> Drawing:
-    """Draw the answers grouped by class, in the order in which they come. Raises ValueError without any."""
+    """Draw the answers grouped by class, in the given order. Raises ValueError if there are none."""
     if not answers:
         raise ValueError("no answers: a scoreboard needs at least one spelling")
     fig, height = go.Figure(), 0

@@ -6,9 +6,9 @@ import functools
 
 import plotly.graph_objects as go
 
-# After Okabe and Ito's colours: each stands out by 3:1 at least from white and from #14171a, and no two are nearly
-# alike. With some colour-blindnesses two come close, so that a dash, a symbol or a hatching tells things apart as well.
-# `lines.IMPLEMENTATIONS` says whose each is in all figures; in graphs blue is new and vermillion is gone.
+# Based on Okabe and Ito's colours: each has a contrast of at least 3:1 with white and with #14171a, and all are clearly
+# distinct. With some kinds of colour blindness two are similar, so a dash, symbol or hatching is used as well.
+# `line_styles.IMPLEMENTATIONS` assigns them in all figures; in graphs blue means new and vermillion removed.
 PALETTE = {
     "blue": "#1f77c4",
     "vermillion": "#d55e00",
@@ -19,27 +19,27 @@ PALETTE = {
     "brown": "#8d5a3c",
     "grey": "#7d7d7d",
 }
-#: A figure's own ground and its text, in a notebook and in a picture: no grey is legible on light and on dark pages.
+#: A figure's own background and text, in a notebook and in a picture: no grey is legible on light and on dark pages.
 GROUND, INK = "#ffffff", "#1c2024"
-HEIGHT = 420  # pixels of a figure that says nothing of it
+HEIGHT = 420  # default height of a figure in pixels
 GRID = "rgba(128, 128, 128, 0.28)"
 CLEAR = "rgba(0, 0, 0, 0)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
 
-#: How dark and how light a colour can be: black text is legible on the first, and the second still seen on white.
+#: How dark and how light a colour can be: black text is legible on the first, and the second is visible on white.
 _SHADES = (0.18, 0.298)
 
 
 def shades(name: str) -> tuple[str, str]:
-    """A colour of the palette darker and lighter, for neighbours of one kind that touch."""
+    """A darker and a lighter variant of a palette colour, for touching neighbours of one kind."""
     digits = PALETTE[name].removeprefix("#")
     linear = [_linear(int(digits[at : at + 2], 16) / 255) for at in (0, 2, 4)]
     now = sum(weight * channel for weight, channel in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
     made = []
     for wanted in _SHADES:
-        grey = max(0.0, (wanted - now) / (1 - now))  # so much white
-        part = min(1.0, wanted / now)  # or so much of the light that is there
+        grey = max(0.0, (wanted - now) / (1 - now))  # share of white to add
+        part = min(1.0, wanted / now)  # or share of the existing light to keep
         made.append("#" + "".join(f"{round(255 * _shown(part * c + grey * (1 - c))):02x}" for c in linear))
     return made[0], made[1]
 
@@ -54,7 +54,7 @@ def _shown(light: float) -> float:
 
 @functools.cache
 def template() -> go.layout.Template:
-    """Return the template. Ground and text are a light page's; the site's script replaces them by the page's own."""
+    """Return the template. Background and text are for light pages; the site's script replaces them by the page's."""
     axis = {
         "gridcolor": GRID,
         "linecolor": GRID,
@@ -76,7 +76,7 @@ def template() -> go.layout.Template:
             "yaxis": axis,
             "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
             "hoverlabel": {"font": {"family": FONT}},
-            # plotly fills the handle with `bgcolor`; it must stand out, since the rail hardly does.
+            # plotly fills the handle with `bgcolor`; it must stand out, since the rail is barely visible.
             "sliderdefaults": control
             | {
                 "bgcolor": PALETTE["blue"],

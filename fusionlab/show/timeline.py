@@ -1,7 +1,7 @@
 """Traces as timelines: several variants of a step on one time axis, with what each kernel waited for.
 
 A GPU trace is drawn as launch calls on the CPU above the kernels they started; a trace without GPU events as operators
-above the operators that they call. Every variant starts at its own first event, so that spans can be compared by eye.
+above the operators that they call. Every variant starts at its own first event, so that spans can be compared visually.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from fusionlab.show import Drawing, Table
 from fusionlab.show.names import us
 from fusionlab.show.timeline_rows import Canvas, extent_us, operator_levels
 
-MOST = 2000  # events of one variant: more are neither legible nor quickly drawn
+MOST = 2000  # events per variant: more are illegible and slow to draw
 
 
 class TimelineError(ValueError):
-    """Traces that make no timeline; the message says which and what would."""
+    """Traces that cannot be drawn as a timeline; the message says which, and how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Times:
         on_gpu: whether they are of kernels; otherwise of operators on the CPU.
         events: kernels with copies and fills, or top-level operators.
         busy_us: sum of their durations.
-        gap_us: time between the first one's start and the last one's end in which none ran.
-        span_us: from the first one's start to the last one's end.
+        gap_us: time between the first start and the last end in which none ran.
+        span_us: from the first start to the last end.
         whole_us: the same from the first launch; equal to `span_us` on a CPU.
-        replayed: whether a CUDA graph was replayed. A model's graph is launched once for all of its layers, so that
-            the launch is no part of what one path takes.
+        replayed: whether a CUDA graph was replayed. A model's graph is launched once for all of its layers, so the
+            launch does not count towards the time of one path.
     """
 
     on_gpu: bool
@@ -46,12 +46,12 @@ class Times:
 
     @property
     def compared_us(self) -> float:
-        """What variants are compared by: from the first launch, as each launch is paid; of a replay the span."""
+        """The time to compare: from the first launch, since launches cost time too; for a replay, the span."""
         return self.span_us if self.replayed else self.whole_us
 
 
 def times(trace: Trace) -> Times:
-    """The times of all that `trace` holds.
+    """The times of everything in `trace`.
 
     Raises:
         TimelineError: if it holds neither GPU events nor operators.
@@ -109,9 +109,9 @@ def timeline(variants: Mapping[str, Trace], *, where: str = "", full: Mapping[st
 
 
 def delta_table(measured: Mapping[str, Times]) -> Table:
-    """Kernels or operators, time in them, time between them, and span of each variant, against the first.
+    """Kernels or operators, time in them, time between them, and span of each variant, compared with the first.
 
-    What is saved is counted from the first launch, in replays of CUDA graphs over the span; the head says which.
+    Savings are counted from the first launch, in replays of CUDA graphs over the span; the header says which.
     """
     base = next(iter(measured.values()))
     on_gpu = all(entry.on_gpu for entry in measured.values())

@@ -17,19 +17,19 @@ from fusionlab.show.names import short_name, us, wrapped
 from fusionlab.show.theme import CLEAR, GRID, PALETTE, shades
 
 CHARACTER = 0.0125  # width of a character as a share of the plot, at 12 px on a page of 700
-ROW, GAPPED, HEADER = 1.0, 1.35, 0.8  # heights in the figure, in rows: plain, with labelled gaps, of a headline
-BAR, SLIM, GAP = 0.66, 0.4, 0.44  # heights of bars, in rows: full, over another, of a gap
-VISIBLE = 0.004  # the least share of the axis at which a gap is labelled: about two pixels
+ROW, GAPPED, HEADER = 1.0, 1.35, 0.8  # heights in rows: a plain row, one with labelled gaps, a headline
+BAR, SLIM, GAP = 0.66, 0.4, 0.44  # heights of bars in rows: full, over another, a gap
+VISIBLE = 0.004  # the smallest share of the axis at which a gap is labelled: about two pixels
 LABEL = 0.52  # how far below the middle of a row its gaps are labelled, in rows
-PIXELS = 42  # of a row
+PIXELS = 42  # per row
 MENU = 64  # height above the legend for the menu: on a narrow page the legend takes two lines
 
-#: Ranges, not operators, that torch.compile's run time puts into a trace around what it calls.
+#: Ranges, not operators, that torch.compile's runtime adds to a trace around what it calls.
 _FRAME = re.compile(
     r"Torch-Compiled Region|TorchDynamo Cache Lookup|Pregraph bytecode|AOTDispatcher|CompiledFunction|## Call Compiled"
 )
-#: What a bar can be: its name in the legend, its colour, and the hatching that tells it without colour. What computes
-#: has the colour of its variant, as in every other figure.
+#: Kinds of bar: name in the legend, colour, and the hatching that identifies it without colour. Bars of computation
+#: have the colour of their variant, as in every other figure.
 KINDS = {
     "launch": ("launch call (CPU)", PALETTE["grey"], ""),
     "kernel": ("kernel (GPU), in two shades", "", ""),
@@ -40,35 +40,35 @@ KINDS = {
 
 
 def launches(trace: Trace) -> list[Launch]:
-    """The calls that started something, once each, in order of start; others only wait."""
+    """The calls that started something, once each, in order of start; other calls only wait."""
     found = {kernel.launch for kernel in trace.kernels if kernel.launch}
     return sorted(found, key=lambda launch: (launch.start_us, launch.process, launch.correlation))
 
 
 def operator_levels(trace: Trace) -> list[tuple[Op, int]]:
-    """The operators of a CPU trace down to those called by outer ones, as (operator, level), in order of start.
+    """The two outermost levels of operators in a CPU trace, as (operator, level), in order of start.
 
-    Level 0 is no operator but a range in which torch.compile's own code runs, 1 an operator that no other called, 2 one
-    that such an operator called; what lies deeper is left out.
+    Level 0 is not an operator but a range of torch.compile's own code, 1 is a top-level operator, 2 one called by such
+    an operator; deeper ones are left out.
     """
     tree, level, found = nest(trace.ops), {}, []
     for place, entry in enumerate(tree):
         above = 0 if entry.parent is None else level[entry.parent]
         level[place] = 0 if above == 0 and _FRAME.match(entry.op.name) else above + 1
-        if level[place] in (1, 2) or entry.parent is None:  # of nested ranges the outermost will do
+        if level[place] in (1, 2) or entry.parent is None:  # of nested ranges, the outermost is enough
             found.append((entry.op, level[place]))
     return found
 
 
 def origin_us(trace: Trace) -> float:
-    """Where the step's time begins: at its first launch, kernel or, on a CPU, operator."""
+    """When the step begins: at its first launch, kernel or, on a CPU, operator."""
     if not trace.kernels:
         return min(op.start_us for op in trace.ops)
     return min([*(k.start_us for k in trace.kernels), *(launch.start_us for launch in launches(trace))])
 
 
 def extent_us(trace: Trace) -> float:
-    """From there to the end of the last of them."""
+    """The time from the origin to the end of the last of them."""
     events = [*trace.kernels, *launches(trace)] if trace.kernels else trace.ops
     return max((event.start_us + event.duration_us for event in events), default=0.0) - origin_us(trace)
 
@@ -86,13 +86,13 @@ class _Bar:
     height: float = BAR
 
     def text(self, extent: float) -> str:
-        """As much of the name as fits where the axis is `extent` µs long; gaps have none."""
+        """As much of the name as fits if the axis is `extent` µs long; gaps have none."""
         room = int(self.duration / extent / CHARACTER) - 1
         return escape(short_name(self.name, room)) if room >= 4 else ""
 
 
 class Canvas:
-    """Collects bars and arrows by kind, row below row, and makes one figure of them."""
+    """Collects bars and arrows by kind, row by row, and makes one figure of them."""
 
     def __init__(self, extent: float, labels: Iterable[str]) -> None:
         self.extent = max(extent, 1e-3)
@@ -105,14 +105,14 @@ class Canvas:
         self.height = 0.0
 
     def variant(self, label: str, trace: Trace, on_gpu: bool) -> None:
-        """Add the rows of one variant below those that are there."""
+        """Add the rows of one variant below the existing ones."""
         self.headers.append((self.height + HEADER / 2, f"<b>{escape(label)}</b>"))
         self.height += HEADER
         self.spans.append((label, extent_us(trace)))
         (self.gpu_rows if on_gpu else self.cpu_rows)(label, trace)
 
     def row(self, name: str, height: float = ROW) -> float:
-        """Start a row; returns the middle of its bars, below which a higher row has room."""
+        """Start a row; returns the middle of its bars, below which a taller row has room."""
         middle = self.height + ROW / 2
         self.ticks.append((middle, name))
         self.height += height
@@ -121,7 +121,7 @@ class Canvas:
     def gpu_rows(self, label: str, trace: Trace) -> None:
         """Launches, then each stream with its kernels and gaps."""
         origin, starts = origin_us(trace), {}
-        rows: dict[str, float] = {}  # of each process
+        rows: dict[str, float] = {}  # by process
         calls = launches(trace)
         several = len({call.process for call in calls}) > 1
         for call in calls:
@@ -137,7 +137,7 @@ class Canvas:
             if place not in streams:
                 streams[place] = self.row(_place(kernel, "\n"), GAPPED)
             row, start = streams[place], kernel.start_us - origin
-            # What begins before the one in front has ended is drawn slimmer, so that both can be seen.
+            # What begins before the previous one has ended is drawn slimmer, so that both are visible.
             height = SLIM if start < reached.get(place, start) else BAR
             self.add(
                 "kernel", label, kernel.name, start, kernel.duration_us, row, kernel_hover(kernel), kernel.nodes, height
@@ -149,7 +149,7 @@ class Canvas:
                 self.arrows.append((*starts.pop(kernel.launch), start, row))
 
     def cpu_rows(self, label: str, trace: Trace) -> None:
-        """What torch.compile wraps around operators, if it did; the operators with their gaps; what these call."""
+        """torch.compile's ranges around operators, if any; the operators with their gaps; the operators they call."""
         origin, levels = origin_us(trace), operator_levels(trace)
         present = {level for _, level in levels}
         rows = {
@@ -183,14 +183,14 @@ class Canvas:
         gaps.append(_Bar(start, duration, row, "", hover, f"gap {len(gaps) + 1}", label, height=GAP))
 
     def gap_labels(self) -> list[tuple[float, float, str]]:
-        """Lengths of gaps and where they stand, below their bars: the longest first, and no two on each other."""
+        """Lengths of gaps and their positions below the bars: the longest first, without overlaps."""
         placed: dict[float, list[tuple[float, float]]] = {}  # row -> middles and widths
         labels = []
         for bar in sorted(self.bars["gap"], key=lambda bar: -bar.duration):
             text = f"{us(bar.duration)} µs"
             room = (len(text) + 1) * CHARACTER * self.extent
             middle = bar.start + bar.duration / 2
-            middle = min(max(middle, room / 2), 1.01 * self.extent - room / 2)  # none must run out at an end
+            middle = min(max(middle, room / 2), 1.01 * self.extent - room / 2)  # keep labels inside the plot
             others = placed.setdefault(bar.row, [])
             apart = all(abs(middle - other) >= (room + width) / 2 for other, width in others)
             if bar.duration / self.extent >= VISIBLE and apart:
@@ -199,7 +199,7 @@ class Canvas:
         return labels
 
     def figure(self) -> go.Figure:
-        """All that was collected."""
+        """The figure of everything collected."""
         fig = go.Figure()
         for kind, bars in self.bars.items():
             if bars:
@@ -231,7 +231,7 @@ class Canvas:
         return fig
 
     def zoom_menu(self) -> dict:
-        """Buttons that stretch the axis to one variant: the shared axis makes a short one small."""
+        """Buttons that stretch the axis to one variant, since the shared axis makes short ones small."""
         spans = [
             ("all on one axis", self.extent),
             *((f"zoom: {escape(short_name(label, 24))}", span) for label, span in self.spans),
@@ -239,7 +239,7 @@ class Canvas:
         kinds = [bars for bars in self.bars.values() if bars]  # the figure's first traces, in this order
 
         def view(span: float) -> list:
-            texts = [[bar.text(span) for bar in bars] for bars in kinds]  # a longer bar has room for more
+            texts = [[bar.text(span) for bar in bars] for bars in kinds]  # a longer bar has room for more text
             return [{"text": texts}, {"xaxis.range": [-0.01 * span, 1.02 * span]}, list(range(len(kinds)))]
 
         buttons = [{"label": label, "method": "update", "args": view(span)} for label, span in spans]
@@ -250,9 +250,9 @@ class Canvas:
         }  # fmt: skip
 
     def bar_trace(self, kind: str, bars: list[_Bar]) -> go.Bar:
-        """The bars of one kind as one trace, so that one search finds any of them."""
+        """The bars of one kind as one trace, so that a search covers all of them."""
         name, colour, pattern = KINDS[kind]
-        # Neighbours that touch differ in lightness; the line keeps the shortest visible.
+        # Touching neighbours differ in lightness; the outline keeps the shortest visible.
         filled, before = [], dict.fromkeys((b.row for b in bars), 0)
         for bar in bars:
             filled.append(colour or self.shades[bar.label][before[bar.row] % 2])
@@ -275,7 +275,7 @@ class Canvas:
         )  # fmt: skip
 
     def draw_arrows(self, fig: go.Figure) -> None:
-        """One line from each launch to the first thing that it started; the replay of a graph starts many."""
+        """One line from each launch to the first event that it started; a graph replay starts many."""
         if not self.arrows:
             return
         half = 0.33
@@ -296,7 +296,7 @@ def _known(value: object) -> str:
 
 
 def _place(kernel: Kernel, separator: str = ", ") -> str:
-    """Where a GPU event ran, and for which process where the trace holds several."""
+    """Where a GPU event ran, and for which process if the trace holds several."""
     place = f"GPU {_known(kernel.device)}, stream {_known(kernel.stream)}"
     return place if kernel.process is None else f"{place}{separator}{kernel.process}"
 
@@ -306,7 +306,7 @@ def _call_hover(call: Launch) -> str:
 
 
 def kernel_hover(kernel: Kernel) -> str:
-    """All that the trace says about a GPU event, escaped, a line each; what it does not say is left out."""
+    """Everything the trace says about a GPU event, escaped, one fact per line."""
     lines = [wrapped(kernel.name), f"{us(kernel.duration_us)} µs on {escape(_place(kernel))}"]
     if kernel.queue_us is not None:
         late = " (it started before the call returned)" if kernel.queue_us < 0 else ""

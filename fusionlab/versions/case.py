@@ -1,4 +1,4 @@
-"""What the versions share: the one case that they are written for, and how a launch is described."""
+"""What the versions share: the one case that they support, and the description of a launch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Launch:
             **self.arguments,
             **self.constants,
             num_warps=self.num_warps,
-            enable_fp_fusion=False,  # a contracted multiply-add would skip a rounding that eager makes
+            enable_fp_fusion=False,  # a contracted multiply-add would skip a rounding that eager performs
         )
 
 
@@ -38,7 +38,7 @@ Launches = Callable[
 
 
 def unsupported(norm: GatedNorm, quant: GroupQuant, weight_elements: int) -> str | None:
-    """Why the versions do not take these specs; None if they do. The product's kernel has no such limits."""
+    """Why the versions do not support these specs; None if they do. The library's kernel has no such limits."""
     size = norm.norm_size
     wanted = (
         (size == quant.group_size, f"norm_size={size} and group_size={quant.group_size} must be the same"),
@@ -62,22 +62,22 @@ def unsupported(norm: GatedNorm, quant: GroupQuant, weight_elements: int) -> str
 
 
 def require(norm: GatedNorm, quant: GroupQuant, weight: torch.Tensor) -> None:
-    """Raise ValueError with the reason where `unsupported` has one."""
+    """Raise ValueError with the reason if `unsupported` has one."""
     reason = unsupported(norm, quant, weight.numel())
     if reason is not None:
         raise ValueError(f"fusionlab.versions: {reason}")
 
 
 def roundings(norm: GatedNorm) -> dict[str, bool]:
-    """The rounding points as compile-time constants, as every version's kernel names them."""
+    """The rounding points as compile-time constants, named as in every version's kernel."""
     return {f"ROUND_{point.upper()}": point in norm.rounding for point in ("norm", "weight", "output")}
 
 
 def runs_of_heads(gate: torch.Tensor, size: int) -> RowLayout:
-    """The layout of a gate whose runs hold whole heads of `size` elements, one stride apart: what version 6 follows.
+    """The layout of a gate whose runs hold whole heads of `size` elements, one stride apart, as version 6 supports.
 
     Raises:
-        ValueError: for a gate that takes two levels of strides, or whose runs cut a head.
+        ValueError: for a gate that needs two levels of strides, or whose runs split a head.
     """
     layout = row_layout(gate)
     if layout is None or layout.outer_stride or layout.inner % size:

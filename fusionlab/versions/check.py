@@ -1,8 +1,8 @@
-"""Check all, then time all: every version against the reference, wherever this runs.
+"""Check all, then time all: every version against the reference, on any machine.
 
-On a GPU the versions run there, in the dtype they are given, and are compared with the reference on the same device. On
-a CPU they run in Triton's interpreter, in float32 and in a process of its own: it shows that addresses, masks,
-reductions and scales are right, and says nothing about the hardware's roundings.
+On a GPU the versions run in the given dtype and are compared with the reference on the same device. On a CPU they run
+in Triton's interpreter, in float32 and in a separate process: this shows that addresses, masks, reductions and scales
+are right, but says nothing about the hardware's roundings.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Agreement:
     """One version against the reference.
 
     Args:
-        version: which.
+        version: its name.
         where: `GPU` or `interpreter`.
-        codes, moved, steps: codes compared, how many differ, and by how many FP8 steps at most. On a GPU only codes of
+        codes, moved, steps: codes compared, how many differ, and by at most how many FP8 steps. On a GPU only codes of
             groups whose scales agree are compared.
-        scales, scales_moved: the same for scales; in the interpreter from a relative 2^-20 on.
+        scales, scales_moved: the same for scales; in the interpreter, relative differences from 2^-20.
     """
 
     version: Version
@@ -43,11 +43,11 @@ class Agreement:
 def check_all(
     x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, norm: GatedNorm, quant: GroupQuant
 ) -> list[Agreement]:
-    """Hold every version to `fusionlib.reference` on these inputs: x and gate [tokens, heads, head_dim].
+    """Compare every version with `fusionlib.reference` on these inputs: x and gate [tokens, heads, head_dim].
 
     Raises:
         ValueError: for specs beyond the teaching case.
-        InterpreterError: where the interpreting process fails.
+        InterpreterError: if the interpreter's process fails.
     """
     require(norm, quant, weight)
     if x.is_cuda:

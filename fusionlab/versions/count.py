@@ -1,7 +1,7 @@
-"""How many codes a way of dividing moves: counted in plain PyTorch, whose float32 division and product are IEEE's.
+"""How many codes a way of dividing changes: counted in plain PyTorch, whose float32 division and product are IEEE's.
 
-This is where a GPU is not needed: which quotient a correctly rounded division, a product with the rounded reciprocal
-or the residual step gives is a matter of arithmetic alone. Triton's `/` is not here: its error is the hardware's.
+This needs no GPU: the quotients of a correctly rounded division, of a product with the rounded reciprocal and of the
+residual step are a matter of arithmetic alone. Triton's `/` is not included: its error depends on the hardware.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fusionlib.spec import GroupQuant
 
 @dataclass(frozen=True)
 class Moved:
-    """Of `codes` codes, how many differ from those of the correctly rounded division, and by how many steps at most."""
+    """How many of `codes` codes differ from those of the correctly rounded division, and by at most how many steps."""
 
     codes: int
     moved: int
@@ -25,7 +25,7 @@ class Moved:
 
     @property
     def share(self) -> float:
-        """Moved over all."""
+        """Moved codes / all codes."""
         return self.moved / self.codes
 
 
@@ -37,8 +37,8 @@ def by_reciprocal(y: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 def by_residual(y: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Version 5's quotient. Each fused multiply-add is float64 rounded once to float32.
 
-    A product of two float32 values is exact in float64 and so is the residual; only the last sum could be rounded
-    twice, where the float64 result falls on the middle between two float32 values (one time in 2^29).
+    A product of two float32 values is exact in float64, and so is the residual; only the last sum could be rounded
+    twice, if the float64 result is halfway between two float32 values (one time in 2^29).
     """
     reciprocal = 1.0 / scale
     estimate = y * reciprocal
@@ -47,10 +47,10 @@ def by_residual(y: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def moved_codes(y: torch.Tensor, quant: GroupQuant) -> dict[str, Moved]:
-    """Codes that each way of dividing moves, for the normed value `y` [tokens, hidden].
+    """Codes that each way of dividing changes, for the normed value `y` [tokens, hidden].
 
-    Returns `"reciprocal"` and `"reciprocal and residual step"`, each against `reference.group_quant`, whose scales all
-    of them share.
+    Returns `"reciprocal"` and `"reciprocal and residual step"`, each compared with `reference.group_quant`, whose
+    scales they share.
     """
     expected, scale = reference.group_quant(y, quant)
     scale = reference.unpack_scales(scale, y.shape[1] // quant.group_size, quant)

@@ -1,8 +1,8 @@
-"""The longest chain: instructions of a PTX listing that must wait for each other, one after the next.
+"""The longest chain: instructions of a PTX listing that must wait for each other.
 
-With one token there is next to nothing to move, and the time is this chain's: every instruction on it begins when the
-one before has its result. An instruction counts as one here; how long it takes differs by two orders of magnitude
-between an addition and a load from memory, which a listing does not say. PTX for these kernels is one straight line.
+With one token there is almost nothing to move, and this chain determines the time: every instruction on it starts when
+the previous one has its result. Each instruction counts as one here; their latencies differ by two orders of magnitude
+between an addition and a load from memory, which a listing does not show. PTX for these kernels is straight-line code.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from fusionlab.observe.codegen import Listing
 
 _INSTRUCTION = re.compile(r"^\s*(?:@!?(%[a-z]+\d+)\s+)?([a-z][\w.:]*)\s*([^;\n]*);", re.M)
 _REGISTER = re.compile(r"%[a-z]+\d+")
-# Inline PTX: a block with registers of its own, whose names are any words and mean something else in the next block.
+# Inline PTX: a block with its own registers, whose names are arbitrary and mean something else in the next block.
 _BLOCK = re.compile(r"^\s*\{\s*\n((?:\s*\.reg\s+\.\w+\s+\w+\s*;\s*\n)+)(.*?)^\s*\}\s*$", re.M | re.S)
 _OWN = re.compile(r"\.reg\s+\.\w+\s+(\w+)\s*;")
 _NO_RESULT = ("st.", "bar.", "barrier.", "bra", "ret")
-#: What a reader should see of a chain: name -> pattern of the mnemonic.
+#: Kinds of instruction that a reader sees in a chain: name -> pattern of the mnemonic.
 KINDS = {
     "loads from memory": r"ld\.global",
     "exchanges between lanes": r"shfl\.|redux\.",
@@ -49,9 +49,9 @@ class Chain:
 def longest_chain(listing: Listing) -> Chain:
     """The longest chain of dependent instructions of a PTX `listing`.
 
-    A value depends on the registers it is made of; a load from shared memory on the barrier before it, and a barrier on
-    all stores to shared memory before it. Barriers that only keep shared memory from being overwritten too early count
-    like the others.
+    A value depends on the registers it is computed from; a load from shared memory on the barrier before it, and a
+    barrier on all stores to shared memory before it. Barriers that only prevent shared memory from being overwritten
+    too early count like the others.
 
     Raises:
         ValueError: for a listing without PTX, or with a loop.
@@ -94,7 +94,7 @@ def longest_chain(listing: Listing) -> Chain:
 
 
 def _one_scope(text: str) -> str:
-    """PTX in which the registers that a block declares for itself have names like all others, each used once."""
+    """PTX in which registers declared inside a block are renamed to unique names like all others."""
     numbers = itertools.count()
 
     def renamed(block: re.Match[str]) -> str:
@@ -107,7 +107,7 @@ def _one_scope(text: str) -> str:
 
 
 def _operands(name: str, text: str) -> tuple[list[str], list[str]]:
-    """The registers that an instruction writes and those that it reads."""
+    """The registers that an instruction writes, and those that it reads."""
     if name.startswith(_NO_RESULT):
         return [], _REGISTER.findall(text)
     if text.lstrip().startswith("{"):

@@ -1,14 +1,14 @@
 """The process in which the versions are interpreted; started by `subprocess_interpreter.ask`, never imported by it.
 
-A jitted function is either interpreted or compiled for a whole process. What comes in is a file of torch.save, what
-goes out is JSON: `python -m fusionlab.versions.interpreted REQUEST ANSWER`.
+A whole process either interprets or compiles its jitted functions. The request is a file of torch.save, the answer is
+JSON: `python -m fusionlab.versions.interpreted REQUEST ANSWER`.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+os.environ["TRITON_INTERPRET"] = "1"  # must be set before triton is imported
 
 import json
 import linecache
@@ -28,7 +28,7 @@ from fusionlib import reference
 from fusionlib.kernels import gated_norm as product
 from fusionlib.spec import GatedNorm, GroupQuant
 
-MOST_VALUES = 4096  # of one variable; what is larger is told by its shape alone
+MOST_VALUES = 4096  # per variable; of larger ones only the shape is reported
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def check(x, gate, weight, norm: GatedNorm, quant: GroupQuant) -> list[dict[str,
 
 
 def _compare(version: Version, x, gate, weight, norm, quant, expected, expected_scale) -> dict[str, Any]:
-    codes = torch.full(expected.shape, 0x7E, dtype=torch.uint8).view(quant.dtype)  # a byte not written shows as 448
+    codes = torch.full(expected.shape, 0x7E, dtype=torch.uint8).view(quant.dtype)  # an unwritten byte shows as 448
     scale = torch.full_like(expected_scale, torch.nan)
     version.launch_into(x, gate, weight, norm, quant, codes, scale)
     steps = code_steps(codes, expected)
@@ -68,13 +68,13 @@ def _compare(version: Version, x, gate, weight, norm, quant, expected, expected_
         "moved": int((steps > 0).sum()),
         "steps": int(steps.max()),
         "scales": scale.numel(),
-        # Another summation order moves a float32 value in its last bits; a missing scale is NaN and counts.
+        # Another summation order changes a float32 value in its last bits; a missing scale is NaN and counts.
         "scales_moved": int((~(off < 2**-20)).sum()),
     }
 
 
 class Recorder:
-    """What the programs of some kernels of one file load and store, and what the variables of one of them hold."""
+    """Records what the programs of some kernels of one file load and store, and the variables of one program."""
 
     def __init__(self, kernels: list[Any], program: int) -> None:
         self.names = {kernel.fn.__name__ for kernel in kernels}
@@ -113,7 +113,7 @@ class Recorder:
         live = sorted(int(address) for address in addresses[mask].flatten())
         if not live:
             return
-        # Two arguments may be the same tensor; the one named first is the one that is read.
+        # Two arguments may be the same tensor; the first one is the one that is read.
         name = max(
             (name for name, (base, _) in self._pointers.items() if base <= live[0]), key=lambda n: self._pointers[n][0]
         )
@@ -138,7 +138,7 @@ class Recorder:
 
     def _called(self, frame: FrameType, event: str, _argument: Any) -> Any:
         if frame.f_code.co_filename != self.file or not hasattr(interpreter_builder, "grid_idx"):
-            return None  # not ours, or the interpreter still reading the source
+            return None  # not ours, or the interpreter is still reading the source
         if frame.f_code.co_name in self.names:
             values = frame.f_locals
             self._kernel, self._pointers = frame.f_code.co_name, {}
@@ -183,7 +183,7 @@ class Recorder:
 def watch(
     x, gate, weight, norm: GatedNorm, quant: GroupQuant, *, version: str, program: int, rows: int, num_warps: int
 ) -> dict[str, Any]:
-    """Run a version with a recorder on it; the codes against the reference's, for the record."""
+    """Run a version with a recorder, and compare its codes with the reference's."""
     (chosen,) = (known for known in VERSIONS if known.name == version)
     codes = torch.full((x.shape[0], x[0].numel()), 0x7E, dtype=torch.uint8).view(quant.dtype)
     scale = torch.full((x.shape[0], codes.shape[1] // quant.group_size), torch.nan)
@@ -218,7 +218,7 @@ def watch(
 
 
 def main(request: str, answer: str) -> None:
-    """Read a request, run it, write the answer; an error is an answer too."""
+    """Read a request, run it, write the answer, which may be an error."""
     asked = torch.load(request, map_location="cpu", weights_only=True)
     norm = GatedNorm(**{**asked.pop("norm")})
     quant = GroupQuant(**{**asked.pop("quant")})
@@ -226,7 +226,7 @@ def main(request: str, answer: str) -> None:
     tensors = [asked.pop(name) for name in ("x", "gate", "weight")]
     try:
         result = {"result": job(*tensors, norm, quant, **asked)}
-    except Exception as error:  # told to the process that asked
+    except Exception as error:  # reported to the requesting process
         result = {"error": f"{type(error).__name__}: {error}"}
     Path(answer).write_text(json.dumps(result), encoding="utf-8")
 

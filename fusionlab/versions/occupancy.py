@@ -1,9 +1,9 @@
-"""How many warps a multiprocessor can hold at once, from the registers that the compiled kernel takes.
+"""How many warps a multiprocessor can hold at once, from the registers that the compiled kernel uses.
 
 Sources: NVIDIA, CUDA C++ Programming Guide, technical specifications per compute capability (9.0 and 10.0: 64 warps, 32
-blocks and 65536 registers a multiprocessor), and the CUDA occupancy calculator (four partitions, registers given out
-to a warp in units of 256); LLVM, AMDGPU usage, and AMD's CDNA3 ISA (512 vector registers a lane, eight wavefronts a
-SIMD, four SIMDs a compute unit, registers given out in units of eight). Shared memory is left out: these kernels take
+blocks and 65536 registers per multiprocessor), and the CUDA occupancy calculator (four partitions, registers allocated
+to a warp in units of 256); LLVM, AMDGPU usage, and AMD's CDNA3 ISA (512 vector registers per lane, eight wavefronts per
+SIMD, four SIMDs per compute unit, registers allocated in units of eight). Shared memory is ignored: these kernels use
 less than a KiB.
 """
 
@@ -16,14 +16,14 @@ from fusionlab.observe.codegen import TARGETS
 
 @dataclass(frozen=True)
 class Occupancy:
-    """Warps (wavefronts) that fit on one multiprocessor (compute unit), and how many there could be at most."""
+    """Warps (wavefronts) that fit on one multiprocessor (compute unit), and the maximum possible."""
 
     warps: int
     most: int
 
     @property
     def share(self) -> float:
-        """Warps over most."""
+        """Warps / maximum."""
         return self.warps / self.most
 
 
@@ -31,7 +31,7 @@ def occupancy(target: str, registers: int, num_warps: int) -> Occupancy:
     """Resident warps of a kernel with `registers` per thread in blocks of `num_warps` warps.
 
     Raises:
-        ValueError: for an unknown target, or sizes that no launch has.
+        ValueError: for an unknown target, or impossible sizes.
     """
     if target not in TARGETS:
         raise ValueError(f"target {target!r} is unknown; choose one of {', '.join(TARGETS)}")

@@ -1,4 +1,4 @@
-"""The versions compiled for GPUs that are not here, for a census of each."""
+"""The versions compiled for GPUs that are not present, for a census of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _known(target: str) -> None:
 def compile_launch(launch: Launch, target: str) -> Listing:
     """Compile one launch's kernel for `target`; its tensors may be on the `meta` device.
 
-    As at a real launch, pointers and integers that are multiples of 16 are taken as such.
+    As in a real launch, pointers and integers that are multiples of 16 are marked as such.
 
     Raises:
         ValueError: for a target that is not in `observe.codegen.TARGETS`.
@@ -67,8 +67,8 @@ def compile_version(
 ) -> list[Listing]:
     """Compile each kernel of `version` as it is launched for `tokens` tokens of `heads` heads.
 
-    The gate is contiguous, but for versions that follow strides it is Qwen3-Next's, strides (heads * 384, 768, 1).
-    Version 7 takes the launch that the library would choose.
+    The gate is contiguous, or for versions that support strides, Qwen3-Next's with strides (heads * 384, 768, 1).
+    Version 7 uses the launch that the library would choose.
 
     Raises:
         ValueError: for a target that is not in `observe.codegen.TARGETS`.

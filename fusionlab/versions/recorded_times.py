@@ -1,7 +1,7 @@
-"""The versions' times as a benchmark's results: what `fusionlib bench --versions` writes, and what notebook 05 reads.
+"""The versions' times as benchmark results: what `fusionlib bench --versions` writes, and what notebook 05 reads.
 
-A document has the form of the other benchmarks (`observe.bench.results`). Its cases are those of `CASES`: every call on
-other buffers, or, to show what that is for, every call on the same.
+A document has the format of the other benchmarks (`observe.bench.results`). Its cases are those of `CASES`: every call
+on different buffers or, to show why that matters, every call on the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROTATING, WARM = "versions", "versions_warm"
 CASES = (("contiguous", ROTATING), ("strided", ROTATING), ("contiguous", WARM))
 NORM, QUANT = GatedNorm.qwen3_next(), GroupQuant.vllm()
 CHECKED_TOKENS = 64
-FAR = 1  # FP8 steps; the versions whose division is not eager's are off by one in some codes, and none by more
+FAR = 1  # FP8 steps; versions whose division is not eager's differ by one in some codes, but never by more
 
 
 def measure(
@@ -40,7 +40,7 @@ def measure(
 ) -> None:
     """Check every version, then time all of them in every case, into `results`; `save` is called after each case.
 
-    A version that is wrong beyond what its division explains is timed like the others, and named in `results.skipped`.
+    A version with errors that its division does not explain is timed like the others, and named in `results.skipped`.
     """
     _check(results, seed, device, say)
     for count in tokens:
@@ -57,7 +57,7 @@ def measure(
 
 
 def recorded(results: Results, tokens: int, gate: str = "contiguous", context: str = ROTATING) -> list[Timed]:
-    """What was measured in one case, in its order; empty where it was not."""
+    """What was measured in one case, in the recorded order; empty if nothing was."""
     wanted = (tokens, gate, context)
     return [
         Timed(row.variant, row.median_us, row.p10_us, row.p90_us, row.bytes, row.copies)
@@ -69,7 +69,7 @@ def recorded(results: Results, tokens: int, gate: str = "contiguous", context: s
 def everywhere(
     tokens: int, gate: str = "contiguous", context: str = ROTATING, *, data: Path | None = None
 ) -> dict[str, list[Timed]]:
-    """Device -> what is recorded of one case in `data`, the checkout's by default; only devices that have it."""
+    """Device -> what is recorded for one case in `data` (default: the checkout's); only devices that have it."""
     from fusionlab.observe.evidence import benchmarks
 
     found = {}

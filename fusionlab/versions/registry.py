@@ -1,4 +1,4 @@
-"""The versions in order, and what can be said of each before it runs: its bytes, its kernels, its source."""
+"""The versions in order, and what is known about each before it runs: its bytes, its kernels, its source."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from fusionlab.versions.case import Launches
 from fusionlib import reference
 from fusionlib.spec import GatedNorm, GroupQuant
 
-#: How the quotient is made: Triton's `/` (off by a few units in the last place on a GPU), a product with the rounded
-#: reciprocal (wrong in bits by construction), or the correctly rounded division that eager makes.
+#: How the quotient is computed: Triton's `/` (off by a few units in the last place on a GPU), a product with the
+#: rounded reciprocal (not bit-exact by construction), or the correctly rounded division of eager.
 Division = Literal["approximate", "reciprocal", "correct"]
 
 
@@ -35,10 +35,10 @@ class Version:
     """One version of the kernel.
 
     Args:
-        number, title: its place and its name.
-        change: what it changes against the one before, and why, in a sentence.
-        division: how it makes the quotient; only `correct` can have eager's bits.
-        strided: whether it reads a gate with strides in place; the others have it copied first.
+        number, title: its number and name.
+        change: what it changes from the previous version, and why, in a sentence.
+        division: how it computes the quotient; only `correct` can match eager bit for bit.
+        strided: whether it reads a strided gate in place; for the others it is copied first.
         kernels: how many launches it takes.
         module: its file.
     """
@@ -53,21 +53,21 @@ class Version:
 
     @property
     def name(self) -> str:
-        """Such as `v4_reciprocal`."""
+        """For example `v4_reciprocal`."""
         return self.module.__name__.rpartition(".")[2]
 
     @property
     def launches(self) -> Launches | None:
-        """The function that describes its launches; None for version 7, which is launched by the library."""
+        """The function that describes its launches; None for version 7, which the library launches."""
         return getattr(self.module, "launches", None)
 
     def run(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, norm: GatedNorm, quant: GroupQuant
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes [tokens, hidden] and scales of `x` [tokens, heads, head_dim], contiguous, and `gate` of its elements.
+        """Codes [tokens, hidden] and scales, for contiguous `x` [tokens, heads, head_dim] and a `gate` of its size.
 
         Raises:
-            ValueError: for specs beyond the teaching case, and for tensors on a CPU outside of Triton's interpreter.
+            ValueError: for specs beyond the teaching case, and for tensors on a CPU outside Triton's interpreter.
         """
         if x.device.type == "cpu" and not knobs.runtime.interpret:
             raise ValueError(
@@ -90,7 +90,7 @@ class Version:
         codes: torch.Tensor,
         scale: torch.Tensor,
     ) -> None:
-        """As `run`, into outputs that exist."""
+        """Like `run`, into existing outputs."""
         if self.launches is None:
             self.module.launch(x, gate, weight, norm, quant, codes, scale)
             return
@@ -100,7 +100,7 @@ class Version:
             launch.run()
 
     def kernel_source(self) -> str:
-        """The text of its kernels: for version 7 that of the library's fused kernel, without its helpers."""
+        """The source of its kernels; for version 7 that of the library's fused kernel, without its helpers."""
         if self.launches is None:
             from fusionlib.kernels.gated_norm import rms_norm_gated_group_quant_kernel as kernel
 
@@ -121,9 +121,9 @@ class Version:
         x_dtype: torch.dtype = torch.bfloat16,
         strided_gate: bool = False,
     ) -> dict[str, Bytes]:
-        """The bytes that must move, part by part; their sum is the ledger's (`observe.ledger.path_bytes`).
+        """The bytes that must move, part by part; their sum is the ledger's (`observe.byte_ledger.path_bytes`).
 
-        `strided_gate`: the gate does not follow itself in memory; versions that cannot read it so copy it first.
+        `strided_gate`: the gate is not contiguous; versions that cannot read it that way copy it first.
         """
         path = path_bytes(tokens, hidden, norm, quant, x_dtype=x_dtype)
         tensor = tokens * hidden * x_dtype.itemsize
@@ -208,7 +208,7 @@ VERSIONS: tuple[Version, ...] = (
 
 
 def difference(before: Version, after: Version) -> str:
-    """What changed in the kernel's text between two versions: a unified diff of the kernels alone."""
+    """A unified diff of the kernels' source between two versions."""
     lines = difflib.unified_diff(
         before.kernel_source().splitlines(),
         after.kernel_source().splitlines(),

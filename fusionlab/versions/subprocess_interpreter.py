@@ -1,4 +1,4 @@
-"""Asking Triton's interpreter, in a process of its own: in one process a kernel is either interpreted or compiled."""
+"""Runs Triton's interpreter in a separate process, because a process either interprets or compiles kernels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMIT_S = 300  # a few dozen programs take seconds
 
 
 class InterpreterError(RuntimeError):
-    """The interpreting process failed; the message holds what it said."""
+    """The interpreter's process failed; the message contains its output."""
 
 
 def ask(
@@ -35,7 +35,7 @@ def ask(
     """Run `job` of `fusionlab.versions.interpreted` on the tensors, with their strides, and return its JSON answer.
 
     Raises:
-        InterpreterError: where that process fails or takes more than `LIMIT_S` seconds.
+        InterpreterError: if that process fails or takes more than `LIMIT_S` seconds.
     """
     tensors = {"x": x.detach(), "gate": gate.detach(), "weight": weight.detach()}  # .cpu() would lose the strides
     specs = {

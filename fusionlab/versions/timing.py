@@ -1,8 +1,7 @@
-"""Time all, after all were checked: CUDA graph replays, where there is a GPU; the reason why not, where there is none.
+"""Time all versions after checking them: CUDA graph replays on a GPU, or else the reason why that is impossible.
 
-The clock is the benchmark's (`observe.bench.timer`): so many sets of buffers that no call finds its inputs in the cache
-because the call before it left them there. The versions' samples are taken in rounds, so that a GPU that warms up does
-so for all of them.
+The timer is the benchmark's (`observe.bench.timer`): it rotates through so many sets of buffers that no call finds its
+inputs in the cache. The versions' samples are taken in rounds, so that a warming GPU affects all of them equally.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from fusionlab.versions.registry import VERSIONS, Version
 from fusionlib.spec import GatedNorm, GroupQuant
 
 ROUNDS = 15
-WARM_CALLS = 1000  # per graph, where all use one set of buffers: beside them the launch of the graph is nothing
+WARM_CALLS = 1000  # per graph, if all use one set of buffers, so that the graph's launch is negligible
 LIGHT, COPY = "light", "copy"
 
 
 class CannotTime(RuntimeError):
-    """There is nothing here to time on; the message says what is missing."""
+    """Nothing can be timed here; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One contender's time per call, in microseconds: the median, and the 10th and 90th percentile of the rounds.
+    """One candidate's time per call, in microseconds: the median, and the 10th and 90th percentile of the rounds.
 
     Args:
         key: `v1` to `v7`, `light`, or `copy` for a device-to-device copy that moves as many bytes.
         median_us, low_us, high_us: the median and the percentiles.
         bytes: what it must move.
-        sets: buffer sets that the calls walk through; 1 if every call finds its inputs in the cache.
+        sets: buffer sets that the calls rotate through; 1 if every call finds its inputs in the cache.
     """
 
     key: str
@@ -55,7 +54,7 @@ class Timed:
 
     @property
     def name(self) -> str:
-        """What a reader calls it."""
+        """Its label for readers."""
         version = self.version
         if version is None:
             return {LIGHT: "the light", COPY: "Tensor.copy_ of as many bytes"}[self.key]
@@ -63,17 +62,17 @@ class Timed:
 
     @property
     def gb_s(self) -> float:
-        """Bytes that must move over the median, in 1e9 bytes per second."""
+        """Bytes that must move / median time, in 1e9 bytes per second."""
         return self.bytes / self.median_us / 1e3
 
 
 def key_of(version: Version) -> str:
-    """The version in one word: `v4`."""
+    """The version's key: `v4`."""
     return f"v{version.number}"
 
 
 def why_not_here() -> str | None:
-    """Why nothing can be timed on this machine; None where it can."""
+    """Why nothing can be timed on this machine; None if it can."""
     if not torch.cuda.is_available():
         return (
             "no GPU is visible to torch. A Triton kernel's time exists on a GPU only; how long the interpreter takes "
@@ -98,12 +97,12 @@ def time_all(
 ) -> list[Timed]:
     """Time every version, then the light and a copy, on the current GPU; check them first (`check.check_all`).
 
-    `strided_gate` takes the gate out of a projection as Qwen3-Next does; versions that cannot follow it copy it inside
-    the timed call. `warm` gives every call the same buffers, as a careless stopwatch does. `timer` and `device` are for
-    another clock than CUDA graphs.
+    With `strided_gate` the gate is a slice of a projection as in Qwen3-Next; versions that do not support it copy it
+    inside the timed call. `warm` gives every call the same buffers, as in a careless measurement. `timer` and `device`
+    replace timing with CUDA graphs.
 
     Raises:
-        CannotTime: without a GPU, where no `timer` is given.
+        CannotTime: without a GPU, if no `timer` is given.
     """
     if timer is None:
         reason = why_not_here()
@@ -158,7 +157,7 @@ def _buffers(
 
 
 def _halves(moved: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where to and where from, of a copy that moves `moved` bytes: half of them are read, half written."""
+    """Target and source of a copy that moves `moved` bytes: half of them read, half written."""
     return tuple(torch.empty(moved // 2, dtype=torch.uint8, device=device) for _ in range(2))
 
 
@@ -169,7 +168,7 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> Callable[[], Any]:
 def _call(
     version: Version | None, weight: torch.Tensor, norm: GatedNorm, quant: GroupQuant
 ) -> Callable[[tuple[torch.Tensor, ...]], Callable[[], Any]]:
-    """Buffers -> a call of `version` on them; of the light, where `version` is None."""
+    """Buffers -> a call of `version` on them, or of the light if `version` is None."""
     from fusionlab.observe.bench.light import launch_light
 
     launch = launch_light if version is None else version.launch_into

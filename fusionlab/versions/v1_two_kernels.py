@@ -1,4 +1,4 @@
-"""Version 1: two kernels, the norm and then the quantisation. What one has before any fusion.
+"""Version 1: two kernels, the norm and then the quantisation, as they are before any fusion.
 
 Bytes per element in bf16, one scale per 128:
 
@@ -6,7 +6,7 @@ Bytes per element in bf16, one scale per 128:
     quant  reads y 2, writes codes 1 + scale 4/128      3.03
                                                         9.03
 
-and two launches. y goes to memory for no other reason than that the second kernel fetches it from there.
+and two launches. y goes to memory only because the second kernel reads it from there.
 
 Each program takes one row: the 128 elements that share a mean and a scale. Sums and maxima stay inside a program.
 """
@@ -32,7 +32,7 @@ def norm_kernel(
     ROUND_NORM: tl.constexpr,
     ROUND_WEIGHT: tl.constexpr,
 ):
-    """The gated norm of one row, to memory."""
+    """The gated norm of one row, written to memory."""
     row = tl.program_id(0).to(tl.int64)
     element = tl.arange(0, SIZE)  # [E]
     x = tl.load(x_ptr + row * SIZE + element)
@@ -53,7 +53,7 @@ def norm_kernel(
 
 @triton.jit
 def quant_kernel(normed_ptr, codes_ptr, scale_ptr, floor, SIZE: tl.constexpr, FP8_MAX: tl.constexpr):
-    """Codes and scale of one row, from memory."""
+    """Codes and scale of one row, read from memory."""
     row = tl.program_id(0).to(tl.int64)
     element = tl.arange(0, SIZE)  # [E]
     y = tl.load(normed_ptr + row * SIZE + element).to(tl.float32)
@@ -73,7 +73,7 @@ def launches(
     codes: torch.Tensor,
     scale: torch.Tensor,
 ) -> list[Launch]:
-    """One program per row, twice; Triton's default of four warps, because nobody has thought about it yet."""
+    """One program per row in each kernel, with Triton's default of four warps: not tuned yet."""
     require(norm, quant, weight)
     rows = x.numel() // norm.norm_size
     normed = torch.empty(codes.shape, dtype=norm.output_dtype(x.dtype), device=x.device)

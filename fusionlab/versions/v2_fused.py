@@ -1,11 +1,11 @@
-"""Version 2: one kernel. The value in the middle stays in registers.
+"""Version 2: one kernel. The intermediate value stays in registers.
 
 Bytes per element in bf16, one scale per 128:
 
     reads x 2 + gate 2, writes codes 1 + scale 4/128    5.03
 
-9.03 / 5.03 = 1.8 times fewer bytes, and one launch instead of two. The rounding that the memory in the middle did for
-free has to be written out now (`ROUND_OUTPUT`): leave it out and the kernel computes something else.
+9.03 / 5.03 = 1.8 times fewer bytes, and one launch instead of two. Storing the intermediate value rounded it for free;
+now the rounding must be explicit (`ROUND_OUTPUT`), or the kernel computes something else.
 
 What is naive about it: one row of 128 on four warps is one element per thread, so each thread fetches 2 bytes.
 """
@@ -70,7 +70,7 @@ def launches(
     codes: torch.Tensor,
     scale: torch.Tensor,
 ) -> list[Launch]:
-    """One program per row, on Triton's default of four warps."""
+    """One program per row, with Triton's default of four warps."""
     require(norm, quant, weight)
     return [
         Launch(

@@ -1,12 +1,12 @@
 """Version 3: sixteen rows per program, so that every thread loads 16 bytes at once.
 
 16 rows x 128 elements / (8 warps x 32 threads) = 8 elements per thread; 8 x 2 bytes = one 16-byte load, the widest
-there is. Version 2 asked for the same bytes in eight times as many instructions, each of which must find a place in the
-queue to memory. The weight is fetched once for sixteen rows. The bytes that must move stay at 5.03 per element.
+there is. Version 2 requested the same bytes with eight times as many instructions, each of which needs a slot in the
+memory queue. The weight is fetched once for sixteen rows. The bytes that must move stay at 5.03 per element.
 
-What it costs: with one token of 32 heads there are two programs, for a GPU that has room for hundreds; and where 64
-threads march together and not 32, eight warps are twice the threads and the loads half as wide. Version 7 chooses by
-the number of rows and the width of a warp.
+What it costs: with one token of 32 heads there are two programs, on a GPU with room for hundreds; and where a warp has
+64 threads instead of 32, eight warps are twice the threads and the loads half as wide. Version 7 chooses by the number
+of rows and the width of a warp.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Version 4: no division per element. Fast, and wrong in bits.
+"""Version 4: no division per element. Fast, but not bit-exact.
 
 Version 3 divides twice per element, once in the gate's sigmoid and once by the scale. Triton's `/` is an approximate
-division and still a sequence of instructions; at 5.03 bytes per element there is time for few of them.
+division, but still a sequence of instructions; at 5.03 bytes per element there is time for few of them.
 
-- The sigmoid: e^-g is 2^(-g log2 e), which is what the hardware has an instruction for, and an approximate division
-  (one reciprocal, one product) is enough, because its error of some 2^-22 is rounded away to bf16 a line later.
+- The sigmoid: e^-g is 2^(-g log2 e), for which the hardware has an instruction, and an approximate division (one
+  reciprocal, one product) is enough, because its error of about 2^-22 is rounded away to bf16 a line later.
 - The quotient: y / s becomes y * (1/s), one correctly rounded division per row and one product per element.
 
-The second is the mistake. 1/s is rounded, then the product is rounded, and y comes from bf16 over a scale that was made
-from a bf16 value: such quotients fall on the middle between two codes far more often than random numbers do, and there
-the last bit decides. `fusionlab.versions.count` counts how many codes that moves. Some engines mean it that way
-(`GroupQuant(division="reciprocal")`); whoever replaces a division must not.
+The second is the mistake. 1/s is rounded, then the product is rounded. y is a bf16 value, and the scale was made from
+one: such quotients are halfway between two codes far more often than random numbers, and there the last bit decides.
+`fusionlab.versions.count` counts how many codes that changes. Some engines specify it that way
+(`GroupQuant(division="reciprocal")`), but it must not replace a division.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Version 5: the division's bits for two instructions per element.
+"""Version 5: the division's exact bits for two instructions per element.
 
 With r = RN(1/s) and the estimate q = RN(y r), the residual y - q s is exact in one fused multiply-add, and a second one
 corrects the estimate by it: RN(q + residual r) is the correctly rounded y / s (Markstein, "Computation of elementary
-functions on the IBM RISC System/6000 processor", 1990). It needs s and r to be normal numbers, which the floor under
-amax sees to, and a finite s, which version 7 sees to. The code takes q s - y and subtracts: so a -0 keeps its sign.
+functions on the IBM RISC System/6000 processor", 1990). It requires s and r to be normal numbers, which the floor on
+amax ensures, and a finite s, which version 7 ensures. The code computes q s - y and subtracts, so that -0 keeps its
+sign.
 
-It costs two fused multiply-adds per element: no time at all beside the 5.03 bytes.
+It costs two fused multiply-adds per element: negligible beside the 5.03 bytes.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Version 6: the gate is read where it lies.
+"""Version 6: the gate is read in place.
 
-A model's gate is a part of a larger projection. Qwen3-Next interleaves the projection per key head, so its gate is
-[tokens, 16, 256] with strides (12288, 768, 1): two heads of 128 that follow each other, then 512 elements of something
-else. Versions 1 to 5 know only rows that follow each other, so the gate must be copied first, and the bytes per
-element are those of two kernels:
+A model's gate is part of a larger projection. Qwen3-Next interleaves the projection per key head, so its gate is
+[tokens, 16, 256] with strides (12288, 768, 1): two adjacent heads of 128, then 512 elements of something else.
+Versions 1 to 5 support only contiguous rows, so the gate must be copied first, and the bytes per element are those of
+two kernels:
 
     copy   reads 2, writes 2                            4.00
     fused  as before                                    5.03
                                                         9.03, as if nothing had been fused
 
-Two more strides in the address, and the copy is gone. Each row is still 256 contiguous bytes, so the loads stay wide.
+Two more strides in the address avoid the copy. Each row is still 256 contiguous bytes, so the loads stay wide.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def fused_kernel(
     rows,
     gate_stride_token,
     gate_stride_run,
-    HEADS: tl.constexpr,  # rows in a token
-    HEADS_A_RUN: tl.constexpr,  # whole heads that follow each other in the gate's memory
+    HEADS: tl.constexpr,  # rows per token
+    HEADS_A_RUN: tl.constexpr,  # adjacent whole heads in the gate's memory
     ROWS: tl.constexpr,
     SIZE: tl.constexpr,
     ROUND_NORM: tl.constexpr,
@@ -93,7 +93,7 @@ def launches(
     codes: torch.Tensor,
     scale: torch.Tensor,
 ) -> list[Launch]:
-    """Sixteen rows per program on eight warps; the gate where it lies."""
+    """Sixteen rows per program on eight warps; the gate is read in place."""
     require(norm, quant, weight)
     layout = runs_of_heads(gate, norm.norm_size)
     rows = x.numel() // norm.norm_size

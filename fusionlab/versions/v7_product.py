@@ -1,26 +1,26 @@
 """Version 7: the library's own kernel, `fusionlib.kernels.gated_norm`. Not a copy: this file only calls it.
 
-The results are version 5's and the addresses version 6's. It adds everything that a model may come with: any norm and
-group size of which one divides the other, gates first (Mamba2), sigmoid gates, every rounding point, every floor and
-scale format, column-major and packed scales, two levels of strides, rows that end inside a block, NaN and infinity that
-arrive where eager's do.
+The results are version 5's and the addresses version 6's. It adds support for everything that models use: any norm and
+group size, gating before the norm (Mamba2), sigmoid gates, every rounding point, every floor and scale format,
+column-major and packed scales, two levels of strides, rows that end inside a block, NaN and infinity in the same places
+as in eager.
 
-And it adds what the listing of version 6 taught. On NVIDIA the kernel asks for some instructions by name
-(`fusionlib.kernels.ptx`): two values rounded to bf16 in one conversion, a sigmoid without guards against what cannot
-matter, a quotient of one product and one fused multiply-add. The weight is loaded in the shape of x and the scale
-stored from where it is, so that threads exchange nothing through shared memory and wait at no barrier. AMD's compiler
-gets the portable spelling of the same.
+It also applies the lessons of version 6's listing. On NVIDIA the kernel uses some instructions explicitly
+(`fusionlib.kernels.ptx`): two values rounded to bf16 in one conversion, a sigmoid without unnecessary guards, a
+quotient of one product and one fused multiply-add. The weight is loaded in the shape of x and the scale is stored from
+the threads that hold it, so that threads exchange nothing through shared memory and wait at no barrier. AMD's compiler
+gets the portable form of the same.
 
-Some of it is for one token, where nothing hides a thread's waiting: rows are unsigned numbers, so that the first load
-waits for shifts and not for a division; a warp takes a whole row and finds its largest magnitude in one instruction,
-as an integer; the quotient starts from an approximate reciprocal. Loads are masked only where rows and programs do not
-come out even.
+Some of this is for one token, where nothing hides a thread's latency: row numbers are unsigned, so that the first load
+waits for shifts rather than a division; a warp handles a whole row and finds its largest magnitude in one instruction,
+as an integer; the quotient starts from an approximate reciprocal. Loads are masked only if the number of rows is not a
+multiple of a program's.
 
-The launch follows the number of rows (`choose_launch` beside the kernel), because what suits a prefill does not suit
-one token.
+The launch depends on the number of rows (`choose_launch` in the kernel's module), because what suits a prefill does not
+suit one token.
 
-5.03 bytes per element, as before. With many tokens the memory takes all of the time; with few it is the chain of
-instructions that wait for each other.
+5.03 bytes per element, as before. With many tokens memory takes all of the time; with few, the chain of dependent
+instructions does.
 """
 
 from __future__ import annotations

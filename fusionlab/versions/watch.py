@@ -1,9 +1,9 @@
 """One program at work: what it reads and writes, and what its variables hold, line by line.
 
-Triton's interpreter runs a kernel as Python, one program after the other, so its loads and stores can be listened to
-and its variables read. It teaches the algorithm. It is no oracle for bits: it truncates float32 to bf16 where the
-hardware rounds to nearest, a part of its FP8 casts differ, and its sums have another order. `View` counts how many
-codes that moved, so that nobody takes one for the other.
+Triton's interpreter runs a kernel as Python, one program after the other, so its loads and stores can be recorded and
+its variables read. It teaches the algorithm, but does not give the hardware's bits: it truncates float32 to bf16 where
+the hardware rounds to nearest, some of its FP8 casts differ, and its sums have another order. `View` counts how many
+codes differ because of this, so that nobody confuses the two.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Access:
         kernel, program: which program of which kernel.
         kind: `load` or `store`.
         argument: `x`, `gate`, `weight`, `codes` or `scale` (`normed` in version 1).
-        element_bytes: of one element.
-        runs: (first offset, length) in elements of the argument, ascending; neighbours are one run.
+        element_bytes: bytes per element.
+        runs: (first offset, length) in elements of the argument, ascending; adjacent ones are merged.
     """
 
     kernel: str
@@ -38,7 +38,7 @@ class Access:
 
     @property
     def elements(self) -> int:
-        """How many different elements."""
+        """The number of distinct elements."""
         return sum(length for _, length in self.runs)
 
     @property
@@ -49,7 +49,7 @@ class Access:
 
 @dataclass(frozen=True)
 class Step:
-    """A variable that got a value: by which line of which function, and the value, flattened, where it is small."""
+    """An assignment to a variable: the line and function, and the value, flattened, if it is small."""
 
     line: int
     source: str
@@ -72,7 +72,7 @@ class Step:
 class View:
     """A launch seen from inside: the accesses of all programs, and the steps of one.
 
-    `unlike_the_reference` of `codes` codes are not what the reference gives: the interpreter's doing.
+    `unlike_the_reference` of `codes` codes differ from the reference, because of the interpreter.
     """
 
     version: Version
@@ -84,12 +84,12 @@ class View:
     unlike_the_reference: int
 
     def of(self, program: int | None = None) -> tuple[Access, ...]:
-        """The accesses of one program, in order; by default of the one whose steps were kept."""
+        """The accesses of one program, in order; by default the one whose steps were kept."""
         chosen = self.program if program is None else program
         return tuple(access for access in self.accesses if access.program == chosen)
 
     def last(self, name: str) -> Step:
-        """The last value that a variable of this name got, in whatever function."""
+        """The last assignment to a variable of this name, in any function."""
         found = [step for step in self.steps if step.name == name]
         if not found:
             names = ", ".join(dict.fromkeys(step.name for step in self.steps))
@@ -109,16 +109,16 @@ def watch(
     rows: int = 16,
     num_warps: int = 8,
 ) -> View:
-    """Run `version` in the interpreter and look at `program`. Of version 1 both kernels are.
+    """Run `version` in the interpreter and record `program`; of version 1, both kernels.
 
     Args:
         version: one of `VERSIONS`.
-        x, gate, weight, norm, quant: as in `Version.run`; a few tokens are enough and quick.
+        x, gate, weight, norm, quant: as in `Version.run`; a few tokens are enough and fast.
         program: whose variables are kept.
-        rows, num_warps: the launch of version 7; the other versions bring their own.
+        rows, num_warps: the launch of version 7; the other versions have their own.
 
     Raises:
-        InterpreterError: where the interpreting process fails, as for a program that does not exist.
+        InterpreterError: if the interpreter's process fails, for example for a program that does not exist.
     """
     if version not in VERSIONS:
         raise ValueError(f"version={version!r} is none of VERSIONS")

@@ -1,1 +1,1 @@
-"""The commands of the library itself; others join the command line through the entry points `fusionlib.commands`."""
+"""The library's own commands; other packages add theirs through the entry points `fusionlib.commands`."""

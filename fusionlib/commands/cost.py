@@ -1,7 +1,7 @@
 """`fusionlib cost`: how long the pass takes, on synthetic graphs of many layers.
 
 A layer is what a Gated DeltaNet model has around the fusion: projection, gated norm, FP8 quantisation, product,
-residual, feed-forward. It is traced once with fake tensors and chained, so that nothing is computed.
+residual, feed-forward. It is traced once with fake tensors and chained, so nothing is computed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ HIDDEN = HEADS * HEAD_DIM
 
 @dataclass(frozen=True)
 class Cost:
-    """What the pass took for one graph: `seconds` of CPU time, the median of several runs.
+    """The pass's cost on one graph: `seconds` of CPU time, the median of several runs.
 
-    CPU time, since the pass is one thread of Python and a busy machine would count against it otherwise.
+    CPU time, because the pass is a single Python thread and wall time would include other load on the machine.
     """
 
     layers: int
@@ -53,7 +53,7 @@ def _positive(text: str) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Print a line for each graph; 0 if all keep to the limit, 1 otherwise."""
+    """Print a line for each graph; 0 if all are within the limit, 1 otherwise."""
     costs = []
     print(f"{'layers':>8}{'nodes':>9}{'fused':>8}{'CPU s':>11}{'CPU s per 10,000':>22}")
     for layers in args.layers:
@@ -67,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def measure(layers: int, runs: int = 5) -> Cost:
-    """Rewrite a graph of `layers` layers `runs` times, each time a fresh one."""
+    """Rewrite a fresh graph of `layers` layers `runs` times."""
     import statistics
 
     from fusionlib.rewrite import FusionPass
@@ -114,7 +114,7 @@ def traced_layer() -> fx.Graph:
 
 
 def layered_graph(layers: int, layer: fx.Graph) -> fx.Graph:
-    """`layers` copies of a traced layer, each behind the one before; all have the same weights."""
+    """`layers` copies of a traced layer in sequence, all with the same weights."""
     from torch import fx
 
     graph, known, hidden = fx.Graph(), {}, None

@@ -1,8 +1,8 @@
 """What is installed, what was expected, and what each missing part costs: the logic of `fusionlib doctor`.
 
-The expected versions are read from the metadata of the installed distribution, so pyproject.toml stays their only home.
-It must run where nothing but Python is right, hence only the standard library at the top, a comparison of plain release
-numbers instead of `packaging`, and every probe of torch behind a try.
+The expected versions come from the metadata of the installed distribution, so that pyproject.toml is the only place
+that states them. This must run where only Python works: it imports nothing but the standard library at the top,
+compares plain release numbers instead of using `packaging`, and wraps every probe of torch in a try.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fusionlib.devices import converts_to_fp8
 
 MINIMUM_PYTHON = (3, 11)
 
-# What is lost without a package. Those marked True are needed by the walkthrough.
+# What is lost without a package. True marks those that the walkthrough needs.
 COSTS: dict[str, tuple[bool, str]] = {
     "torch": (True, "nothing runs"),
     "triton": (True, "no fused kernel, and no offline compilation for GPUs that are not here"),
@@ -52,13 +52,13 @@ class Gpu:
 
     @property
     def converts_to_fp8(self) -> bool:
-        """Whether the kernels can convert to e4m3 on it."""
+        """Whether the kernels can convert to e4m3 on this GPU."""
         return converts_to_fp8(self.capability, self.arch)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The facts that a diagnosis is made from; tests make their own."""
+    """The facts that a diagnosis is based on; tests construct their own."""
 
     python: tuple[int, int, int]
     platform: str
@@ -71,7 +71,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table. `state` is ok, missing or differs; a blocking one stops the walkthrough."""
+    """One line of the table. `state` is ok, missing or differs; a blocking finding stops the walkthrough."""
 
     part: str
     found: str
@@ -101,7 +101,7 @@ def _python(machine: Machine) -> Finding:
 
 
 def _wanted(machine: Machine) -> list[tuple[str, str]]:
-    """Return (name, version range) of the core, then of the extras that the walkthrough draws on."""
+    """Return (name, version range) of the core packages, then of the extras that the walkthrough uses."""
     wanted: dict[str, str] = {}
     for requirement in machine.requirements or ():
         declaration, _, marker = requirement.partition(";")
@@ -147,7 +147,7 @@ def _gpu(machine: Machine) -> Finding:
 
 
 def satisfies(version: str, spec: str) -> bool:
-    """Compare release numbers with a range such as `>=2.11,<2.14`; knows the operators that pyproject.toml uses."""
+    """Compare release numbers with a range such as `>=2.11,<2.14`; supports the operators used in pyproject.toml."""
     for clause in filter(None, spec.split(",")):
         operator, bound = re.fullmatch(r"(>=|<=|==|!=|<|>)(.+)", clause).groups()
         found, limit = _release(version), _release(bound)
@@ -208,7 +208,7 @@ def this_machine() -> Machine:
 
 def installed_version(name: str) -> str | None:
     """Return the version of an installed distribution, or None."""
-    from importlib import metadata  # here, since it takes a third of the time in which a command starts
+    from importlib import metadata  # imported here because it takes a third of a command's start-up time
 
     try:
         return metadata.version(name)
@@ -231,7 +231,7 @@ def _find_compiler() -> str | None:
 
 
 def _probe_torch() -> tuple[Gpu | None, str | None]:
-    """Return the GPU that torch sees, and why torch cannot be imported when it is there but broken."""
+    """Return the GPU that torch sees, and, if torch is installed but broken, why it cannot be imported."""
     if installed_version("torch") is None:
         return None, None
     try:
@@ -242,5 +242,5 @@ def _probe_torch() -> tuple[Gpu | None, str | None]:
         properties: Any = torch.cuda.get_device_properties(0)
         arch = properties.gcnArchName.split(":")[0] if torch.version.hip else None
         return Gpu(properties.name, (properties.major, properties.minor), arch), None
-    except Exception as error:  # a broken installation can raise anything, and reporting it is the purpose here
+    except Exception as error:  # a broken installation can raise anything; it is reported
         return None, f"does not import ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"

@@ -1,21 +1,21 @@
 """`fusionlib doctor`: compare what is installed with what is expected.
 
-It also runs alone: `python fusionlib/commands/doctor.py`.
+It also runs standalone: `python fusionlib/commands/doctor.py`.
 
-Any Python must be able to read this file, old ones too, to be told that they are too old: no f-strings, no annotations,
-and nothing of the package before the version is known. What the command finds out is `diagnosis`.
+Every Python, even an old one, must be able to parse this file to report that it is too old: no f-strings, no
+annotations, and no import from the package before the version check. The checks themselves are in `diagnosis`.
 """
 
 import os
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036, an older one gets this far and no further
+if sys.version_info < (3, 11):  # noqa: UP036, an older Python stops here
     print(
         "Python " + ".".join(map(str, sys.version_info[:3])) + " is too old: fusionlib needs Python 3.11 or newer. "
         "Name another one, for example `make PYTHON=python3.12`, or run this file with it."
     )
     sys.exit(1)
-if __name__ == "__main__":  # the package around this file, installed or not, and not its modules one by one
+if __name__ == "__main__":  # import from the package around this file, installed or not, not from its folder
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [os.path.dirname(os.path.dirname(here))] + [
         folder for folder in sys.path if os.path.abspath(folder) != here

@@ -1,7 +1,7 @@
-"""The error of a command that a person can correct."""
+"""The error for what a user can correct."""
 
 from __future__ import annotations
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done; the message names the value, what is allowed and the way out."""
+    """A request that cannot be carried out; the message names the value, what is allowed and how to fix it."""

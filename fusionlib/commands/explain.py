@@ -1,4 +1,4 @@
-"""`fusionlib explain`: what the pass would do with a function."""
+"""`fusionlib explain`: what the pass would do to a function."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def _run(args: argparse.Namespace) -> int:
     """Print the report; 0 if every site found would fuse, 1 otherwise."""
     from fusionlib.explanation import explain
 
-    function, *arguments = _made(args.target)
+    function, *arguments = _call_target(args.target)
     try:
         report = explain(function, *arguments)
     except Exception as error:  # whatever the function raises: it is the user's own
-        raise UsageError(f"{args.target}: {_named(function)} cannot be traced: {_raised(error)}") from error
+        raise UsageError(f"{args.target}: {_name_of(function)} cannot be traced: {_describe_error(error)}") from error
     print(report)
     return 0 if report.fused and not report.refused else 1
 
 
-def _made(target: str) -> tuple[Any, ...]:
-    """What the callable that `target` names returns: a function and its arguments."""
-    make = _found(target)
+def _call_target(target: str) -> tuple[Any, ...]:
+    """Call the callable named by `target`; returns the function and arguments it makes."""
+    make = _import_target(target)
     needed = [name for name, parameter in _parameters(make).items() if _is_needed(parameter)]
     if needed:
         raise UsageError(
@@ -52,22 +52,22 @@ def _made(target: str) -> tuple[Any, ...]:
     try:
         made = make()
     except Exception as error:  # whatever the user's own code raises
-        raise UsageError(f"{target}: {_raised(error)}") from error
+        raise UsageError(f"{target}: {_describe_error(error)}") from error
     if not isinstance(made, tuple) or not made or not callable(made[0]):
         raise UsageError(f"{target} returned {type(made).__name__}; it must return (function or module, argument, ...)")
     return made
 
 
-def _found(target: str) -> Callable[[], Any]:
-    """The callable that `target` names."""
+def _import_target(target: str) -> Callable[[], Any]:
+    """The callable named by `target`."""
     module_name, _, name = target.partition(":")
     if not module_name or not name:
         raise UsageError(f"{target!r} is not MODULE:CALLABLE; write for example mymodel.probe:make")
-    sys.path.insert(0, os.getcwd())  # as `python -m` does, so that a file beside the user is found
+    sys.path.insert(0, os.getcwd())  # as `python -m` does, so that modules in the working directory are found
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module that is not there, or whatever the user's own code raises
-        raise UsageError(f"{target}: {module_name} cannot be imported: {_raised(error)}") from error
+    except Exception as error:  # a missing module, or whatever the user's own code raises
+        raise UsageError(f"{target}: {module_name} cannot be imported: {_describe_error(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
         hint = did_you_mean(name, (other for other in vars(module) if callable(getattr(module, other))))
@@ -78,7 +78,7 @@ def _found(target: str) -> Callable[[], Any]:
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some builtins have none to read
+    except (TypeError, ValueError):  # some builtins have no signature
         return {}
 
 
@@ -89,12 +89,12 @@ def _is_needed(parameter: inspect.Parameter) -> bool:
     )
 
 
-def _named(function: Any) -> str:
+def _name_of(function: Any) -> str:
     return getattr(function, "__qualname__", type(function).__name__)
 
 
-def _raised(error: Exception) -> str:
-    """An exception in a line, with the innermost line of the user's own code that it came through."""
+def _describe_error(error: Exception) -> str:
+    """An exception in one line, with the innermost line of the user's own code in its traceback."""
     package = Path(__file__).parents[1]
     own = [
         frame

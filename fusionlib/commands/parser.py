@@ -1,4 +1,4 @@
-"""The parser of the command line: argparse, which also says what a misspelt word was meant to be."""
+"""The command-line parser: argparse with suggestions for misspelt words."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown `word`: the known one nearest to it, or nothing."""
+    """The end of a sentence about an unknown `word`: the closest known word, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors about commands, choices and options name the nearest one.
+    """An ArgumentParser whose errors about commands, choices and options suggest the closest match.
 
-    Without any command it prints its help, which is what somebody wants to see who types only its name. Parsers of
-    subcommands are of this class, too.
+    Without a command it prints its help. Parsers of subcommands are of this class too.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -32,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As in argparse, except that a word that nothing takes is an error here, where the known ones are known."""
+        """As in argparse, but an unrecognised argument is an error here, where the known options are available."""
         namespace, rest = super().parse_known_args(args, namespace)
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}{self._nearest_option(rest)}")
@@ -43,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         return next(filter(None, hints), "")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """As in argparse; Python 3.14 can do the same by itself."""
+        """As in argparse; Python 3.14 can do the same itself."""
         if action.choices is not None and value not in action.choices:
             known = [str(choice) for choice in action.choices]
             hint = did_you_mean(str(value), known)

@@ -1,1 +1,1 @@
-"""The Triton kernels, how they are launched, and the rows that they can address."""
+"""The Triton kernels, how they are launched, and the row layouts they can address."""

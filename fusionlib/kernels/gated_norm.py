@@ -1,17 +1,17 @@
-"""The Triton kernel: gated RMS norm and FP8 group quantisation of one unit a row, in one pass over memory.
+"""The Triton kernel: gated RMS norm and FP8 group quantisation of one unit per row, in one pass over memory.
 
-A *unit* is what one kernel row covers: the fewest elements that are whole norms and whole groups, lcm(norm_size,
-group_size). It is laid out as SEGMENTS segments of SEGMENT = gcd(norm_size, group_size) elements, so that one code path
-serves all cases; a norm is NORM_SEGMENTS of them and a group GROUP_SEGMENTS:
+A *unit* is what one kernel row covers: the smallest number of elements that holds whole norms and whole groups,
+lcm(norm_size, group_size). It consists of SEGMENTS segments of SEGMENT = gcd(norm_size, group_size) elements, so that
+one code path serves all cases; a norm is NORM_SEGMENTS of them and a group GROUP_SEGMENTS:
 
     norm == group   one segment; both reductions run over it                      (Gated DeltaNet)
     norm >  group   the mean runs over all segments, amax over each               (the Mamba2 family)
     norm <  group   the mean runs over each segment, amax over all                (64-wide heads, per-token)
-    else            both run over runs of segments, three of a head of 96 and four of a group of 128
+    else            both run over runs of segments: three for a head of 96, four for a group of 128
 
-Per element x and gate are read once, the code is written once; the weight is loaded before the first reduction so that
-its latency hides behind it. Nothing here knows of graphs or modules; which specs and tensors may come is decided in
-`fusionlib.op`. Block values are named after what they hold, with shapes in comments: R rows, S segments, E elements.
+For each element, x and gate are read once and the code is written once. The weight is loaded before the first reduction
+to hide its latency. Nothing here knows about graphs or modules; `fusionlib.op` decides which specs and tensors are
+supported. Comments give the shapes of block values: R rows, S segments, E elements.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fusionlib.kernels.quant import (
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How the kernel is cut: programs of `num_warps` warps, which take `rows` units."""
+    """How the work is divided: each program has `num_warps` warps and handles `rows` units."""
 
     rows: int
     num_warps: int
@@ -49,13 +49,13 @@ def choose_launch(units: int, unit: int, threads_per_warp: int = 32) -> LaunchCo
     From `fusionlib bench --sweep` on one H200 (torch 2.11, Triton 3.6; bf16 to e4m3, 64 to 32768 tokens of 32 heads of
     128), within 1 % of the best of some twenty configurations at every size:
 
-    - up to 8192 units (256 tokens of 32 heads) four elements a thread, a row a warp: what counts is the length of one
-      row's chain;
-    - beyond, eight, so that loads are 16 bytes.
+    - up to 8192 units (256 tokens of 32 heads): four elements per thread and one row per warp, because the length of
+      one row's dependency chain dominates;
+    - above that: eight elements per thread, so that loads are 16 bytes.
 
-    Longer units take eight, and sixteen in larger calls: from 65536 elements on for 1024 (the Mamba2 family), from 129
-    units on for 4096 (per token). Within 1 %, too. Not measured: still longer units; wavefronts of 64, which get half
-    as many warps.
+    Longer units use eight elements per thread, and sixteen in larger calls: above 65536 x 128 elements for units of
+    1024 (the Mamba2 family), from 129 units for units of 4096 (per token). These are within 1 % too. Not measured:
+    longer units, and wavefronts of 64, which get half as many warps.
     """
     block = triton.next_power_of_2(unit)
     elements = units * block // 128
@@ -69,8 +69,8 @@ def choose_launch(units: int, unit: int, threads_per_warp: int = 32) -> LaunchCo
 
 @triton.jit
 def _activated(gate, SILU: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr):
-    # An approximate division (2 ulp, results below 2^-126 become zero) is enough where the output is rounded to bf16 or
-    # FP8 over a floor. EXACT is for scales without a floor, and for the interpreter, which has no device library.
+    # An approximate division (2 ulp, results below 2^-126 become zero) is enough where the output is rounded to bf16,
+    # or to FP8 with a floor. EXACT is for scales without a floor, and for the interpreter, which has no device library.
     if PTX and not EXACT:
         activated = ptx.sigmoid(gate)
         if SILU:
@@ -86,14 +86,14 @@ def _activated(gate, SILU: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr)
 def rows_of_program(ROWS: tl.constexpr):
     """The rows [R] of this program.
 
-    Unsigned, so that a division by a power of two is a shift: the first load waits for the row's token and unit.
+    Unsigned, so that a division by a power of two is a shift: the first load depends on the row's token and unit.
     """
     return (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.uint32)
 
 
 @triton.jit
 def are_units(row, units, EVEN: tl.constexpr):
-    """Which of `row` are units. Where all are, the compiler must see it: masked loads first set registers to 0."""
+    """Which rows are units. EVEN tells the compiler that all are: masked loads would first set registers to 0."""
     return row == row if EVEN else row < units
 
 
@@ -124,12 +124,12 @@ def _element_offsets(
     SEGMENTS: tl.constexpr,
     SEGMENT: tl.constexpr,
 ):
-    """Where the elements [R, S, E] of units lie, relative to their token's first element.
+    """Offsets of the elements [R, S, E] of units, relative to their token's first element.
 
-    A token's row is runs of INNER contiguous elements, `stride_inner` apart, in blocks of OUTER elements that are
-    `stride_outer` apart (`row_layout.RowLayout`). It is cut into the largest pieces that never leave a run, and only
-    whole pieces are divided: a product with a constant keeps the alignment that 16-byte loads need, a remainder
-    of elements would lose it.
+    A token's row consists of runs of INNER contiguous elements, `stride_inner` apart, in blocks of OUTER elements that
+    are `stride_outer` apart (`row_layout.RowLayout`). It is cut into the largest pieces that never cross a run, and the
+    divisions are on pieces: multiplying a piece index by a constant keeps the alignment that 16-byte loads need, which
+    a remainder of elements would lose.
     """
     UNIT: tl.constexpr = SEGMENTS * SEGMENT
     PIECE: tl.constexpr = UNIT if INNER % UNIT == 0 else (SEGMENT if INNER % SEGMENT == 0 else 1)
@@ -164,10 +164,10 @@ def load_units(
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
 ):
-    """The elements [R, S, E] of units `row`, as they are stored."""
+    """The elements [R, S, E] of units `row`, in the dtype they are stored in."""
     segment = tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
     element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
-    token = (row // UNITS).to(tl.int64)[:, None, None]  # 64 bits: token * stride passes 2^31 in a large prefill
+    token = (row // UNITS).to(tl.int64)[:, None, None]  # 64 bits: token * stride exceeds 2^31 in a large prefill
     unit = (row % UNITS)[:, None, None]
     offset = _element_offsets(unit, segment, element, stride_outer, stride_inner, OUTER, INNER, SEGMENTS, SEGMENT)
     return tl.load(ptr + token * stride_token + offset, mask=mask, other=0.0)
@@ -184,7 +184,7 @@ def weight_offsets(
     NORM_SEGMENTS: tl.constexpr,
     WEIGHT_PER_TOKEN: tl.constexpr,
 ):
-    """Where the weight of the elements of units `row` lies."""
+    """Offsets of the weights of the elements of units `row`."""
     if WEIGHT_PER_TOKEN:
         offset = (row % UNITS)[:, None, None] * (SEGMENTS * SEGMENT) + segment * SEGMENT + element
     elif NORM_SEGMENTS == SEGMENTS:
@@ -213,7 +213,7 @@ def store_unit_scales(
     EVEN: tl.constexpr,
 ):
     """Store the scales of units `row`."""
-    IN_UNIT: tl.constexpr = SEGMENTS // GROUP_SEGMENTS  # groups
+    IN_UNIT: tl.constexpr = SEGMENTS // GROUP_SEGMENTS  # groups per unit
     known = are_units(row, units, EVEN)
     if IN_UNIT == 1:
         token, group = row // UNITS, row % UNITS
@@ -234,10 +234,10 @@ def rms_norm_gated_group_quant_kernel(
     x_ptr,
     gate_ptr,
     weight_ptr,
-    bias_ptr,  # x_ptr again where there is no bias; never read then
+    bias_ptr,  # x_ptr if there is no bias; then never read
     codes_ptr,  # [tokens, hidden] contiguous
     scale_ptr,
-    normed_ptr,  # [tokens, hidden] contiguous; codes_ptr again where it is not wanted
+    normed_ptr,  # [tokens, hidden] contiguous; codes_ptr if it is not requested
     eps,
     floor,
     units,  # tokens * UNITS
@@ -252,13 +252,13 @@ def rms_norm_gated_group_quant_kernel(
     UNITS: tl.constexpr,  # units in a token
     SEGMENTS: tl.constexpr,
     SEGMENT: tl.constexpr,
-    NORM_SEGMENTS: tl.constexpr,  # segments that one mean runs over
-    GROUP_SEGMENTS: tl.constexpr,  # segments of a group
+    NORM_SEGMENTS: tl.constexpr,  # segments in a norm
+    GROUP_SEGMENTS: tl.constexpr,  # segments in a group
     X_OUTER: tl.constexpr,
     X_INNER: tl.constexpr,
     GATE_OUTER: tl.constexpr,
     GATE_INNER: tl.constexpr,
-    WEIGHT_PER_TOKEN: tl.constexpr,  # weight is [hidden] and not [norm_size]
+    WEIGHT_PER_TOKEN: tl.constexpr,  # weight is [hidden] rather than [norm_size]
     HAS_BIAS: tl.constexpr,
     STORE_NORMED: tl.constexpr,
     SILU: tl.constexpr,
@@ -278,14 +278,14 @@ def rms_norm_gated_group_quant_kernel(
     PACKED: tl.constexpr,
     ROUND_SCALE: tl.constexpr,
     EXACT: tl.constexpr,
-    PTX: tl.constexpr,  # NVIDIA's own instructions, fusionlib.kernels.ptx
+    PTX: tl.constexpr,  # use the inline PTX of fusionlib.kernels.ptx
     ROWS: tl.constexpr,
-    EVEN: tl.constexpr,  # the programs have no row beyond the last unit
-    ROW_IS_WARP: tl.constexpr,  # each unit lies in the threads of one warp
+    EVEN: tl.constexpr,  # no program has a row beyond the last unit
+    ROW_IS_WARP: tl.constexpr,  # each unit is held by the threads of one warp
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
 ):
-    """Norm, gate and quantise ROWS units a program; the module's docstring has the words."""
+    """Norm, gate and quantise ROWS units per program; the module's docstring defines the terms."""
     UNIT: tl.constexpr = SEGMENTS * SEGMENT
     NORM_SIZE: tl.constexpr = NORM_SEGMENTS * SEGMENT
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -295,7 +295,7 @@ def rms_norm_gated_group_quant_kernel(
     segment = tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
     element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
     within = segment * SEGMENT + element  # [1, S, E]
-    inside = (segment < SEGMENTS) & (element < SEGMENT)  # always true unless a size is no power of two
+    inside = (segment < SEGMENTS) & (element < SEGMENT)  # always true if all sizes are powers of two
 
     row = rows_of_program(ROWS)
     mask = are_units(row, units, EVEN)[:, None, None] & inside
@@ -304,8 +304,8 @@ def rms_norm_gated_group_quant_kernel(
     gate = load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS, GATE_OUTER,
                       GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     weight_offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SEGMENTS, WEIGHT_PER_TOKEN)
-    # In the shape of x and not in its own: a smaller tensor would get another layout, and x would have to
-    # follow it through shared memory.
+    # Loaded in the shape of x: a smaller tensor would get a different layout, and x would have to be converted
+    # to it through shared memory.
     weight_offset = tl.broadcast_to(weight_offset, mask.shape)
     weight_mask = tl.broadcast_to(inside, mask.shape)
     weight = _float32(tl.load(weight_ptr + weight_offset, mask=weight_mask, other=0.0), PTX)
@@ -339,8 +339,8 @@ def rms_norm_gated_group_quant_kernel(
     divisor = scale[:, None, None] if GROUP_SEGMENTS == SEGMENTS else scale[:, :, None]
     quotient = _quotient(y, divisor, RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
     out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
-    # Eight codes a thread at a time, though sixteen would fit a store: the layout follows the longest access, and
-    # sixteen elements are two loads of x, each of which would leave every other 16 bytes out.
+    # Eight codes per thread at a time, though sixteen would fit in one store: the layout follows the longest access,
+    # and sixteen elements would be two loads of x, each skipping every other 16 bytes.
     codes_pointer = codes_ptr + out_offset
     if UNIT % 8 == 0 and SEGMENT % 8 == 0:
         codes_pointer = tl.multiple_of(codes_pointer, (8, 8, 8))
@@ -377,7 +377,7 @@ def group_quant_kernel(
     ROW_IS_WARP: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
 ):
-    """The second half alone: what a serving engine's opaque quantisation op does behind a separate norm."""
+    """Quantisation alone: what a serving engine's opaque quantisation op does after a separate norm."""
     row = rows_of_program(ROWS)
     element = tl.arange(0, BLOCK_GROUP)[None, None, :]
     token = (row // GROUPS).to(tl.int64)[:, None, None]

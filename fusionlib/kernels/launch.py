@@ -1,7 +1,7 @@
 """From specs and tensors to a kernel launch: compile-time constants, strides, grid.
 
-Callers (the op and the offline compiler) have checked that specs and tensors are supported; nothing is decided here but
-how the work is cut.
+Callers (the op and the offline compiler) have already checked that specs and tensors are supported; this module only
+decides how the work is divided.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _DTYPES = {None: None, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, t
 
 
 def runs_ptx() -> bool:
-    """Whether kernels launched here are compiled to NVIDIA's instructions."""
+    """Whether kernels launched here are compiled to PTX."""
     return torch.version.hip is None and not knobs.runtime.interpret
 
 
 def quant_constants(quant: GroupQuant) -> dict[str, Any]:
-    """The compile-time constants that say how a group becomes codes and a scale."""
+    """The compile-time constants of the quantisation."""
     return {
         "FP8_MAX": quant.limit,
         "FLOOR_ON": 0 if quant.floor is None else _FLOOR_ON[quant.floor_on],
@@ -57,7 +57,7 @@ def fused_constants(
     ptx: bool,
     interpret: bool = False,
 ) -> dict[str, Any]:
-    """Every compile-time constant of the fused kernel, by name; `units` are what is launched."""
+    """Every compile-time constant of the fused kernel, by name, for a launch over `units` units."""
     segment = gcd(norm.norm_size, quant.group_size)
     unit = unit_size(norm, quant)
     return quant_constants(quant) | {
@@ -93,10 +93,10 @@ def fused_constants(
 
 
 def may_contract(constants: dict[str, Any]) -> bool:
-    """Whether the compiler may make one multiply-add of two instructions in the fused kernel.
+    """Whether the compiler may contract a multiplication and an addition into one multiply-add in the fused kernel.
 
-    A contracted multiply-add skips a rounding that eager makes. On NVIDIA the only ones that it finds are in the sum of
-    squares, whose order eager does not fix either, unless a bias is added to a product. Elsewhere: not looked at.
+    A contracted multiply-add skips a rounding that eager performs. On NVIDIA, unless a bias is added to a product, the
+    only candidates are in the sum of squares, whose order eager does not fix either. Other vendors were not checked.
     """
     return constants["PTX"] and not constants["HAS_BIAS"]
 

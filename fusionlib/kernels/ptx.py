@@ -1,9 +1,9 @@
-"""What the kernel asks of an NVIDIA GPU by its own instructions, where Triton's spelling of the same costs several.
+"""Inline PTX for operations that Triton compiles to several instructions on NVIDIA GPUs.
 
-Read off the listings of sm_90 (`fusionlib asm`): Triton converts float32 to bf16 one value at a time, on the slow unit
-that also serves exp and reciprocals; widens the upper of two packed bf16 in two steps; guards exp and the division
-against denormals that cannot matter here. Each function says why it may. Other targets and the interpreter take the
-portable spelling beside its call.
+From the sm_90 listings (`fusionlib asm`): Triton converts float32 to bf16 one value at a time, on the slow unit that
+also serves exp and reciprocals; widens the upper of two packed bf16 in two steps; and guards exp and the division
+against denormals that cannot matter here. Each function says why its shortcut is safe. Other targets and the
+interpreter use the portable form at each call site.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def rounded_to_bf16(value):
 def sigmoid(value):
     """1 / (1 + exp(-value)) within 2 ulp, results below 2^-126 as zero.
 
-    exp2 of -126 and less becomes zero, beside one it is; a reciprocal of 2^126 and more becomes zero, and what it is
-    multiplied with would be rounded away by bf16 or lie under the floor of a scale.
+    exp2 of -126 and less becomes zero, which makes no difference when added to one. A reciprocal of 2^126 and more
+    becomes zero; its product would be rounded away in bf16 or fall below the floor of a scale.
     """
     return tl.inline_asm_elementwise(
         """
@@ -83,10 +83,10 @@ def approximate_reciprocal(value):
 
 @triton.jit
 def reciprocal_from_below(value):
-    """A float32 not above 1 / value, and below it by 7 / 2^24 at most; for normal values with a normal reciprocal.
+    """A float32 that is at most 1 / value and less by at most 7 / 2^24; for normal values with a normal reciprocal.
 
-    Zero for infinity. The instruction is off by 2^-23 either way, so it is asked for the reciprocal of a value that is
-    larger by 2^-22. The tests compare all 2^23 mantissas.
+    Zero for infinity. The instruction's error is up to 2^-23 either way, so it is given a value larger by 2^-22. The
+    tests compare all 2^23 mantissas.
     """
     return approximate_reciprocal(value * (1 + 2**-22))
 
@@ -108,8 +108,8 @@ def reciprocal(value):
 def store_float32(pointer, value, mask):
     """Store `value` at `pointer` where `mask`, from every thread that holds it.
 
-    What a reduction leaves is in all threads of its row. Triton would first move it to a layout of its own, through
-    shared memory and behind a barrier; the same four bytes from sixteen threads of a warp are one transaction.
+    After a reduction, every thread of the row holds the result. Triton would first convert its layout through shared
+    memory with a barrier; storing the same four bytes from sixteen threads of a warp is one transaction.
     """
     tl.inline_asm_elementwise(
         """

@@ -1,6 +1,6 @@
-"""The quantising half on the device: from values to scales and codes, shared by every kernel that quantises.
+"""Device code for the quantisation, from values to scales and codes, shared by every kernel that quantises.
 
-Block values are named after what they hold, with shapes in comments: R rows, S segments, E elements, G groups.
+Comments give the shapes of block values: R rows, S segments, E elements, G groups.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _rounded(value, dtype: tl.constexpr, ROUND: tl.constexpr, PTX: tl.constexpr 
 
 @triton.jit
 def _over_fp8_max(amax, FP8_MAX: tl.constexpr):
-    """amax / FP8_MAX, correctly rounded, for normal quotients: the product with the reciprocal and a residual step."""
+    """amax / FP8_MAX, correctly rounded, for normal quotients: multiply by the reciprocal, then one residual step."""
     RECIPROCAL: tl.constexpr = 1.0 / FP8_MAX
     estimate = amax * RECIPROCAL
     residual = tl.fma(estimate, -FP8_MAX, amax)
@@ -49,7 +49,7 @@ def run_of_segment(BLOCK_SEGMENTS: tl.constexpr, RUN: tl.constexpr):
 
 @triton.jit
 def _run_amax(amax, RUN: tl.constexpr, SEGMENTS: tl.constexpr):
-    """Largest of [R, S] over each run of RUN segments, in the place of every segment of the run."""
+    """Maximum of [R, S] over each run of RUN segments, repeated for every segment of the run."""
     run = run_of_segment(amax.shape[1], RUN)
     largest = tl.zeros_like(amax)
     for i in range(SEGMENTS // RUN):
@@ -61,18 +61,18 @@ def _run_amax(amax, RUN: tl.constexpr, SEGMENTS: tl.constexpr):
 @triton.jit
 def _group_amax(
     y,  # [R, S, E] float32
-    RUN: tl.constexpr = 1,  # segments of a group
-    SEGMENTS: tl.constexpr = 1,  # segments of a unit
-    ROW_IS_WARP: tl.constexpr = False,  # each unit lies in the threads of one warp
+    RUN: tl.constexpr = 1,  # segments in a group
+    SEGMENTS: tl.constexpr = 1,  # segments in a unit
+    ROW_IS_WARP: tl.constexpr = False,  # each unit is held by the threads of one warp
 ):
-    """Largest magnitude of each group; NaN where one is among them.
+    """Largest magnitude of each group; NaN if the group contains one.
 
-    [R] where the unit is one group, else [R, S], the group's in the place of each of its segments.
+    [R] if the unit is one group, else [R, S] with the group's value repeated for each of its segments.
     """
     magnitude = tl.abs(y)
     if ROW_IS_WARP:
-        # As integers: their order is the same, with NaN above infinity. And the largest integer of a warp is one
-        # instruction (redux.sync), the largest float five exchanges between threads.
+        # Compared as integers, which have the same order, with NaN above infinity. The maximum integer of a warp takes
+        # one instruction (redux.sync); the maximum float takes five exchanges between threads.
         magnitude = magnitude.to(tl.int32, bitcast=True)
     amax = tl.reduce(magnitude, 2, _larger)
     if RUN == SEGMENTS:
@@ -89,7 +89,7 @@ def _group_scale(
     Y_DTYPE: tl.constexpr,
     FP8_MAX: tl.constexpr,
     FLOOR_ON: tl.constexpr,  # 0 none, 1 amax, 2 scale
-    SCALE_RECIPROCAL: tl.constexpr = False,  # amax times 1 / FP8_MAX instead of amax over FP8_MAX
+    SCALE_RECIPROCAL: tl.constexpr = False,  # amax * (1 / FP8_MAX) instead of amax / FP8_MAX
     ROUND_SCALE: tl.constexpr = False,
     UE8M0: tl.constexpr = False,
     PTX: tl.constexpr = False,
@@ -100,7 +100,7 @@ def _group_scale(
     if SCALE_RECIPROCAL:
         scale = amax * (1.0 / FP8_MAX)
     elif PTX and FLOOR_ON == 1:
-        scale = _over_fp8_max(amax, FP8_MAX)  # over the floor, quotients are normal
+        scale = _over_fp8_max(amax, FP8_MAX)  # above the floor, quotients are normal
     else:
         scale = tl.div_rn(amax, tl.full(amax.shape, FP8_MAX, tl.float32))
     scale = _rounded(scale, Y_DTYPE, ROUND_SCALE, PTX)
@@ -125,11 +125,11 @@ def _quotient(
     Y_DTYPE: tl.constexpr = tl.float32,
     ROUND_SCALE: tl.constexpr = False,
 ):
-    """y / scale, correctly rounded (or y * (1 / scale) where the spec says so), with the sign of y where it is zero.
+    """y / scale, correctly rounded (or y * (1 / scale) if the spec says so); a zero has the sign of y.
 
     scale is [R, S, 1] or [R, 1, 1].
     """
-    # y are bf16 values, and the scale is one of them, or a floor, over FP8_MAX.
+    # y holds bf16 values, and the scale is one of them, or a floor, divided by FP8_MAX.
     TWO_PARTS: tl.constexpr = (
         PTX and FLOOR_ON == 1 and tl.bfloat16 == Y_DTYPE and not ROUND_SCALE and not RECIPROCAL and not UE8M0
     )
@@ -142,20 +142,20 @@ def _quotient(
     finite = tl.minimum(scale, LARGEST)  # an infinite scale must not meet its reciprocal, which is zero
     if RECIPROCAL or UE8M0:  # the reciprocal of a power of two is exact
         quotient = y * reciprocal
-    elif FLOOR_ON == 0:  # a scale may be zero or denormal: let the full division see to it
+    elif FLOOR_ON == 0:  # a scale may be zero or denormal, which the full division handles
         quotient = tl.div_rn(y, scale)
     elif TWO_PARTS:
-        # The reciprocal to twice the digits, in two parts, whichever float32 near it the first is. Before it is rounded
-        # the quotient is off by less than 2^-41, and no bf16 value over such a scale lies so near to a tie
-        # (tests/kernels/test_quant.py goes through them all). The rest is no less than zero, so that the sum of the two
-        # products of a -0 is one of two -0.
+        # The reciprocal to twice the precision, as the sum of two parts; the first may be any float32 near it. Before
+        # rounding, the quotient's error is less than 2^-41, and no bf16 value over such a scale is that close to a tie
+        # (tests/kernels/test_quant.py checks them all). The rest is never negative, so for y = -0 both products are -0,
+        # and so is their sum.
         rest = tl.fma(-reciprocal, finite, 1.0) * reciprocal
         quotient = tl.fma(y, reciprocal, y * rest)
     else:
-        # Markstein: with r = RN(1/s), one residual step makes y*r the correctly rounded quotient, at two instructions
-        # an element instead of a division. The floor keeps s and r normal. What is left is taken the other way round,
-        # r*s - y and then less: y - r*s of a -0 is +0, and the sum of the two no longer -0. Times -1 and not by a
-        # minus, which Triton makes a difference from zero: of the reciprocal of an infinite scale, that would be +0.
+        # Markstein: with r = RN(1/s), one residual step turns q = y*r into the correctly rounded quotient, with two
+        # instructions per element instead of a division. The floor keeps s and r normal. The residual is computed as
+        # q*s - y and subtracted: for y = -0, y - q*s is +0, and adding it would lose the sign. Multiplied by -1 rather
+        # than negated, because Triton negates as 0 - x: for the reciprocal of an infinite scale, that would be +0.
         estimate = y * reciprocal
         excess = tl.fma(estimate, finite, y * -1.0)
         quotient = tl.fma(excess, reciprocal * -1.0, estimate)
@@ -164,13 +164,13 @@ def _quotient(
 
 @triton.jit
 def _to_fp8(quotient, dtype: tl.constexpr, FP8_MAX: tl.constexpr, PTX: tl.constexpr = False):
-    # NVIDIA's conversion saturates at the format's own maximum and keeps NaN, as the clamp before it does elsewhere.
+    # NVIDIA's conversion saturates at the format's own maximum and keeps NaN; elsewhere a clamp does so.
     SATURATES: tl.constexpr = PTX and (dtype == tl.float8e4nv or dtype == tl.float8e5)
     clamped = quotient
     if not SATURATES:
         clamped = tl.clamp(quotient, -FP8_MAX, FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
     if dtype == tl.float8e4b8:
-        # e4m3fnuz has no -0: its bit pattern is NaN. Half the least code (2^-10) and below is zero, without a sign.
+        # e4m3fnuz has no -0: its bit pattern is NaN. Half the smallest code (2^-10) and below becomes unsigned zero.
         clamped = tl.where(tl.abs(clamped) <= 0.00048828125, 0.0, clamped)
     return clamped.to(dtype)
 
@@ -188,13 +188,13 @@ def _store_scale(
     PACKED: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """Store the scales of groups `group` of their tokens, in float32 or as packed ue8m0 exponents; all of one shape."""
+    """Store the scales of groups `group` of tokens `token`, in float32 or as packed ue8m0 exponents; equal shapes."""
     if PACKED:  # byte `group % 4` of int32 word (token, group // 4); stride_group counts words
         byte_ptr = scale_ptr.to(tl.pointer_type(tl.uint8), bitcast=True)
         exponent = (scale.to(tl.int32, bitcast=True) >> 23) & 0xFF
         word = token * stride_token + (group // 4).to(tl.int64) * stride_group
         tl.store(byte_ptr + word * 4 + group % 4, exponent.to(tl.uint8), mask=mask)
-        for pad in tl.static_range((4 - GROUPS % 4) % 4):  # the unused bytes behind the last group
+        for pad in tl.static_range((4 - GROUPS % 4) % 4):  # the unused bytes after the last group
             zero = tl.zeros_like(exponent).to(tl.uint8)
             tl.store(byte_ptr + word * 4 + group % 4 + 1 + pad, zero, mask=mask & (group == GROUPS - 1))
     else:

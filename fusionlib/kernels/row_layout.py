@@ -1,4 +1,4 @@
-"""How a strided tensor stands for rows of elements: the addresses a kernel can follow without a copy."""
+"""Strided tensors as rows of elements: the layouts that a kernel can address without a copy."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @dataclass(frozen=True)
 class RowLayout:
-    """A token's row of `hidden` elements as runs of contiguous elements in two levels of strides.
+    """A token's row of `hidden` elements as runs of contiguous elements with two levels of strides.
 
-    All in elements. Element h of token t lies at::
+    All in elements. Element h of token t is at::
 
         t * token_stride + (h // outer) * outer_stride + (h % outer) // inner * inner_stride + h % inner
 
@@ -28,13 +28,13 @@ class RowLayout:
 
 
 def row_layout(tensor: torch.Tensor) -> RowLayout | None:
-    """The row layout of a [tokens, ...] tensor, or None if it takes more than two levels of strides.
+    """The row layout of a [tokens, ...] tensor, or None if it needs more than two levels of strides.
 
     The last dimension must have stride 1 (or one element). Dimensions that continue each other are merged first, so a
     [tokens, 32, 128] view of contiguous memory is one run of 4096.
     """
     hidden = prod(tensor.shape[1:])
-    runs: list[tuple[int, int]] = []  # (elements, stride), innermost first, each run behind the ones it is made of
+    runs: list[tuple[int, int]] = []  # (elements, stride), innermost first
     for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True):
         if size == 1:
             continue
@@ -43,7 +43,7 @@ def row_layout(tensor: torch.Tensor) -> RowLayout | None:
         else:
             runs.append((size, stride))
     if not runs or runs[0][1] != 1:
-        runs.insert(0, (1, 1))  # every element is a run of its own
+        runs.insert(0, (1, 1))  # every element is its own run
     if len(runs) > 3:
         return None
     inner = runs[0][0]

@@ -1,8 +1,8 @@
-"""The stock way: a pattern traced from code, searched for by PyTorch's own matcher, replaced by the fused op.
+"""The stock approach: a pattern traced from code, found by PyTorch's own matcher, replaced by the fused op.
 
-This is how vLLM PR #40710 does it, complete and with our own op. It finds what is written as the pattern is written and
-passes over everything else in silence: of the thirty-odd ways in docs/scoreboard.md to write the same computation it
-finds a few. It is where the walkthrough starts and what the semantic matcher is measured against.
+This is the approach of vLLM PR #40710, complete and with our own op. It finds only code written like the pattern and
+silently skips everything else: of the thirty-odd ways in docs/scoreboard.md to write the same computation it finds a
+few. The walkthrough starts from it, and the semantic matcher is measured against it.
 """
 
 from fusionlib.pattern.infer import HeadShape, Inferred, infer

@@ -1,7 +1,7 @@
-"""Head counts, head dimensions and quantisations, read off from a model's layers.
+"""Head counts, head dimensions and quantisations, inferred from a model's layers.
 
-A traced pattern has its sizes in it, so somebody must know them before anything is compiled. The layers do: the norm's
-weight is as long as a head, and the projection behind it takes all the heads of a token.
+A traced pattern contains concrete sizes, so they must be known before anything is compiled. The layers have them: the
+norm's weight is as long as a head, and the projection after it takes all the heads of a token.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from torch import nn
 from fusionlib.layers import BlockFP8Linear, RMSNormGated
 from fusionlib.spec import GatedNorm, GroupQuant
 
-#: Names of the projection behind the norm, in fusionlib.layers and in transformers.
+#: Names of the projection after the norm, in fusionlib.layers and in transformers.
 PROJECTIONS = ("out_proj", "o_proj")
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """Heads of a token, and the norm each of them goes through; `norm.norm_size` is the head dimension."""
+    """The number of heads per token, and the norm applied to each; `norm.norm_size` is the head dimension."""
 
     heads: int
     norm: GatedNorm
 
     @property
     def head_dim(self) -> int:
-        """Elements of a head."""
+        """Elements per head."""
         return self.norm.norm_size
 
 
 @dataclass(frozen=True)
 class Inferred:
-    """What a model's layers say: distinct head shapes and quantisations in model order, and layers passed over."""
+    """What was inferred: distinct head shapes and quantisations in model order, and the layers skipped."""
 
     shapes: tuple[HeadShape, ...]
     quants: tuple[GroupQuant, ...]
@@ -41,7 +41,7 @@ class Inferred:
 
 
 def infer(model: nn.Module) -> Inferred:
-    """Read the head shapes and quantisations of `model` off from our layers and from any *RMSNormGated by its looks."""
+    """Infer the head shapes and quantisations of `model` from our layers and modules that look like RMSNormGated."""
     shapes: dict[HeadShape, None] = {}
     quants: dict[GroupQuant, None] = {}
     skipped = []
@@ -65,7 +65,7 @@ def is_gated_norm(module: nn.Module) -> bool:
 
 
 def _head_shape(norm: nn.Module, parent: nn.Module) -> HeadShape | str:
-    """The heads that `norm` is applied to, or why they are not known."""
+    """The heads that `norm` is applied to, or why they are unknown."""
     weight = getattr(norm, "weight", None)
     if weight is None or weight.ndim != 1:
         return "its weight is no vector of a head's length"

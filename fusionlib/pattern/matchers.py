@@ -1,8 +1,8 @@
-"""The two halves of the pattern: callables that spell the norm and the quantisation as a model would.
+"""The two halves of the pattern: callables that write the norm and the quantisation as a model would.
 
-A matcher is called while the pattern is traced, and what it does then is what will be searched for. Its native path
+A matcher is called while the pattern is traced, and the operations it runs are what is searched for. Its native path
 calls `fusionlib.reference`, as the layers do, so that pattern and layer cannot drift apart; its custom-op path calls
-the opaque op that stands for the same computation.
+the opaque op for the same computation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fusionlib import op, reference
 from fusionlib.pattern.norm_op import define_norm_op, rms_norm_gated
 from fusionlib.spec import GatedNorm, GroupQuant
 
-#: Tokens of the example inputs. No other size is 5, so a burnt-in token count shows in the traced graph.
+#: Tokens of the example inputs. No other size is 5, so a hard-coded token count is visible in the traced graph.
 EXAMPLE_TOKENS = 5
 
 
@@ -24,9 +24,9 @@ class MatcherRMSNormGated:
     """The gated norm of each head.
 
     Args:
-        norm: what to compute; one norm per head, so `norm.norm_size` is the head dimension.
-        heads: number of heads of a token.
-        custom_op: spell it as `torch.ops.fusionlib.rms_norm_gated` instead of plain PyTorch.
+        norm: the norm's spec; one norm per head, so `norm.norm_size` is the head dimension.
+        heads: number of heads per token.
+        custom_op: call `torch.ops.fusionlib.rms_norm_gated` instead of plain PyTorch.
     """
 
     norm: GatedNorm
@@ -38,7 +38,7 @@ class MatcherRMSNormGated:
             define_norm_op()
 
     def __call__(self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """x, gate [..., head_dim] -> [..., head_dim]; as `layers.RMSNormGated` has it."""
+        """x, gate [..., head_dim] -> [..., head_dim]; like `layers.RMSNormGated`."""
         rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, gate)]
         compute = rms_norm_gated if self.custom_op else reference.rms_norm_gated
         return compute(*rows, weight, self.norm).view(x.shape)
@@ -55,9 +55,9 @@ class MatcherGroupQuant:
     """The FP8 group quantisation of a row.
 
     Args:
-        quant: what to compute.
-        hidden: elements of a row.
-        custom_op: spell it as `torch.ops.fusionlib.group_quant` instead of plain PyTorch.
+        quant: the quantisation's spec.
+        hidden: elements per row.
+        custom_op: call `torch.ops.fusionlib.group_quant` instead of plain PyTorch.
     """
 
     quant: GroupQuant

@@ -1,4 +1,4 @@
-"""An opaque gated norm, as serving engines have one: the norm alone, its arithmetic hidden from the compiler."""
+"""An opaque gated norm like those of serving engines: the norm alone, its arithmetic hidden from the compiler."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def _fake(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, *scalars) -
 
 
 def define_norm_op() -> None:
-    """Define `torch.ops.fusionlib.rms_norm_gated` unless it is: importing this module registers nothing."""
+    """Define `torch.ops.fusionlib.rms_norm_gated` unless it exists; importing this module registers nothing."""
     if hasattr(torch.ops.fusionlib, "rms_norm_gated"):
         return
     inputs = f"Tensor x, Tensor gate, Tensor weight, {schema.declared(GatedNorm)}"
     torch.library.define(_NAME, f"({inputs}) -> Tensor", tags=TAGS)
-    # The reference, on CPU and wherever else a model runs: what counts here is that the compiler cannot look in.
+    # The reference, on every device: all that matters here is that the compiler cannot see inside.
     for device in ("cpu", "cuda"):
         torch.library.impl(_NAME, device, _compute)
     torch.library.register_fake(_NAME, _fake)
@@ -37,6 +37,6 @@ def define_norm_op() -> None:
 def rms_norm_gated(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, norm: GatedNorm) -> torch.Tensor:
     """`reference.rms_norm_gated` as one opaque op: x, gate [tokens, ...] -> [tokens, hidden].
 
-    `define_norm_op()` must have been called; not from here, since this function is traced.
+    Call `define_norm_op()` first; it is not called here because this function is traced.
     """
     return torch.ops.fusionlib.rms_norm_gated(x, gate, weight, *schema.scalars(norm))

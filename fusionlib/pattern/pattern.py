@@ -1,8 +1,7 @@
-"""The traced pattern and its replacement, as twin functions, and how both are traced and registered.
+"""The traced pattern and its replacement, as a pair of functions, and how both are traced and registered.
 
-`register_replacement` turns a function into a graph and searches for that graph literally. So whatever two people may
-write differently must be written the same way on both sides first: views become reshapes, and a chain of reshapes
-becomes one. Everything else that differs is a miss.
+`register_replacement` turns a function into a graph and searches for exactly that graph. Pattern and searched graph are
+therefore normalised first: views become reshapes, and a chain of reshapes becomes one. Any other difference is a miss.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ _VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 
 def view_to_reshape(graph: fx.Graph) -> int:
-    """Turn every view of `graph` into a reshape, in place; how many there were.
+    """Turn every view of `graph` into a reshape, in place; returns how many there were.
 
-    What is a view in one graph may be a reshape in another, depending on strides; a reshape is right for both.
+    The same code becomes a view or a reshape depending on strides; a reshape is correct for both.
     """
     views = [node for node in graph.nodes if node.op == "call_function" and node.target in _VIEWS]
     for node in views:
@@ -37,10 +36,9 @@ def view_to_reshape(graph: fx.Graph) -> int:
 
 
 def fold_consecutive_reshapes(graph: fx.Graph) -> int:
-    """Let every reshape of a reshape read the first one's input, in place; how many did.
+    """Let every reshape of a reshape read the first one's input, in place; returns how many were changed.
 
-    Only the last shape of a chain counts. A reshape that nobody reads any more is erased; one that somebody else reads
-    stays for them.
+    Only the last shape of a chain counts. A reshape without users left is erased; one with other users stays.
     """
     folded = 0
     for node in list(graph.nodes):
@@ -58,10 +56,10 @@ def _is_reshape(node: object) -> bool:
 
 
 def trace_fn(fn: Callable, args: Sequence, **kwargs) -> fx.GraphModule:
-    """Trace a pattern or a replacement into the form that `TracedPass` also brings the searched graph into.
+    """Trace a pattern or a replacement into the normal form that `TracedPass` also gives the searched graph.
 
-    Keyword arguments are handed on: torch 2.13 passes `get_decomp_fn`, torch 2.11 passes nothing. Writes into fresh
-    tensors are functionalised first, as AOTAutograd has done to the graph that is searched.
+    Keyword arguments are passed through: torch 2.13 passes `get_decomp_fn`, torch 2.11 passes nothing. Writes into
+    fresh tensors are functionalised first, as AOTAutograd has done to the searched graph.
     """
     module = pattern_matcher.fwd_only(torch.func.functionalize(fn, remove="mutations"), args, **kwargs)
     view_to_reshape(module.graph)
@@ -72,7 +70,7 @@ def trace_fn(fn: Callable, args: Sequence, **kwargs) -> fx.GraphModule:
 
 
 def group_problem(head_dim: int, group_size: int) -> str | None:
-    """Why heads of `head_dim` cannot be quantised by groups of `group_size`, or None."""
+    """Why heads of `head_dim` cannot be quantised in groups of `group_size`, or None."""
     if head_dim % group_size != 0:
         return f"head_dim={head_dim} is no whole number of groups of {group_size}"
     return None
@@ -81,8 +79,8 @@ def group_problem(head_dim: int, group_size: int) -> str | None:
 def guard_problem(shape: Sequence, heads: int, head_dim: int, group_size: int) -> str | None:
     """Why a pattern traced for `heads` of `head_dim` must not be applied to an x of `shape`, or None.
 
-    Shapes are no part of what the search compares, only their number is. Without this, a pattern for heads of 128 is
-    found on heads of 64, and one for 4 heads on 8, where the replacement would cut the rows in two.
+    The search does not compare shapes, only the number of dimensions. Without this check, a pattern for heads of 128
+    would match heads of 64, and one for 4 heads would match 8, where the replacement would cut the rows in two.
     """
     if len(shape) not in (2, 3):
         return f"x has shape {list(shape)}; the pattern was traced for [tokens, heads, head_dim]"
@@ -95,13 +93,13 @@ def guard_problem(shape: Sequence, heads: int, head_dim: int, group_size: int) -
 
 @dataclass(frozen=True)
 class TracedPattern:
-    """RMSNormGated -> reshape to one row a token -> group quantisation, in one spelling.
+    """RMSNormGated -> reshape to one row per token -> group quantisation, in one spelling.
 
     Args:
-        norm, heads: the norm, and how many heads a token has; `norm.norm_size` is the head dimension.
+        norm, heads: the norm, and the number of heads per token; `norm.norm_size` is the head dimension.
         quant: the quantisation.
         custom_norm, custom_quant: search for the opaque op instead of plain PyTorch.
-        devices: types of the devices to replace on.
+        devices: device types to replace on.
         dtype: of the example inputs.
     """
 
@@ -115,12 +113,12 @@ class TracedPattern:
 
     @property
     def hidden(self) -> int:
-        """Elements of a row."""
+        """Elements per row."""
         return self.heads * self.norm.norm_size
 
     @property
     def name(self) -> str:
-        """What is searched for, in words."""
+        """A description of what is searched for."""
         norm, quant = ("opaque" if custom else "native" for custom in (self.custom_norm, self.custom_quant))
         return f"{norm} norm, {quant} quant, {self.heads}x{self.norm.norm_size}, group {self.quant.group_size}"
 
@@ -135,14 +133,14 @@ class TracedPattern:
     def search(self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What is searched for."""
         normed = self._norm(x, gate, weight)
-        # The search compares sizes as they are written: as the `flatten(1)` of a model leaves them.
+        # The search compares sizes literally, so this matches what a model's `flatten(1)` produces.
         rows = normed.flatten(1) if normed.ndim > 2 else normed.reshape(normed.shape[0] // self.heads, self.hidden)
         return self._quant(rows)
 
     def replacement(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What takes its place."""
+        """What it is replaced by."""
         heads = (-1, self.heads, self.norm.norm_size)
         return rms_norm_gated_group_quant(
             x.reshape(heads), gate.reshape(heads), weight, norm=self.norm, quant=self.quant

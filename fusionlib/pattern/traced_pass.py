@@ -1,4 +1,4 @@
-"""TracedPass: the patterns of one model as a pass that `torch.compile(options=...)` takes."""
+"""TracedPass: the patterns for one model as a pass for `torch.compile(options=...)`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fusionlib.spec import GroupQuant
 
 
 def unavailable(devices: Iterable[str], dtype: torch.dtype) -> str | None:
-    """Why the fused op can run on none of `devices` with codes of `dtype`, or None."""
+    """Why the fused op cannot run on any of `devices` with codes of `dtype`, or None."""
     reasons = []
     for device in devices:
         if device == "cpu":
@@ -33,23 +33,23 @@ def unavailable(devices: Iterable[str], dtype: torch.dtype) -> str | None:
 
 
 class TracedPass(CustomGraphPass):
-    """Replaces what is written exactly as one of its patterns.
+    """Replaces code written exactly like one of its patterns.
 
         traced = TracedPass.of_model(model)
         model = torch.compile(model, options={"post_grad_custom_pre_pass": traced})
         model(inputs)
-        traced.fired  # how many sites; which were missed, and why, it cannot say
+        traced.fired  # how many sites; it cannot tell which were missed, or why
 
     Args:
         shapes: the head shapes to trace patterns for.
         quants: the quantisations to trace patterns for.
-        devices: types of the devices to replace on.
+        devices: device types to replace on.
         dtype: of the activations and the weight that patterns are traced with.
 
     Attributes:
         registered: the patterns that are searched for.
-        refused: a sentence for each that could not be registered.
-        fired: how many sites were replaced by this object; a warm compile cache adds nothing to it.
+        refused: a sentence for each pattern that could not be registered.
+        fired: how many sites this object replaced; a warm compile cache does not count.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TracedPass(CustomGraphPass):
         devices: Iterable[str] = ("cuda",),
         dtype: torch.dtype = torch.bfloat16,
     ) -> TracedPass:
-        """The patterns that the layers of `model` ask for; without an FP8 layer, those of `GroupQuant.vllm()`."""
+        """The patterns for the layers of `model`; without an FP8 layer, with `GroupQuant.vllm()`."""
         inferred = infer(model)
         made = cls(inferred.shapes, inferred.quants or (GroupQuant.vllm(),), devices=devices, dtype=dtype)
         made.refused[:0] = inferred.skipped
@@ -93,7 +93,7 @@ class TracedPass(CustomGraphPass):
             self.registered.append(pattern)
 
     def __call__(self, graph: fx.Graph) -> None:
-        """Replace every site of `graph` that one of the patterns finds, in place."""
+        """Replace every match of the patterns in `graph`, in place."""
         if not self.registered:
             return
         view_to_reshape(graph)
@@ -102,7 +102,7 @@ class TracedPass(CustomGraphPass):
         graph.lint()
 
     def uuid(self) -> str:
-        """What Inductor keys its caches with: the sources that decide, and every pattern's parameters."""
+        """Inductor's cache key: the sources that decide the result, and every pattern's parameters."""
         own = hashlib.sha256()
         for path in sorted(Path(__file__).parent.glob("*.py")):
             own.update(path.read_bytes())

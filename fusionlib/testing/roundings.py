@@ -1,4 +1,4 @@
-"""What PyTorch before 2.13 takes out of a graph before any pass can read it, kept in for exercises and tests."""
+"""Keeps roundings in the graph, for exercises and tests: PyTorch before 2.13 removes them before any pass runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 @contextlib.contextmanager
 def roundings_kept() -> Iterator[None]:
-    """Leave `value.to(bfloat16).float()` in the graphs that are traced within.
+    """Leave `value.to(bfloat16).float()` in the graphs that are traced inside this context.
 
-    Inductor before PyTorch 2.13 drops it in its joint-graph passes (the pattern `pointless_convert`), and what a graph
-    no longer says cannot be read from it: there the fused op equals Inductor's unfused code and not eager. What is
-    about reading takes that one pattern out, as newer versions do by themselves. A model's own compilation is left
-    alone: `FusionPass` does not change what the rest of the model computes.
+    Inductor before PyTorch 2.13 drops it in its joint-graph passes (the pattern `pointless_convert`), so a matcher
+    cannot see it: the fused op then equals Inductor's unfused code, not eager. Exercises and tests about reading graphs
+    disable that one pattern, as newer versions do by default. A model's own compilation is left alone: `FusionPass`
+    does not change what the rest of the model computes.
     """
     from torch._inductor.fx_passes import joint_graph
 

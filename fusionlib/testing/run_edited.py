@@ -1,4 +1,4 @@
-"""What a function returns if its graphs are edited before they run: for checking an edit without generating code.
+"""Runs a function with its graphs edited, for checking an edit without generating code.
 
 Up to the edit this is what `torch.compile` does (Dynamo, AOTAutograd, Inductor's early passes); then PyTorch's own
 kernels run the graph's calls one by one, so that a difference in the result can only come from the edit. Roundings that
@@ -27,10 +27,10 @@ def run_edited(
     """What `fn(*args)` returns if `edit` changes its graphs in place before they run.
 
     Args:
-        edit: called with every graph, as a pass behind Inductor's early passes gets it; what it returns is ignored.
-        fn: a function or module; Dynamo resets before and after, so it is always traced anew.
-        dynamic: which of `args` have a symbol for the size of their first dimension; Dynamo's mark stays on them.
-        grad: trace with gradients on; `edit` then gets the graph that saves values for the backward pass.
+        edit: called with every graph, as a pass after Inductor's early passes gets it; its return value is ignored.
+        fn: a function or module; Dynamo is reset before and after, so it is always traced afresh.
+        dynamic: which of `args` have a symbolic first dimension; Dynamo's mark stays on them.
+        grad: trace with gradients enabled; `edit` then gets the graph that saves values for the backward pass.
     """
 
     def inner_compile(module: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:

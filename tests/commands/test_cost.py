@@ -1,4 +1,4 @@
-"""`fusionlib cost`: what it counts and how it prints it; how long it takes is not tested."""
+"""`fusionlib cost`: what it counts and prints; its run time is not tested."""
 
 import pytest
 

@@ -153,7 +153,7 @@ def test_every_requirement_of_the_walkthrough_has_its_cost_in_words():
 
 
 def test_as_a_script_it_needs_nothing_but_the_standard_library():
-    """What a person can still run where torch cannot be imported, and the package is not installed."""
+    """What still runs when torch cannot be imported and the package is not installed."""
     code = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_path({doctor.__file__!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
@@ -168,7 +168,7 @@ def test_every_python_3_can_parse_what_says_that_it_is_too_old(minor):
 
 @pytest.mark.parametrize("version", [(3, 4, 10), (3, 8, 18), (3, 10, 13)])
 def test_an_old_python_is_told_so_and_nothing_else_runs(version, monkeypatch, capsys):
-    """The file as an old interpreter would run it: of the package and of newer syntax nothing is met."""
+    """The file as an old interpreter would run it: without the package and without newer syntax."""
     monkeypatch.setattr(sys, "version_info", (*version, "final", 0))
     with pytest.raises(SystemExit) as end:
         exec(compile(Path(doctor.__file__).read_text(encoding="utf-8"), doctor.__file__, "exec"), {"__name__": "x"})
@@ -177,7 +177,7 @@ def test_an_old_python_is_told_so_and_nothing_else_runs(version, monkeypatch, ca
 
 
 def old_pythons() -> list[str]:
-    """Interpreters older than what the project needs: on the PATH, or that pyenv keeps."""
+    """Interpreters older than the project requires, on the PATH or in pyenv."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     named = [path for minor in range(4, MINIMUM_PYTHON[1]) if (path := shutil.which(f"python3.{minor}"))]
     kept = [str(path) for minor in range(4, MINIMUM_PYTHON[1]) for path in pyenv.glob(f"3.{minor}.*/bin/python")]

@@ -1,4 +1,4 @@
-"""A failure in one line, whatever was raised."""
+"""Any exception as one line."""
 
 import pytest
 

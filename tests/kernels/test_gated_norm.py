@@ -1,11 +1,11 @@
 """The kernel against the reference on the same device, and its launch heuristic.
 
-The bounds. Every operation of the kernel is the reference's but for three: the order of the row's sum, exp (2 ulp) and
-the division inside the activation (2 ulp). Together they move a float32 value by some 2^-22, so a value that is then
+The bounds. The kernel's operations are the reference's except for three: the order of the row's sum, exp (2 ulp) and
+the division inside the activation (2 ulp). Together they change a float32 value by about 2^-22, so a value that is then
 rounded to bf16 (a step of 2^-8) lands on the other side of a tie with probability 2^-14, and its code (a step of 2^-3
-to 2^-4) with 2^-18 = 4e-6; a scale is made of one such value. A naive kernel on an H200 differed in 4e-6 to 1e-5 of its
-codes. Hence: at most 1e-5 of the codes, each by one step, in groups whose scales agree; at most 2^-13 of the scales,
-each by one bf16 step.
+to 2^-4) with 2^-18 = 4e-6; a scale is made from one such value. A naive kernel on an H200 differed in 4e-6 to 1e-5 of
+its codes. So the bounds are: at most 1e-5 of the codes, each by one step, in groups whose scales agree; at most 2^-13
+of the scales, each by one bf16 step.
 """
 
 from dataclasses import replace
@@ -30,7 +30,7 @@ from fusionlib.kernels import quant as kernel_quant
 
 
 def spelled(quant: GroupQuant) -> str:
-    """What sets `quant` apart, as a test's name."""
+    """A test id from what distinguishes `quant`."""
     plain = GroupQuant()
     return ",".join(str(value) for name, value in vars(quant).items() if value != getattr(plain, name)) or "vllm"
 
@@ -59,11 +59,11 @@ def test_launch_config_is_one_triton_takes(units, unit):
         config = kernel.choose_launch(units, unit, lanes)
         assert config.rows & (config.rows - 1) == 0 and config.num_warps & (config.num_warps - 1) == 0
         assert 1 <= config.num_warps * lanes <= 1024
-        assert config.rows * unit <= config.num_warps * lanes * 64  # values a thread holds
+        assert config.rows * unit <= config.num_warps * lanes * 64  # values per thread
 
 
 def run_kernel(x, gate, weight, norm, quant, config=None, bias=None):
-    """Launch into poisoned outputs; codes, scale, normed."""
+    """Launch into poisoned outputs; returns codes, scale, normed."""
     tokens, hidden = x.shape[0], x[0].numel()
     codes, scale = poisoned_outputs(tokens, hidden, quant, "cuda")
     normed = torch.full((tokens, hidden), torch.nan, dtype=norm.output_dtype(x.dtype), device="cuda")
@@ -78,7 +78,7 @@ def assert_agrees(got, x, gate, weight, norm, quant, bias=None):
     groups = codes.shape[1] // quant.group_size
     ours, theirs = (reference.unpack_scales(s, groups, quant) for s in (scale, expected_scale))
     assert not ours.isnan().any()
-    # A value that stays in float32 has the last bits of its sums, and its scales show them.
+    # A value that stays in float32 keeps the last bits of its sums, which show in its scales.
     in_float32 = torch.float32 in (x.dtype, normed.dtype)
     same_scale = (ours / theirs - 1).abs() < 2**-20 if in_float32 else ours == theirs
     scale_bound = 2**-10 if x.dtype is torch.float16 else SCALE_BOUND  # its steps are finer, so more ties are crossed
@@ -88,10 +88,10 @@ def assert_agrees(got, x, gate, weight, norm, quant, bias=None):
     same_group = same_scale.repeat_interleave(quant.group_size, 1)
     steps = code_steps(codes, expected_codes)[same_group]
     assert steps.max() <= 1
-    # In bytes, so that a zero has eager's sign; the sign of what rounds to a zero is the value's, and never off.
+    # As bytes, so that the sign of zero is compared; what rounds to zero keeps the value's sign, which must match.
     assert (codes.view(torch.uint8) != expected_codes.view(torch.uint8))[same_group].float().mean() <= CODE_BOUND
-    # The value itself: one step of its dtype for every rounding point that it passed, or the float32 error of the
-    # docstring where it is not rounded. A bias may cancel the value, whose steps are then those of the sum's terms.
+    # The value itself: one step of its dtype for every rounding point, or the float32 error of the docstring if it is
+    # not rounded. A bias may cancel the value; then the steps are those of the sum's terms.
     rounded = [normed.dtype, *([x.dtype] if norm.rounding - {"output"} else [])]
     step = max({torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 2**-18}[dtype] for dtype in rounded)
     tolerance = step * max(1, len(norm.rounding))
@@ -157,14 +157,14 @@ def test_every_contract(quant, heads):
     got = run_kernel(x, gate, weight, norm, quant)
     assert_agrees(got, x, gate, weight, norm, quant)
     codes, scale = poisoned_outputs(517, heads * 128, quant, "cuda")
-    launch.launch_group_quant(got[2], quant, codes, scale)  # the unfused half, on the same normed value: to the bit
+    launch.launch_group_quant(got[2], quant, codes, scale)  # the unfused half, on the same normed value: bit for bit
     expected_codes, expected_scale = reference.group_quant(got[2], quant)
     assert torch.equal(scale, expected_scale)
     assert torch.equal(codes_bytes(codes), codes_bytes(expected_codes))
 
 
 def eager_quant(y: torch.Tensor, quant: GroupQuant, divisor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As models spell it, every op eager PyTorch's own: `quant` with a floor on amax, by a divisor of one's choice."""
+    """As models write it, in eager PyTorch ops: `quant` with a floor on amax, with the given divisor."""
     groups = y.unflatten(1, (-1, quant.group_size)).float()
     scale = groups.abs().amax(-1, keepdim=True).clamp(min=quant.floor) / divisor
     return (groups / scale).clamp(-quant.limit, quant.limit).to(quant.dtype).flatten(1), scale.squeeze(-1)
@@ -174,7 +174,7 @@ def eager_quant(y: torch.Tensor, quant: GroupQuant, divisor) -> tuple[torch.Tens
 @pytest.mark.parametrize("y_dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_a_division_by_a_number_is_what_eager_makes_of_it(dtype, y_dtype):
-    """On CUDA a Python number and a scalar on the CPU are products with their reciprocal; a tensor there divides."""
+    """On CUDA, dividing by a Python number or a CPU scalar multiplies by its reciprocal; a CUDA tensor divides."""
     y = (torch.randn(257, 4096, device="cuda") * 3).to(y_dtype)
     limit = torch.finfo(dtype).max
     divisors = {
@@ -198,9 +198,9 @@ def test_a_division_by_a_number_is_what_eager_makes_of_it(dtype, y_dtype):
     "quant", [GroupQuant.vllm(), GroupQuant.vllm_native(), GroupQuant.aiter(), GroupQuant.torchao()]
 )
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-@pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float16, torch.float32])  # each way to make a quotient
+@pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float16, torch.float32])  # each way to compute a quotient
 def test_zeros_have_eagers_signs(x_dtype, dtype, quant):
-    """Behind a relu half of the values are zeros of either sign, by the signs of gate and weight."""
+    """After a relu, half of the values are zeros, with signs from gate and weight."""
     quant = replace(quant, dtype=dtype, fp8_max=None, floor=quant.floor and 1e-4)
     x = torch.relu(torch.randn(130, 16, 128, device="cuda")).to(x_dtype)
     gate = torch.randn(130, 16, 128, device="cuda").to(x_dtype)
@@ -320,7 +320,7 @@ def _divide_all_mantissas(below_ptr, reciprocal_ptr, scale_ptr, exponent, FP8_MA
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.version.hip is not None, reason="NVIDIA's instructions")
 @pytest.mark.parametrize("fp8_max", [448.0, 57344.0])
-@pytest.mark.parametrize("exponent", [94, 127, 200, 245])  # from 2^-33, a least amax, to 2^118, a largest scale
+@pytest.mark.parametrize("exponent", [94, 127, 200, 245])  # from 2^-33, a smallest amax, to 2^118, a largest scale
 def test_the_divisions_of_a_row_are_correctly_rounded_for_every_mantissa(exponent, fp8_max):
     """Both depend on the mantissa alone while nothing is denormal; in float64 a quotient of float32 rounds once."""
     below, reciprocal, scale = torch.full((3, 2**23), torch.nan, device="cuda")
@@ -328,7 +328,7 @@ def test_the_divisions_of_a_row_are_correctly_rounded_for_every_mantissa(exponen
     value = (torch.arange(2**23, dtype=torch.int32, device="cuda") | exponent << 23).view(torch.float32).double()
     assert torch.equal(reciprocal, (1 / value).float())
     rest = 1 - below.double() * value  # exact: 48 bits of a product near 1
-    assert (rest >= 0).all() and (rest <= 7 * 2**-24).all()  # what tests/kernels/test_quant.py starts from
+    assert (rest >= 0).all() and (rest <= 7 * 2**-24).all()  # assumed by tests/kernels/test_quant.py
     assert torch.equal(scale, (value / fp8_max).float())
 
 
@@ -345,7 +345,7 @@ def test_no_tokens_launch_nothing():
 
 @pytest.mark.gpu
 def test_offsets_beyond_int32():
-    """2^31 elements and more: a 32-bit row * stride would wrap and read, or write, elsewhere."""
+    """2^31 elements and more: a 32-bit row * stride would overflow and access the wrong address."""
     tokens = 2**31 // 4096 + 100
     if torch.cuda.mem_get_info()[0] < 40 * 2**30:
         pytest.skip("needs 40 GiB of free GPU memory")

@@ -1,4 +1,4 @@
-"""The kernel's algorithm, shown without a GPU: see `interpreted.py` for what the interpreter can and cannot prove."""
+"""The kernel's algorithm without a GPU: see `interpreted.py` for what the interpreter can and cannot prove."""
 
 import re
 import subprocess

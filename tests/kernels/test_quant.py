@@ -1,4 +1,4 @@
-"""The kernel's two ways to divide by a scale, in exact arithmetic: what hardware rounds is rounded from fractions."""
+"""The kernel's two ways to divide by a scale, in exact arithmetic: hardware roundings are computed from fractions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
 
 def rounded(exact: Fraction) -> Fraction:
-    """The nearest float32 of any exponent, to even in the middle."""
+    """The nearest float32 of any exponent, ties to even."""
     if exact == 0:
         return exact
     size = abs(exact)
@@ -35,7 +35,7 @@ def test_rounded_is_what_float32_does():
 
 
 def test_the_residual_step_is_the_correctly_rounded_division():
-    """`_quotient`'s Markstein step: no float32 value lies nearer to y / s than its result."""
+    """`_quotient`'s Markstein step: no float32 value is closer to y / s than its result."""
     y = torch.randn(2000).bfloat16().float() * 10.0 ** torch.randint(-6, 4, (2000,))
     scale = (torch.rand(2000) + 0.01) / 448
     plain_differs = 0
@@ -46,7 +46,7 @@ def test_the_residual_step_is_the_correctly_rounded_division():
         quotient = rounded(estimate + excess * -reciprocal)
         assert quotient == rounded(value / s)
         plain_differs += estimate != quotient
-    assert plain_differs > 0  # the step is not idle: the reciprocal alone would often be one off
+    assert plain_differs > 0  # the step is needed: the reciprocal alone would often be off by one
 
 
 def _float32(exact: torch.Tensor) -> torch.Tensor:
@@ -57,11 +57,12 @@ def _float32(exact: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("scale_division", ["divide", "reciprocal"])
 @pytest.mark.parametrize("fp8_max", [448.0, 57344.0])
 def test_the_two_part_reciprocal_is_the_correctly_rounded_division_for_all_that_bf16_can_be(fp8_max, scale_division):
-    """Every bf16 value over every scale made of one, or of a floor: exponents do not matter, so these are all.
+    """Every bf16 value over every scale made from one, or from a floor: exponents do not matter, so these are all.
 
-    And every float32 that `ptx.reciprocal_from_below` may return. In float64 each product here is exact, the sum of the
-    two as well, and a quotient of two float32 rounds to float32 as the exact one does. Over another floor's scale the
-    quotient may miss by one float32 step, and no code by that: only ties of bf16 values over bf16 values are so near.
+    And every float32 that `ptx.reciprocal_from_below` may return. In float64 each product here is exact, as is the sum
+    of the two, and a quotient of two float32 rounds to float32 like the exact one. Over another floor's scale the
+    quotient may be off by one float32 step, but that changes no code: only bf16 values over bf16 values get so close to
+    a tie.
     """
     amax = torch.cat([torch.arange(128.0, 256.0), torch.tensor([1e-10, 1e-4, 1e-12, 1e-8, 1e-6, 1e-5])]).double()
     y = torch.arange(128.0, 256.0).double().view(-1, 1, 1)
@@ -69,15 +70,15 @@ def test_the_two_part_reciprocal_is_the_correctly_rounded_division_for_all_that_
     scale = _float32(amax / fp8_max if scale_division == "divide" else amax * factor).view(-1, 1)
     exact = (1 / scale).float().view(torch.int32)
     reciprocal = (exact + torch.arange(-8, 1, dtype=torch.int32)).view(torch.float32).double()
-    assert ((1 - reciprocal * scale).amax(1) >= 7 * 2**-24).all()  # the steps reach as far as the hardware's may
+    assert ((1 - reciprocal * scale).amax(1) >= 7 * 2**-24).all()  # the steps cover the hardware's range
     rest = _float32(_float32(1 - reciprocal * scale) * reciprocal)
     quotient = _float32(y * reciprocal + _float32(y * rest))
     assert torch.equal(quotient, _float32(y / scale).expand_as(quotient))
-    assert not torch.equal(_float32(y * reciprocal), quotient)  # the second part is not idle
+    assert not torch.equal(_float32(y * reciprocal), quotient)  # the second part is needed
 
 
 def test_a_two_part_quotient_keeps_the_sign_of_zero_where_the_rest_is_not_negative():
-    """-0 times both parts is -0 twice, and their sum -0; a negative rest would make it +0, which plain zero stays."""
+    """-0 times both parts gives -0 twice, and their sum is -0; a negative rest would make it +0. +0 stays +0."""
     reciprocal = torch.tensor(3.0)
     for zero in (torch.tensor(0.0), torch.tensor(-0.0)):
         kept, lost = (zero * reciprocal + zero * torch.tensor(rest) for rest in (1e-7, -1e-7))
@@ -85,7 +86,7 @@ def test_a_two_part_quotient_keeps_the_sign_of_zero_where_the_rest_is_not_negati
 
 
 def test_a_residual_step_from_the_other_side_keeps_the_sign_of_zero():
-    """`_quotient`'s excess r*s - y of a -0 is +0, and times -r it is -0; the residual y - r*s lost the sign."""
+    """For y = -0, `_quotient`'s excess q*s - y is +0, and times -r it is -0; the residual y - q*s loses the sign."""
     reciprocal, scale = torch.tensor(3.0), torch.tensor(0.33)
     for zero in (torch.tensor(0.0), torch.tensor(-0.0)):
         estimate = zero * reciprocal

@@ -16,7 +16,7 @@ def address(layout: RowLayout, token: int, element: int) -> int:
 
 @st.composite
 def strided(draw):
-    """A [tokens, ...] view of up to four dimensions with a contiguous last one, cut out of a larger tensor."""
+    """A [tokens, ...] view of up to four dimensions with a contiguous last one, sliced from a larger tensor."""
     inner = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
     sizes = [draw(st.integers(1, 3)), *inner]
     padded = [size + draw(st.integers(0, 2)) for size in sizes]

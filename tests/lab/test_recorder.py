@@ -1,4 +1,4 @@
-"""A recording tells how a graph became another: its events, played over the nodes before, leave the nodes after."""
+"""A recording says how one graph became another: its events, applied to the nodes before, give the nodes after."""
 
 import dataclasses
 import json

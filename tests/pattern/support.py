@@ -1,4 +1,4 @@
-"""What the tests of the traced way share."""
+"""Helpers shared by the tests of traced patterns."""
 
 from __future__ import annotations
 

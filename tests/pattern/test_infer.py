@@ -1,4 +1,4 @@
-"""Head counts and head dimensions come from layers, ours and those nobody here wrote."""
+"""Head counts and head dimensions are inferred from layers, ours and other people's."""
 
 import importlib
 

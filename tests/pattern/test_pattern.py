@@ -1,4 +1,4 @@
-"""Views become reshapes, chains become one, and what a trace leaves is what the search is brought to."""
+"""Views become reshapes, chains become one, and the pattern has the same normal form as the searched graph."""
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx

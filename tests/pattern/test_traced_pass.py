@@ -1,4 +1,4 @@
-"""The traced way fires on models written as it is, keeps their values, and keeps off what it must not touch."""
+"""The traced pass fires on models written like its pattern, keeps their values, and leaves everything else alone."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def model_inputs(heads: int = 4, head_dim: int = 128) -> tuple[torch.Tensor, tor
 @pytest.mark.parametrize("layout", ["row_major", "column_major"])
 @pytest.mark.parametrize("dynamic", [(), (0, 1)], ids=["static", "dynamic"])
 def test_an_attention_output_is_fused_and_keeps_its_value(native_quant, layout, dynamic):
-    # A column-major buffer of a symbolic size is not traced the same way twice: the stock search passes over it.
+    # A column-major buffer of a symbolic size is not traced the same way twice: the stock search skips it.
     expected = 0 if native_quant and layout == "column_major" and dynamic else 1
     model = AttentionOutput(4, 128, 256, quant=GroupQuant.vllm().with_layout(layout), native_quant=native_quant)
     inputs = model_inputs()

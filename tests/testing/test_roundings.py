@@ -1,4 +1,4 @@
-"""Roundings that older versions of PyTorch drop stay in what is traced for reading; afterwards all is as before."""
+"""Roundings that older versions of PyTorch drop stay in graphs traced for reading; afterwards all is as before."""
 
 import torch
 from torch import fx

@@ -1,4 +1,4 @@
-"""A function whose graphs were edited: the edit decides the result, and nothing else does."""
+"""A function whose graphs were edited: the edit, and nothing else, decides the result."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_every_graph_is_edited():
 
 @pytest.mark.parametrize("dynamic", [(), (0, 1)], ids=["static", "dynamic"])
 def test_the_first_dimension_is_a_symbol_only_where_it_is_asked_for(dynamic):
-    """Of a second size, too, of which Dynamo would make a symbol if it remembered the first."""
+    """Also with a second size, which Dynamo would make symbolic if it remembered the first."""
     sizes = []
 
     def keep(graph: fx.Graph) -> None:

@@ -1,1 +1,1 @@
-"""Worked solutions that are programs of their own; the exercises print them and the notebooks go on with them."""
+"""Worked solutions that are whole programs; the exercises print them and the notebooks continue with them."""

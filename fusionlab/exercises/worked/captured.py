@@ -1,4 +1,4 @@
-"""Graphs as the pass gets them, and the spellings they are made of: for the judges of the capstone."""
+"""Graphs as the pass gets them, and the spellings they come from, for the judges of the capstone."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def halves(tokens: int = 6, hidden: int = 256, dtype: torch.dtype = torch.bfloat
 
 
 def quant(y: torch.Tensor, group_size: int = GROUP, **changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The quantisation behind the product, written in plain PyTorch."""
+    """The quantisation after the product, in plain PyTorch."""
     return reference.group_quant(y, GroupQuant(group_size, **changes))
 
 
 def _rounded_before(value: torch.Tensor) -> torch.Tensor:
-    """Rounded by whoever made it: none of the fusion's rounding points."""
+    """Rounded by its producer, which is not one of the fusion's rounding points."""
     return (2.0 * value.float()).to(value.dtype)
 
 
@@ -43,7 +43,7 @@ def _in_threes(value: torch.Tensor) -> torch.Tensor:
     return 2.0 * value.unsqueeze(0)
 
 
-#: Ways to write silu(gate) * up that must be read: function, and (round_activation, round_output).
+#: Ways to write silu(gate) * up that must be recognised: function, and (round_activation, round_output).
 SPELLINGS: dict[str, tuple[Callable, tuple[bool, bool]]] = {
     "F.silu(gate) * up": (lambda g, u: quant(F.silu(g) * u), (True, True)),
     "up * F.silu(gate)": (lambda g, u: quant(u * F.silu(g)), (True, True)),
@@ -62,7 +62,7 @@ SPELLINGS: dict[str, tuple[Callable, tuple[bool, bool]]] = {
     "in float16": (lambda g, u: quant(F.silu(g.to(torch.float16)) * u.to(torch.float16)), (True, True)),
 }
 
-#: Neighbours that must be left alone.
+#: Similar computations that must be left alone.
 MUST_NOT: dict[str, Callable] = {
     "gelu in place of silu": lambda g, u: quant(F.gelu(g) * u),
     "sigmoid in place of silu": lambda g, u: quant(torch.sigmoid(g) * u),
@@ -95,7 +95,7 @@ def scale_in_two_shapes(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Ten
 
 
 def in_columns(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The very same values, stored column by column: what is computed of them has strides (1, tokens) as well."""
+    """The same values, stored column by column: what is computed from them has strides (1, tokens) as well."""
     y = F.silu(gate.t().contiguous().t()) * up.t().contiguous().t()
     groups = y.unflatten(1, (-1, GROUP)).float()  # not by `quant`, which writes row by row
     scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-10) / 448.0
@@ -103,7 +103,7 @@ def in_columns(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]
     return codes.flatten(1), scale.squeeze(-1)
 
 
-#: What a replacement must be right for, beyond the spellings: function, tokens, hidden.
+#: What a replacement must also be right for, besides the spellings: function, tokens, hidden.
 REPLACED: dict[str, tuple[Callable, int, int]] = {
     "a scale that is used in two shapes": (scale_in_two_shapes, 6, 256),
     "groups of 64, a floor of 16": (lambda g, u: quant(F.silu(g) * u, 64, floor=16.0), 5, 192),
@@ -111,7 +111,7 @@ REPLACED: dict[str, tuple[Callable, int, int]] = {
     "one group a row": (lambda g, u: quant((F.silu(g.float()) * u.float()).to(g.dtype), 512), 9, 512),
 }
 
-#: Sites whose value is the product, and that one call of the op cannot replace; by what is said of a pass that tries.
+#: Sites that quantise the product but that one call of the op cannot replace, by what is said of a pass that tries.
 NOT_FOR_ONE_CALL: dict[str, Callable] = {
     "the product is returned as well": lambda g, u: (*quant(y := F.silu(g) * u), y),
     "silu of the gate is returned as well": lambda g, u: (*quant((a := F.silu(g)) * u), a),
@@ -129,5 +129,5 @@ NOT_FOR_ONE_CALL: dict[str, Callable] = {
 
 
 def no_site(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A graph with nothing in it for the pass."""
+    """A graph without a site."""
     return F.silu(gate) * up, gate.float().sum(-1)

@@ -1,4 +1,4 @@
-"""Comparing what an answer made with what it should be: to the bit, or within what another spelling explains."""
+"""Comparing an answer's result with the expected one: to the bit, or within what another spelling explains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-#: How far float32 arithmetic in another spelling may be from the truth, before anything is rounded to 16 bits.
+#: How far float32 arithmetic in another spelling may be from the exact value, before rounding to 16 bits.
 SPELLING = 1e-5
 
 
@@ -28,7 +28,7 @@ def strides_that_count(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def same_result(got: object, want: torch.Tensor) -> bool:
-    """Whether `got` is a tensor of the same bits that lies in memory in the same way."""
+    """Whether `got` is a tensor with the same bits and the same memory layout."""
     return (
         isinstance(got, torch.Tensor) and same_bits(got, want) and strides_that_count(got) == strides_that_count(want)
     )
@@ -42,10 +42,10 @@ def same_results(got: object, want: Sequence[torch.Tensor]) -> bool:
 
 
 def silu_and_mul_bounds(gate: torch.Tensor, up: torch.Tensor, spec) -> tuple[torch.Tensor, torch.Tensor]:
-    """The least and the largest value that silu(gate) * up may have as `spec` rounds it, each like the result.
+    """The smallest and the largest value that silu(gate) * up may have with the roundings of `spec`.
 
-    Rounding is monotone, so what another spelling of silu gives lies between the roundings of its two ends, and may be
-    a step away only where the exact value is next to a tie. NaN where the result is not a number.
+    Rounding is monotone, so the result of another spelling of silu lies between the roundings of the two bounds, and
+    may be a step away only if the exact value is next to a tie. NaN where the result is NaN.
     """
     exact = gate.double() / (1.0 + torch.exp(-gate.double()))
     products = []

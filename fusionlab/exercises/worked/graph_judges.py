@@ -1,7 +1,7 @@
 """The judges of the capstone's graph work: reading a site, replacing it, and the pass around both.
 
-What is wanted is computed first, by the function itself on inputs of its own; those of the rewritten graph must come
-back unchanged. The op that is put in leaves a mark on its results, so that they cannot be taken for the old ones.
+The expected result is computed first, by the function itself on its own copy of the inputs; the rewritten graph must
+leave its inputs unchanged. The inserted op marks its results, so that they cannot be mistaken for the old ones.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _quant(graph: fx.Graph) -> QuantRead:
 
 
 def read(answer: Any) -> str | None:
-    """read_silu_and_mul(y): every spelling with its spec and inputs; Refused for every neighbour."""
+    """read_silu_and_mul(y): every spelling with its spec and inputs; Refused for every near miss."""
     if wrong := no_function(answer):
         return wrong
     for name in (*SPELLINGS, *MUST_NOT):
@@ -93,7 +93,7 @@ def _judge_neighbour(answer: Callable, name: str) -> str | None:
 
 
 def replace(answer: Any) -> str | None:
-    """replace(graph, quant, found, op): in every spelling and size, also where tokens are a symbol."""
+    """replace(graph, quant, found, op): in every spelling and size, also with a symbolic number of tokens."""
     if wrong := no_function(answer):
         return wrong
     cases = {name: (fn, 6, 256) for name, (fn, _) in SPELLINGS.items()} | REPLACED
@@ -138,7 +138,7 @@ def _inventory(graph: fx.Graph) -> dict[str, Any]:
 def _run(
     edit: Callable[[fx.Graph], object], fn: Callable, inputs: Outputs, dynamic: Sequence[int] = (), grad: bool = False
 ) -> str | tuple[Outputs, Outputs]:
-    """(what the edited function returns, what the function itself returns), or what went wrong."""
+    """(result of the edited function, result of the function itself), or what went wrong."""
     want = tuple(result.detach() for result in fn(*inputs))
     kept = [tensor.detach().clone() for tensor in inputs]
     given = [_copy(tensor) for tensor in inputs]
@@ -154,7 +154,7 @@ def _run(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the compiler logs of an edit that breaks it: the judge says it in a sentence."""
+    """Suppress what the compiler logs about an edit that breaks it; the judge says so in a sentence."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -164,13 +164,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy with the same strides, that gradients are taken of if they are of `tensor`."""
+    """A copy with the same strides that requires gradients if `tensor` does."""
     copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
     return copy.copy_(tensor.detach()).requires_grad_(tensor.requires_grad)
 
 
 def _not_marked(got: Outputs, want: Outputs) -> str | None:
-    """What keeps `got` from being what the marked op makes of `want`."""
+    """Why `got` is not what the marked op makes of `want`."""
     for what, new, old in zip(("codes", "scale", "value made of the scale"), got, want, strict=False):
         if compare.same_result(new, mark(old)):
             continue
@@ -184,7 +184,7 @@ def _not_marked(got: Outputs, want: Outputs) -> str | None:
 
 
 def _judge_layout(answer: Callable) -> str | None:
-    """Results that would lie otherwise than what they replace: refused and left alone, or brought into that layout."""
+    """Results whose layout would differ from what they replace: refused and left alone, or converted to that layout."""
     refused = []
 
     def edit(graph: fx.Graph) -> None:
@@ -240,7 +240,7 @@ def _three_sites(gate: torch.Tensor, up: torch.Tensor) -> Outputs:
 
 
 def _kinds(fusion: Any) -> list[str] | str:
-    """What `fusion` says of its sites, or what is wrong with how it says it."""
+    """What `fusion` says about its sites, or what is wrong with how it says it."""
     sites = getattr(fusion, "sites", None)
     if not isinstance(sites, list | tuple) or not all(isinstance(site, str) for site in sites):
         return f"its sites are {sites!r:.60}; make it a list with a line of text for each."
@@ -251,7 +251,7 @@ def _kinds(fusion: Any) -> list[str] | str:
 
 
 def _judge_sites(answer: type) -> str | None:
-    """Sites of several kinds in one graph: each has its line, and those that are fused come out of the op."""
+    """Sites of several kinds in one graph: each has its line, and fused ones come from the op."""
     marks = {_two_sites: (True, True, False), _three_sites: (False, True, True, True, True)}
     for fn, marked in marks.items():
         fusion = answer(marked_op())
@@ -271,12 +271,12 @@ def _judge_sites(answer: type) -> str | None:
 
 
 def _train(gate: torch.Tensor, up: torch.Tensor) -> Outputs:
-    """A site that is whole but for the gradients taken beside it."""
+    """A site that would fuse if no gradients were taken."""
     return *captured.quant((torch.nn.functional.silu(gate) * up).detach()), gate.square().sum()
 
 
 def _judge_left_alone(answer: type) -> str | None:
-    """Graphs in which nothing may be fused: no site, neighbours, sites that one call cannot replace, gradients."""
+    """Graphs in which nothing may be fused: no site, near misses, sites that one call cannot replace, gradients."""
     cases: dict[str, Callable] = {"a graph without a site": captured.no_site} | NOT_FOR_ONE_CALL
     cases |= {name: MUST_NOT[name] for name in ("gelu in place of silu", "three dimensions")}
     cases["gradients are taken of this graph"] = _train

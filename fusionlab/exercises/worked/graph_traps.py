@@ -1,5 +1,5 @@
 """Wrong answers to the capstone's graph work: the mistakes of a reader, a replacement and a pass."""
-# ruff: noqa: D101, D102, D103  (a wrong answer is said in its name)
+# ruff: noqa: D101, D102, D103  (the names say what is wrong)
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _factors(y):
 
 
 def _checked(y, *, shapes=True, dtypes=True, strides=True):
-    """The worked reader, with some of its questions left out."""
+    """The worked reader with some of its checks left out."""
     activation, up, rounds = _factors(y)
     gate = activation.gate
     if dtype(up) != dtype(gate) or (dtypes and activation.rounded not in (None, dtype(gate))):
@@ -90,14 +90,14 @@ def read_any_strides(y):
 
 
 def read_below_roundings(y):
-    """Takes a rounding of an input for its own, and reads the value below it."""
+    """Mistakes a rounding of an input for its own, and reads the value below it."""
     found = worked.read_silu_and_mul(y)
     gate, up = (peel_exact(n.args[0]) if is_narrowing(n) else n for n in (found.gate, found.up))
     return Found(gate, up, found.spec)
 
 
 def read_the_widened_gate(y):
-    """The gate as silu gets it, in float32: what is rounded to its dtype would not be rounded."""
+    """Takes the gate as silu gets it, in float32: rounding to its dtype would round nothing."""
     found = worked.read_silu_and_mul(y)
     widened = [user for user in found.gate.users if dtype(user) is torch.float32]
     return Found(widened[0] if widened else found.gate, found.up, found.spec)
@@ -122,7 +122,7 @@ def replace_codes_only(graph, quant, found, op):
 
 
 def replace_at_the_anchor(graph, quant, found, op):
-    """Too late: the scale may be used before the codes are made."""
+    """Too late: the scale may be used before the codes are computed."""
     editor = Editor(Journal(graph), quant.anchor, quant.anchor, value(quant.y).fake_mode)
     call = editor.call(op, found.gate, found.up, found.spec.round_activation, found.spec.round_output, 128, 1e-10)
     for index, old in enumerate((quant.codes, quant.scale)):
@@ -160,12 +160,12 @@ def replace_in_another_shape(graph, quant, found, op):
 
 
 def replace_in_another_layout(graph, quant, found, op):
-    """Right in every value, and laid out as the op writes it, whatever is replaced."""
+    """Right in every value, but in the op's layout, whatever is replaced."""
     _replace(graph, quant, found, op, lambda editor, new, old: editor.reshape(new, [-1, *shape(old)[1:]]))
 
 
 def replace_with_numbers(graph, quant, found, op):
-    """The number of tokens becomes the one of this graph."""
+    """Hard-codes this graph's number of tokens."""
     _replace(graph, quant, found, op, lambda editor, new, old: editor.reshape(new, [int(n) for n in shape(old)]))
 
 
@@ -216,7 +216,7 @@ def no_gradients(graph, quant, found):
 
 
 class FusesInTraining(SiluAndMulPass):
-    """Without any guard; what derives from it has one of two."""
+    """Without any guard; each subclass has one of two."""
 
     guards = ()
 
@@ -331,7 +331,7 @@ class UuidByRepr(SiluAndMulPass):
 
 
 class UuidByASet(SiluAndMulPass):
-    """In the order of a set of texts, which is another in every process."""
+    """In the order of a set of strings, which differs in every process."""
 
     def uuid(self):
         return _uuid_of(*{*_sources(self, type(self).__call__, self.read, self.swap), "a", "b", "c", "d"})

@@ -1,6 +1,6 @@
-"""The judges of the capstone's values: each runs an answer on inputs of its own and says what went wrong.
+"""The judges of the capstone's values: each runs an answer on its own inputs and says what went wrong.
 
-What is wanted is computed first, from the judge's own inputs; the answer gets copies, which must come back unchanged.
+The expected result is computed first, from the judge's own inputs; the answer gets copies, which it must not change.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def no_function(answer: Any) -> str | None:
     return None if callable(answer) else f"{answer!r} is no function."
 
 
-#: Values whose result is known to the bit in every spelling; up is 2, -2 and an infinity beside them.
+#: Values of gate whose result is known to the bit in every spelling; up is 2, -2 and an infinity.
 _SPECIAL = (-200.0, 200.0, 0.0, -0.0, float("nan"), float("inf"), float("-inf"))
 
 
@@ -103,7 +103,7 @@ def moved_bytes(answer: Any) -> str | None:
 
 
 def broken_op(kind: str) -> Callable:
-    """An op that is wrong in one way, for a test that must notice."""
+    """An op that is wrong in one way, which a good test must notice."""
 
     def op(gate, up, act, out, group, floor):
         if kind == "gate and up are exchanged":
@@ -146,7 +146,7 @@ def _registered() -> Callable:
 
 
 def test_of_op(answer: Any) -> str | None:
-    """check(op): silent for correct ops, whatever they are called and before and after broken ones."""
+    """check(op): silent for correct ops, whatever their name, before and after broken ones."""
     if wrong := no_function(answer):
         return wrong
 
@@ -172,7 +172,7 @@ def test_of_op(answer: Any) -> str | None:
 
 
 def _gates(tokens: int, hidden: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """gate and up without data: side by side, transposed, and whole."""
+    """gate and up without data: side by side, transposed, and contiguous."""
     wide = torch.empty(tokens, 2 * hidden, dtype=dtype, device="meta")
     gate, up = wide[:, :hidden], wide[:, hidden:]
     return [(gate, up), (gate.t().contiguous().t(), up), (gate.contiguous(), up.contiguous())]
@@ -209,7 +209,7 @@ def _judge_fake(answer: Callable, gate: torch.Tensor, up: torch.Tensor, act: boo
 
 
 def _judge_symbolic(answer: Callable) -> str | None:
-    """A number of tokens that the compiler leaves open must stay open."""
+    """A symbolic number of tokens must stay symbolic."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
@@ -227,7 +227,7 @@ def _judge_symbolic(answer: Callable) -> str | None:
 
 
 def kernel(answer: Any) -> str | None:
-    """The source of `product`, run by the interpreter in a process of its own."""
+    """The source of `product`, run by the interpreter in a separate process."""
     if not isinstance(answer, str) or "def product(" not in answer:
         return "give the source of the function `product` as text, with its @triton.jit."
     try:
@@ -238,6 +238,6 @@ def kernel(answer: Any) -> str | None:
         return "not every case was run to its end."
     for case in found["cases"]:
         scales, codes = case["scales off"], case["codes not the worked kernel's"]
-        if scales > 0.02 or codes > 0.005:  # silu in another spelling moves a rounding here and there
+        if scales > 0.02 or codes > 0.005:  # another spelling of silu changes a few roundings
             return f"{case['case']}: {scales:.0%} of the scales and {codes:.0%} of the codes are off."
     return None

@@ -1,8 +1,8 @@
-"""The capstone's kernel without a GPU: run by Triton's interpreter, and compiled for GPUs that are not here.
+"""The capstone's kernel without a GPU: run by Triton's interpreter, and compiled for GPUs that are not present.
 
-In one process a jitted function is either interpreted or compiled, so both happen in a process of their own, which is
-started on this file: `SOURCE RESULT interpret` or `SOURCE RESULT compile TARGET...`. What it found it writes to the
-file RESULT, as JSON, at its very end: the source is a reader's, and may print what it likes and end when it likes.
+A process either interprets or compiles jitted functions, so each happens in a separate process that runs this file:
+`SOURCE RESULT interpret` or `SOURCE RESULT compile TARGET...`. It writes its findings to the file RESULT, as JSON, at
+the very end: the source is the reader's, and may print anything and exit at any point.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 WORKED = Path(__file__).with_name("silu_kernel.py")
 TARGETS = ("sm_90", "gfx950")
 TOKENS = 61  # 122 groups: the last program has a tail
-SECONDS = 180.0  # for one process; the slowest takes a tenth of that on two free cores
-#: dtype, round_activation, round_output of what is interpreted.
+SECONDS = 180.0  # per process; the slowest takes a tenth of that on two idle cores
+#: dtype, round_activation, round_output of the interpreted cases.
 CASES = (("float32", False, False), *(("float16", act, out) for act in (True, False) for out in (True, False)))
 
 
@@ -31,12 +31,12 @@ class OfflineError(RuntimeError):
 
 
 def case_names() -> list[str]:
-    """What `interpret` calls its cases, in order."""
+    """The names of `interpret`'s cases, in order."""
     return [f"{dtype}, {act=}, {out=}" for dtype, act, out in CASES]
 
 
 def source_with(product: str) -> str:
-    """The kernel's source with the function `product` in it exchanged for the one that is given as text."""
+    """The kernel's source with its function `product` replaced by the given source text."""
     text = WORKED.read_text(encoding="utf-8")
     functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
     own = next(node for node in functions if node.name == "product")
@@ -53,7 +53,7 @@ def worked_product() -> str:
 
 
 def run(source: str, *arguments: str) -> dict:
-    """Run this file on `source` in a process of its own and return what it found. Raises OfflineError."""
+    """Run this file on `source` in a separate process and return what it found. Raises OfflineError."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     if arguments[0] == "interpret":
         environment["TRITON_INTERPRET"] = "1"
@@ -70,7 +70,7 @@ def run(source: str, *arguments: str) -> dict:
             str(result),
             *arguments,
         ]
-        with said.open("wb") as stream:  # a file and no pipe, which a process left behind could hold open
+        with said.open("wb") as stream:  # a file rather than a pipe, which a leftover process could hold open
             try:
                 code = subprocess.run(
                     command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, timeout=SECONDS
@@ -85,23 +85,23 @@ def run(source: str, *arguments: str) -> dict:
 
 
 def interpret(source: str) -> dict:
-    """Interpret the kernel over several inputs: which fraction of the scales and of the codes is off.
+    """Interpret the kernel over several inputs: the fractions of scales and codes that are wrong.
 
-    The interpreter's own casts move 2 % of the codes; the worked kernel, interpreted beside it, has the same ones.
+    The interpreter's own casts change 2 % of the codes; the worked kernel, also interpreted, has the same ones.
     """
     return run(source, "interpret")
 
 
 def compile_for(source: str, *targets: str) -> dict:
-    """Compile for each of `targets`: which conversions and how many wide loads the assembly has."""
+    """Compile for each of `targets`: the conversions and the number of wide loads in the assembly."""
     return run(source, "compile", *(targets or TARGETS))
 
 
-_FOLDERS: list[tempfile.TemporaryDirectory] = []  # Triton reads a kernel's source again when it compiles
+_FOLDERS: list[tempfile.TemporaryDirectory] = []  # kept, because Triton rereads a kernel's source when it compiles
 
 
 def load(source: str) -> ModuleType:
-    """The source as a module of this process, to launch its kernel on a GPU that is here."""
+    """The source as a module of this process, to launch its kernel on a local GPU."""
     _FOLDERS.append(tempfile.TemporaryDirectory())
     path = Path(_FOLDERS[-1].name, "candidate.py")
     path.write_text(source, encoding="utf-8")
@@ -133,13 +133,13 @@ def _interpret(module: ModuleType) -> dict:
         wide = (3 * torch.randn(TOKENS, 3 * 256)).to(getattr(torch, kind))
         gate, up = wide[:, :256], wide[:, 256:512]
         gate[1, 0], gate[2, 0] = 200.0, -200.0  # an exponential of one of them is infinite
-        gate[3] = 0.0  # a group that lives by the floor
+        gate[3] = 0.0  # a group that needs the floor
         y = silu_and_mul(gate, up, SiluAndMul(act, out))
         _, wanted = reference.group_quant(y, GroupQuant())
         (worked_codes, _), (codes, scale) = (_launch(part, gate, up, act, out) for part in (own, module))
         value = dequantise(codes, scale, GroupQuant())
         step = 2.0**-3 * y.float().abs() + 2.0**-9 * wanted.repeat_interleave(128, 1)  # of e4m3, normal and subnormal
-        far = ~((value - y.float()).abs() <= step)  # also where it is not a number
+        far = ~((value - y.float()).abs() <= step)  # also true for NaN
         off = ~((scale - wanted).abs() <= 1e-6 * wanted)
         other = codes.view(torch.uint8) != worked_codes.view(torch.uint8)
         found = {"codes off": far, "scales off": off, "codes not the worked kernel's": other}
@@ -148,7 +148,7 @@ def _interpret(module: ModuleType) -> dict:
 
 
 def _launch(module: ModuleType, gate: Any, up: Any, act: bool, out: bool) -> tuple[Any, Any]:
-    """Codes and scales of `module`'s kernel, in tensors that held wrong values before."""
+    """Codes and scales of `module`'s kernel, in tensors prefilled with wrong values."""
     import torch
 
     codes = torch.full((TOKENS, 256), 0x7E, dtype=torch.uint8).view(torch.float8_e4m3fn)

@@ -1,4 +1,4 @@
-"""The ops that the judges of graph work put in."""
+"""The ops that the judges of graph work insert."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _marked(gate, up, act, out, group, floor):
 
 
 def mark(result: torch.Tensor) -> torch.Tensor:
-    """Another tensor of the same layout, that the right one can be told from: a bit of a code, twice a scale."""
+    """A distinguishable tensor of the same layout: one bit of each code flipped, or each scale doubled."""
     if result.dtype is torch.float8_e4m3fn:
         return (result.view(torch.uint8) ^ 1).view(result.dtype)
     return result * 2.0
@@ -23,11 +23,11 @@ def mark(result: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def marked_op() -> torch._ops.OpOverload:
-    """An op whose results bear a mark, so that they cannot be taken for the old ones."""
+    """An op that marks its results, so that they cannot be mistaken for the old ones."""
     return worked.define_op(_marked, worked.fake)
 
 
 @functools.cache
 def other_op() -> torch._ops.OpOverload:
-    """Another op: the right one."""
+    """Another op, with correct results."""
     return worked.define_op(worked.quantise, worked.fake)

@@ -1,7 +1,7 @@
 """The capstone, worked: silu(gate) * up and FP8 group quantisation as one op, from the reference to the pass.
 
-The activation of almost every MLP: gate and up [tokens, hidden] come out of projections, their product is quantised for
-the next one. Reading the quantisation and the activation off a graph, and putting a call into one, is fusionlib's.
+The activation of almost every MLP: gate and up [tokens, hidden] come from projections, their product is quantised for
+the next one. fusionlib reads the quantisation and the activation from a graph, and inserts calls.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fusionlib.rewrite.replace import Editor
 
 @dataclass(frozen=True)
 class SiluAndMul:
-    """y = silu(gate) * up in float32; at both points the value may be rounded to the dtype of gate.
+    """y = silu(gate) * up in float32; at two points the value may be rounded to the dtype of gate.
 
     Args:
         round_activation: silu(gate) is rounded before it is multiplied.
@@ -57,7 +57,7 @@ class SiluAndMul:
 
 @dataclass(frozen=True)
 class Found:
-    """What was read off a graph: the nodes of both inputs, and the spec."""
+    """What was read from a graph: the nodes of both inputs, and the spec."""
 
     gate: fx.Node
     up: fx.Node
@@ -78,7 +78,7 @@ def silu_and_mul(gate: torch.Tensor, up: torch.Tensor, spec: SiluAndMul) -> torc
 
 
 def moved_bytes(tokens: int, hidden: int, group_size: int) -> tuple[int, int]:
-    """(bytes of two kernels, bytes of one) for bf16 in, FP8 out and a float32 scale for each group."""
+    """(bytes of two kernels, bytes of one) for bf16 in, FP8 out and one float32 scale per group."""
     elements = tokens * hidden
     inputs, product = 2 * 2 * elements, 2 * elements
     outputs = elements + 4 * elements // group_size
@@ -89,11 +89,11 @@ def quantise(gate, up, round_activation, round_output, group_size, floor):
     """What the op computes: codes [tokens, hidden] and scale [tokens, hidden / group_size], both contiguous."""
     y = silu_and_mul(gate, up, SiluAndMul(round_activation, round_output))
     codes, scale = reference.group_quant(y, GroupQuant(group_size, floor=floor))
-    return codes.contiguous(), scale.contiguous()  # of transposed inputs the results would be transposed too
+    return codes.contiguous(), scale.contiguous()  # transposed inputs would give transposed results
 
 
 def fake(gate, up, round_activation, round_output, group_size, floor):
-    """Shapes, strides and dtypes of what `quantise` returns, without computing it."""
+    """Empty tensors with the shapes, strides and dtypes of `quantise`'s results."""
     tokens, hidden = gate.shape
     codes = gate.new_empty((tokens, hidden), dtype=torch.float8_e4m3fn)
     return codes, gate.new_empty((tokens, hidden // group_size), dtype=torch.float32)
@@ -103,7 +103,7 @@ _numbers = itertools.count()
 
 
 def define_op(implementation: Callable, fake: Callable) -> torch._ops.OpOverload:
-    """A new op of these two functions; every call defines another one, so that a cell can be run again."""
+    """Define a new op from these two functions; every call defines another one, so that a cell can be rerun."""
     name = f"silu_and_mul_quant_{next(_numbers)}"
     arguments = "Tensor gate, Tensor up, bool round_activation, bool round_output, int group_size, float floor"
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -115,7 +115,7 @@ def define_op(implementation: Callable, fake: Callable) -> torch._ops.OpOverload
 
 
 def read_silu_and_mul(y: fx.Node) -> Found:
-    """Inputs and spec of the product whose value is `y`. Raises Refused where it is none that the spec can spell."""
+    """Inputs and spec of the product `y`. Raises Refused if it is not one that the spec can express."""
     product, rounds = peel_exact(y), dtype(y)
     if is_narrowing(product):
         product = peel_exact(product.args[0])
@@ -139,7 +139,7 @@ def read_silu_and_mul(y: fx.Node) -> Found:
 
 
 def check_site(quant: QuantRead, found: Found) -> None:
-    """Raise Refused where one call cannot replace this site."""
+    """Raise Refused if one call cannot replace this site."""
     spec = quant.spec
     if spec != GroupQuant(spec.group_size, floor=spec.floor) or spec.floor is None:
         raise Refused(f"the op has no such quantisation: {spec}")
@@ -166,7 +166,7 @@ def inside(quant: QuantRead, found: Found) -> set[fx.Node]:
 
 
 def same_layout(new: fx.Node, old: fx.Node) -> bool:
-    """Whether `new` can stand where `old` stood: dtype, shape, and strides of dimensions with more than one element."""
+    """Whether `new` can replace `old`: same dtype, shape, and strides of dimensions with more than one element."""
     if dtype(new) != dtype(old) or not same_shape(shape(new), shape(old)):
         return False
     steps = zip(shape(new), value(new).stride(), value(old).stride(), strict=True)
@@ -174,9 +174,9 @@ def same_layout(new: fx.Node, old: fx.Node) -> bool:
 
 
 def replace(graph: fx.Graph, quant: QuantRead, found: Found, op: torch._ops.OpOverload) -> None:
-    """Put one call of `op` behind y, hand its results to all who used codes and scale, and drop what is dead.
+    """Insert one call of `op` after y, redirect all users of codes and scale to its results, and drop dead nodes.
 
-    Raises Refused, with the graph as it was, where a result would lie otherwise in memory than what it replaces.
+    Raises Refused, with the graph unchanged, if a result's memory layout would differ from what it replaces.
     """
     journal = Journal(graph)
     editor = Editor(journal, quant.y.next, quant.anchor, value(quant.y).fake_mode)
@@ -200,7 +200,7 @@ class SiluAndMulPass(CustomGraphPass):
         self.sites: list[str] = []
 
     def __call__(self, graph: fx.Graph) -> None:
-        """Rewrite every site of `graph` that can be, in place."""
+        """Rewrite every site of `graph` that can be fused, in place."""
         training = any(str(node.target).startswith("primals_") for node in graph.nodes if node.op == "placeholder")
         for anchor in [node for node in graph.nodes if is_fp8_cast(node)]:
             try:
@@ -216,7 +216,7 @@ class SiluAndMulPass(CustomGraphPass):
         graph.lint()
 
     def uuid(self) -> str:
-        """A hash of all that decides the result: fusionlib's sources, this pass, its parts and its op."""
+        """A hash of everything that decides the result: fusionlib's sources, this pass, its parts and its op."""
         parts = [source_hash(), str(self.op)]
         code = (
             type(self).__call__,
@@ -225,6 +225,6 @@ class SiluAndMulPass(CustomGraphPass):
             check_site,
             inside,
             same_layout,
-        )  # a notebook knows functions' sources only
+        )  # in a notebook only functions have sources
         parts += [inspect.getsource(part) for part in code]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

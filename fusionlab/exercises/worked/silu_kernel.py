@@ -1,6 +1,6 @@
-"""The capstone's Triton kernel: silu(gate) * up and FP8 group quantisation of one group a row.
+"""The capstone's Triton kernel: silu(gate) * up and FP8 group quantisation of one group per row.
 
-`product` is what the exercise asks for; the rest is the second half of the suite's own kernel. R rows, E elements.
+`product` is what the exercise asks for; the rest is the second half of the library's kernel. R rows, E elements.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def silu_and_mul_quant_kernel(
     ROUND_OUTPUT: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Multiply and quantise ROWS groups a program."""
+    """Multiply and quantise ROWS groups per program."""
     DTYPE: tl.constexpr = gate_ptr.dtype.element_ty
     Y_DTYPE: tl.constexpr = DTYPE if ROUND_OUTPUT else tl.float32
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [R]
     element = tl.arange(0, GROUP)[None, None, :]
     mask = (row < groups)[:, None, None]
-    token = (row // GROUPS).to(tl.int64)[:, None, None]  # 64 bits: token * stride passes 2^31 in a large prefill
+    token = (row // GROUPS).to(tl.int64)[:, None, None]  # 64 bits: token * stride exceeds 2^31 in a large prefill
     within = (row % GROUPS)[:, None, None] * GROUP + element  # [R, 1, E]
     gate = tl.load(gate_ptr + token * gate_stride + within, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + token * up_stride + within, mask=mask, other=0.0).to(tl.float32)
@@ -71,5 +71,5 @@ def launch(gate, up, codes, scale, round_activation, round_output, group_size, f
         ROUND_OUTPUT=round_output,
         ROWS=rows,
         num_warps=num_warps,
-        enable_fp_fusion=False,  # a contracted multiply-add would skip a rounding that eager makes
+        enable_fp_fusion=False,  # a contracted multiply-add would skip a rounding that eager performs
     )

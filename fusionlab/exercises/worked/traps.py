@@ -1,5 +1,5 @@
-"""Wrong answers to the capstone: the mistakes that one makes, for the judges to turn down."""
-# ruff: noqa: D103  (a wrong answer is said in its name)
+"""Wrong answers to the capstone: typical mistakes, which the judges must reject."""
+# ruff: noqa: D103  (the names say what is wrong)
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def checks_the_name(op):
 
 
 def checks_the_first_only():
-    """Takes the first op that it sees for right, and no other."""
+    """Accepts the first op that it sees, and no other."""
     seen = []
 
     def check(op):
@@ -172,7 +172,7 @@ def fake_of_seven_tokens(gate, up, act, out, group_size, floor):
 
 
 def fake_of_a_number(gate, up, act, out, group_size, floor):
-    """Makes a number of a symbol."""
+    """Turns a symbol into a number."""
     tokens, hidden = int(gate.shape[0]), gate.shape[1]
     codes = gate.new_empty((tokens, hidden), dtype=torch.float8_e4m3fn)
     return codes, gate.new_empty((tokens, hidden // group_size), dtype=torch.float32)

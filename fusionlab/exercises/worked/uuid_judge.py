@@ -1,4 +1,4 @@
-"""The judge of a pass's uuid: it changes with all that can change the result, and with nothing else."""
+"""The judge of a pass's uuid, which must change with everything that can change the result, and nothing else."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def here(answer: type) -> str | None:
 
 
 def _follows_its_own_code(answer: type, first: Any) -> bool:
-    """Whether the uuid changes with the pass's own code, by whichever way it looks at it."""
+    """Whether the uuid changes with the pass's own code, however it reads that code."""
     for edited in (_other_method, _other_source):
         with edited(answer):
             if answer(marked_op()).uuid() != first:
@@ -88,7 +88,7 @@ def _in_this_process(answer: type) -> str | bytes:
 
 
 def elsewhere(answer: type) -> str | None:
-    """What is wrong with it in processes with other salts and addresses."""
+    """What is wrong with the uuid in processes with other salts and addresses."""
     try:
         first, second = processes.results(_in_this_process, answer)
     except processes.ElsewhereError as error:

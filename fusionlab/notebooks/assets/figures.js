@@ -1,5 +1,5 @@
-// Draws each figure from the JSON beside it, colours it for the page's light or dark scheme, adds a search box where a
-// trace asks for one, and makes it fit where page.js puts it: in the text, alone in the window, on paper.
+// Draws each figure from the JSON beside it, colours it for the page's light or dark scheme, adds a search box if a
+// trace asks for one, and makes it fit where page.js puts it: in the text, alone in the window, in print.
 "use strict";
 
 (function () {
@@ -11,7 +11,7 @@
     return { text: read("--text"), grid: read("--rule"), surface: read("--surface") };
   }
 
-  // Only what the scheme decides: text, grid and hover boxes. Traces keep their palette, legible on both.
+  // Only what depends on the scheme: text, grid and hover boxes. Traces keep their palette, legible on both.
   function recoloured(layout) {
     const { text, grid, surface } = colours();
     const result = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
@@ -27,9 +27,9 @@
     return result;
   }
 
-  // Plotly's own controls are drawings that only a pointer reaches, and stay behind when the figure is scrolled. Here
-  // they are elements of the page, above the plot: the layout loses them with the room that it says they take, and each
-  // position does what it did. Returns the layout of the plot.
+  // Plotly's own controls are drawings that need a pointer, and are scrolled away with the figure. Here they become
+  // page elements above the plot: they and their room are removed from the layout, and each position does what it did
+  // before. Returns the layout of the plot.
   function addControls(figure, area, layout) {
     const { sliders = [], updatemenus = [], meta, ...rest } = layout;
     if (!sliders.length && !updatemenus.length) return layout;
@@ -67,7 +67,7 @@
     return { ...rest, height: layout.height - above - below, margin: { ...sides, t: t - above, b: b - below } };
   }
 
-  // A slider with its words; returns what moves it without doing anything.
+  // A slider with its label; returns a function that moves it without triggering its action.
   function addSlider(bar, { steps, active = 0, currentvalue: { prefix = "", suffix = "" } = {} }, run) {
     const label = document.createElement("label");
     const input = document.createElement("input");
@@ -106,7 +106,7 @@
     }
   }
 
-  // A trace with meta.search is searched by the `ids` and `hovertext` of its points; what matches is selected.
+  // A trace with meta.search is searched by the `ids` and `hovertext` of its points; matches are selected.
   function addSearch(area, data) {
     const searched = data.flatMap((trace, index) => (trace.meta && trace.meta.search ? [index] : []));
     if (!searched.length) return;
@@ -119,7 +119,7 @@
       const query = event.target.value.trim().toLowerCase();
       const found = searched.map((index) => texts(data[index]).flatMap((text, i) => (text.includes(query) ? [i] : [])));
       Plotly.restyle(area, { selectedpoints: query ? found : searched.map(() => null) }, searched);
-      // Parts of a figure that take turns hold the same names, so names are counted and not points.
+      // Alternating parts of a figure hold the same names, so names are counted rather than points.
       const names = new Set(searched.flatMap((index, k) => found[k].map((i) => data[index].ids[i])));
       box.querySelector("output").textContent = query ? `${names.size} found` : "";
     });
@@ -132,7 +132,7 @@
     if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger scrolls
     const { width, ...fluid } = layout; // the page decides the width, the figure its height
     const config = { displayModeBar: false, responsive: true };
-    // What the reader has changed since, a slider's place or a choice, is in the layout that plotly keeps.
+    // What the reader has changed since, such as a slider's position, is in the layout that plotly keeps.
     const render = () => Plotly.react(area, data, recoloured(area.layout || { ...fluid, autosize: true }), config);
     document.addEventListener("themechange", render);
     window.addEventListener("beforeprint", () => {
@@ -144,7 +144,7 @@
     return render().then(() => figure.classList.add("drawn"));
   }
 
-  // In a dialog a figure takes the window's height, if that is more than its own; outside it has its own again.
+  // In a dialog a figure uses the window's height if that exceeds its own; outside it has its own height again.
   function fit(figure, area) {
     const own = (area.dataset.height ??= area.offsetHeight);
     const dialog = figure.closest("dialog");

@@ -1,5 +1,5 @@
-// What every page does: its contents follow the reading, code can be copied, a figure can fill the window, the words of a
-// search are shown where they stand, and printing unfolds what is folded.
+// What every page does: the table of contents follows the reader, code can be copied, a figure can fill the window,
+// search words are highlighted, and printing unfolds what is folded.
 "use strict";
 
 (function () {
@@ -15,7 +15,7 @@
     return made;
   }
 
-  // ---- The table of contents: the last heading above the reading line is where the reader is.
+  // ---- The table of contents: the current section is that of the last heading above the reading line.
   const links = [...document.querySelectorAll(".toc a")];
   const sections = links.map((link) => document.getElementById(decodeURIComponent(link.hash.slice(1))));
 
@@ -23,7 +23,7 @@
     const line = parseFloat(getComputedStyle(root).scrollPaddingTop) + 8;
     const atEnd = innerHeight + scrollY >= root.scrollHeight - 2;
     if (atEnd) {
-      // Short sections at the end never reach the line: the one that was asked for counts, else the last.
+      // Short sections at the end never reach the line: the requested one counts, else the last.
       const asked = sections.findIndex((section) => section.id === decodeURIComponent(location.hash.slice(1)));
       return asked >= 0 && sections[asked].getBoundingClientRect().top >= 0 ? asked : sections.length - 1;
     }
@@ -58,7 +58,7 @@
     follow();
   }
 
-  // ---- On narrow screens the contents lie over the text until they are closed.
+  // ---- On narrow screens the contents cover the text until they are closed.
   const opener = document.querySelector(".contents-button");
 
   function openContents(open) {
@@ -84,7 +84,7 @@
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      // Not every browser lets a page from the disk write to the clipboard in this way.
+      // Not every browser lets a page from disk write to the clipboard this way.
       const area = document.createElement("textarea");
       area.value = text;
       document.body.append(area);
@@ -110,7 +110,7 @@
     block.append(made);
   });
 
-  // ---- One figure on its own. The figure itself moves, so that its state goes with it and comes back.
+  // ---- One figure on its own. The figure element itself is moved, so that it keeps its state.
   function enlarge(item) {
     const place = document.createComment("the figure's place");
     const dialog = document.createElement("dialog");
@@ -146,7 +146,7 @@
     frame.append(image, button("Enlarge", "enlarge", () => enlarge(frame)));
   });
 
-  // ---- Words that a search led to: marked, unfolded, and brought into view.
+  // ---- Words found by a search: marked, unfolded, and scrolled into view.
   function show(words) {
     const start = document.getElementById(decodeURIComponent(location.hash.slice(1))) || main;
     const ranges = [];
@@ -178,7 +178,7 @@
   const words = new URLSearchParams(location.search).get("find");
   if (words) addEventListener("load", () => show(window.fusionlibSearchText(words).split(/\s+/).filter(Boolean)));
 
-  // ---- Paper shows everything.
+  // ---- Print shows everything.
   let folded = [];
   addEventListener("beforeprint", () => {
     folded = [...document.querySelectorAll("details:not([open])")];

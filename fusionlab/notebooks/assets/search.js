@@ -1,11 +1,11 @@
-// The search over the whole site: `/` or Ctrl+K opens it. Its index is a script that is loaded when somebody searches; a
-// page that is opened from a disk may load nothing else.
+// The search over the whole site: `/` or Ctrl+K opens it. Its index is a script that is loaded on the first search; a
+// page opened from disk may load nothing else.
 "use strict";
 
 (function () {
   const MOST = 30;
 
-  // Both spellings of -ise and both signs for micro are one. No letter is added or lost, so that places stay the same.
+  // Both spellings of -ise and both signs for micro are equal. The length, and so every position, is unchanged.
   const plain = (text) => text.toLowerCase().replace(/μ/g, "µ").replace(/iz(?=[aei])/g, "is");
   window.fusionlibSearchText = plain;
 
@@ -34,7 +34,7 @@
     return word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
   }
 
-  // Every word must occur. A heading that holds it counts most, then the start of a word in the text, then any part.
+  // Every word must occur. A match in a heading counts most, then the start of a word in the text, then any part.
   function score(passage, words) {
     let sum = 0;
     for (const word of words) {
@@ -53,7 +53,7 @@
     return found.sort((a, b) => b.score - a.score).map((hit) => hit.passage);
   }
 
-  // The words around the first place, with every place marked. Text only: nothing in it is taken for markup.
+  // The words around the first match, with every match marked. Text only: nothing in it is interpreted as markup.
   function excerpt(passage, words) {
     const places = words.map((word) => passage.plain.text.indexOf(word)).filter((at) => at >= 0);
     const first = places.length ? Math.min(...places) : 0;
@@ -120,14 +120,14 @@
 
   input.addEventListener("input", () => index && update());
   document.querySelector(".search-button").addEventListener("click", open);
-  // Enter in the line goes to the best place, and does not close the dialog as the form's own button would.
+  // Enter in the input goes to the best match, and does not close the dialog as the form's own button would.
   dialog.querySelector("form").addEventListener("submit", (event) => {
     if (event.submitter && document.activeElement === event.submitter) return;
     event.preventDefault();
     list.querySelector("a")?.click();
   });
   dialog.addEventListener("click", (event) => {
-    // The ground around the dialog closes it, and so does a link, which may lead to this very page.
+    // A click outside the dialog closes it, and so does a link, which may lead to this same page.
     if (event.target === dialog || event.target.closest("a")) dialog.close();
   });
   dialog.addEventListener("keydown", (event) => {

@@ -1,5 +1,5 @@
 // The colour scheme: the system's, or the one that the reader chose and this browser remembers. Runs before anything is
-// painted. Other scripts hear of a change by the event `themechange` on the document.
+// painted. Other scripts are notified by the event `themechange` on the document.
 "use strict";
 
 (function () {
@@ -7,7 +7,7 @@
   const root = document.documentElement;
   root.classList.add("scripted");
 
-  // A browser may refuse storage to a page from the disk; then the choice lasts as long as the page.
+  // A browser may deny storage to a page from disk; then the choice lasts as long as the page.
   function remembered() {
     try {
       return localStorage.getItem(KEY);
@@ -41,7 +41,7 @@
     });
   });
 
-  // Figures carry their colours in themselves, so that they are drawn for paper and then for the screen again.
+  // Figures contain their colours, so they are redrawn for print and then for the screen again.
   let onScreen;
   window.addEventListener("beforeprint", () => {
     onScreen = root.dataset.theme;

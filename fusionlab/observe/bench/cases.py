@@ -1,4 +1,4 @@
-"""What is measured: a shape, a number of tokens, a gate, and what stands before and behind the call."""
+"""What is measured: a shape, a number of tokens, a gate, and what runs before and after the call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusionlib.spec import GatedNorm, GroupQuant
 TOKENS = (1, 4, 8, 16, 64, 256, 1024, 4096, 8192, 32768)
 QUICK_TOKENS = (1, 64, 1024, 8192)
 GATES = ("contiguous", "strided")
-#: alone; behind a kernel that writes x; behind it and before the FP8 GEMM.
+#: alone; after a kernel that writes x; after that kernel and before the FP8 GEMM.
 CONTEXTS = ("alone", "producer", "chain")
 OUT_FEATURES = 2048  # of the GEMM: Qwen3-Next's hidden size
 
@@ -33,7 +33,7 @@ class Shape:
 
     @property
     def hidden(self) -> int:
-        """Elements of a row."""
+        """Elements per row."""
         return self.heads * self.head_dim
 
 
@@ -63,28 +63,28 @@ class Case:
 
     @property
     def name(self) -> str:
-        """One word a line of a table can carry."""
+        """A one-word name, for a line of a table."""
         return f"{self.shape.name}/{self.tokens}/{self.gate}/{self.context}"
 
     @property
     def quant(self) -> GroupQuant:
-        """The quantisation; before the GEMM its scales lie as `torch.nn.functional.scaled_mm` takes them."""
+        """The quantisation; before the GEMM its scales have the layout that `torch.nn.functional.scaled_mm` takes."""
         return GroupQuant.vllm(self.shape.group_size).with_layout(
             "column_major" if self.context == "chain" else "row_major"
         )
 
     @property
     def unit(self) -> int:
-        """Elements of one kernel row."""
+        """Elements per kernel row."""
         return lcm(self.shape.norm.norm_size, self.shape.group_size)
 
     @property
     def units(self) -> int:
-        """Kernel rows of one call."""
+        """Kernel rows per call."""
         return self.tokens * (self.shape.hidden // self.unit)
 
     def bytes(self) -> Bytes:
-        """What one fused call must move, by the ledger; the GB/s of every variant are of these bytes."""
+        """The bytes one fused call must move, by the ledger; the GB/s of every variant refer to these bytes."""
         weight = self.shape.hidden if self.shape.weight_per_element else self.shape.norm.norm_size
         moved = path_bytes(self.tokens, self.shape.hidden, self.shape.norm, self.quant, weight_elements=weight)
         return moved.fused

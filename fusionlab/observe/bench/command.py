@@ -77,7 +77,7 @@ def _positive(text: str) -> int:
 
 
 def run(namespace: argparse.Namespace) -> int:
-    """Measure, or check: 0; 1 if a result is wrong, 2 if there is nothing to measure with."""
+    """Measure, or check; returns 0, 1 if a result is wrong, or 2 if there is nothing to measure with."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -98,7 +98,7 @@ def run(namespace: argparse.Namespace) -> int:
 
 
 def _fp8_problem() -> str | None:
-    """Why our kernel does not run on this GPU, so that there is nothing to measure, or None."""
+    """Why our kernel does not run on this GPU and there is nothing to measure, or None."""
     import torch
 
     from fusionlib.contract import device_problem
@@ -107,7 +107,7 @@ def _fp8_problem() -> str | None:
 
 
 def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], Any] | None) -> int:
-    """The command with a timer given, so that everything but the device can be tried without one."""
+    """The command with an injected timer, so that everything but the device can be tested without a GPU."""
     from fusionlab.observe.bench import run as runs
     from fusionlab.observe.bench.compilations import FastestCompilation
     from fusionlab.observe.bench.results import Results, write_results
@@ -121,14 +121,14 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
     if make_timer is None:
         results = Results({})
         runs.check_all(listed, namespace.variants, settings, results)
-        return _checked(results)
+        return _report_check(results)
     timer = make_timer()
     results = Results(runs.conditions(timer, settings))
     manifest = make_manifest(_command(namespace), namespace.seed, libraries=_libraries(namespace))
     path = _destination(namespace, manifest.machine.slug)
 
     def save() -> None:
-        """What was measured so far, so that a run that is stopped loses one case."""
+        """Write what has been measured so far, so that an interrupted run loses only one case."""
         if path is not None:
             write_results(path, results, manifest)
 
@@ -160,18 +160,18 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
 
 
 def _destination(namespace: argparse.Namespace, device: str) -> Path | None:
-    """Where to write, its folder made; None where nothing is to be written."""
+    """The file to write, after creating its folder; None if nothing is to be written."""
     if namespace.out is None:
         return None
-    path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{device}{_kind(namespace)}.json"
+    path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{device}{_suffix(namespace)}.json"
     if path.is_dir():
         raise UsageError(f"--out {path} is a folder; a name that ends in .json is that of a file")
     require_writable(path.parent, "name a file or folder that can be written with --out")
     return path
 
 
-def _kind(namespace: argparse.Namespace) -> str:
-    """What sets a run's file apart from the one that has everything, or the base shape alone."""
+def _suffix(namespace: argparse.Namespace) -> str:
+    """A file name suffix for a run other than the one of everything, or of the base shape alone."""
     if namespace.sweep:
         return "-sweep"
     if namespace.versions:
@@ -191,8 +191,8 @@ def _cases(namespace: argparse.Namespace) -> list:
     return list(cases(namespace.tokens or sizes, shapes, namespace.gates, contexts))
 
 
-def _checked(results: Any) -> int:
-    """Say what a check found."""
+def _report_check(results: Any) -> int:
+    """Print the result of a check; returns the exit code."""
     from fusionlab.observe.bench.text import skipped
 
     print(skipped(results) or "every variant was checked")
@@ -225,7 +225,7 @@ def _libraries(namespace: argparse.Namespace) -> dict[str, str] | None:
 
 
 def _command(namespace: argparse.Namespace) -> str:
-    """The command as it can be repeated, without where it wrote."""
+    """The command to repeat the run, without its output path."""
     words = ["fusionlib bench"]
     if namespace.versions:
         words += ["--versions", *(["--tokens", *map(str, namespace.tokens)] if namespace.tokens else [])]

@@ -1,8 +1,8 @@
-"""Of what Inductor compiles, the fastest of several compilations.
+"""For what Inductor compiles: the fastest of several compilations.
 
-Inductor times its candidate launches when it compiles, and keeps one. It seems not to tell kernels of two microseconds
-apart, so which it keeps is chance: `data/README.md` has what was seen. The light is tuned by a sweep before it is
-measured; the like for Inductor is to compile more than once and keep what turns out fastest.
+Inductor times its candidate launches when it compiles, and keeps one. It does not seem to distinguish kernels of two
+microseconds, so its choice is random: `data/README.md` has the observations. The light is tuned by a sweep before it is
+measured; the equivalent for Inductor is to compile more than once and keep the fastest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FastestCompilation:
         self.timer, self.settings = timer, replace(settings, rounds=_ROUNDS)
 
     def __call__(self, case: Case, make: Callable[[Case], Call]) -> tuple[Call, list[float]]:
-        """The fastest call for `case` alone, and the median of every compilation, microseconds, fastest first."""
+        """The fastest call for `case` alone, and each compilation's median time in microseconds, fastest first."""
         alone = replace(case, context="alone")
         (first,) = make_buffers(alone, 1, self.settings)
         calls = {number: _compiled(case, make, first) for number in range(self.settings.compilations)}
@@ -40,7 +40,7 @@ class FastestCompilation:
 
 
 def _compiled(case: Case, make: Callable[[Case], Call], first: Buffers) -> Call:
-    """One compilation: with a choice of its own, made here and now, under the same grad mode as what is measured."""
+    """One compilation with a fresh choice of launches, under the same grad mode as the measurement."""
     with own_tuning(keep_binaries=True), torch.no_grad():
         call = make(case)
         call(first.x, first.gate, first.weight)

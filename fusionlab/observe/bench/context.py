@@ -1,7 +1,7 @@
-"""Where the call lives: behind a kernel that writes x, and before the FP8 GEMM.
+"""The call's surroundings: after a kernel that writes x, and before the FP8 GEMM.
 
-A kernel alone, replayed a thousand times, hides what it costs between others: its launch, the wait for the one before,
-the cache it finds. So each variant is also timed in a chain, beside the same chain without it (`baseline`).
+Replaying a kernel alone a thousand times hides what it costs between others: its launch, the wait for the previous one,
+the state of the cache. So each variant is also timed in a chain, beside the same chain without it (`baseline`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True)
 class Buffers:
-    """One set of a case's tensors. `source` is what the producer reads, None where the call stands alone."""
+    """One set of a case's tensors. `source` is what the producer reads, None if the call stands alone."""
 
     x: torch.Tensor
     gate: torch.Tensor
@@ -30,7 +30,7 @@ class Buffers:
 
 
 def gemm_problem(device: torch.device) -> str | None:
-    """Why there is no block-scaled FP8 GEMM on `device` to stand behind the call, or None."""
+    """Why there is no block-scaled FP8 GEMM on `device` to follow the call, or None."""
     if device.type != "cuda":
         return "torch.nn.functional.scaled_mm with 1x128 scales needs a GPU"
     if torch.version.hip or torch.cuda.get_device_capability(device) != (9, 0):
@@ -39,7 +39,7 @@ def gemm_problem(device: torch.device) -> str | None:
 
 
 def projection(case: Case, device: torch.device, seed: int) -> BlockFP8Linear:
-    """The FP8 GEMM behind the call: [tokens, hidden] x [hidden, 2048]."""
+    """The FP8 GEMM after the call: [tokens, hidden] x [hidden, 2048]."""
     generator = torch.Generator(device).manual_seed(seed)
     linear = torch.nn.Linear(case.shape.hidden, OUT_FEATURES, bias=False, device=device, dtype=torch.bfloat16)
     linear.weight.data.normal_(0, case.shape.hidden**-0.5, generator=generator)
@@ -47,7 +47,7 @@ def projection(case: Case, device: torch.device, seed: int) -> BlockFP8Linear:
 
 
 def in_context(case: Case, call: Call, linear: BlockFP8Linear | None) -> Callable[[Buffers], Any]:
-    """`call` with what stands before and behind it in `case.context`, as a function of one set of buffers."""
+    """`call` with what runs before and after it in `case.context`, as a function of one set of buffers."""
     if case.context == "chain" and linear is None:
         raise Unavailable("no FP8 GEMM to stand behind it")
 
@@ -63,7 +63,7 @@ def in_context(case: Case, call: Call, linear: BlockFP8Linear | None) -> Callabl
 
 
 def baseline(case: Case, outputs: Any, linear: BlockFP8Linear | None) -> Callable[[Buffers], Any]:
-    """The same chain without the call: the producer, and the GEMM of codes and scale that lie ready (`outputs`)."""
+    """The same chain without the call: the producer, and the GEMM of precomputed codes and scale (`outputs`)."""
 
     def run(buffers: Buffers) -> Any:
         torch.mul(buffers.source, 1.0, out=buffers.x)

@@ -10,11 +10,11 @@ from fusionlab.codes import code_steps
 from fusionlib import reference
 from fusionlib.spec import GroupQuant
 
-#: Shares of codes and scales that the order of a sum and two approximate instructions may move;
+#: Shares of codes and scales that summation order and two approximate instructions may change;
 #: tests/kernels/test_gated_norm.py derives both.
 CODE_BOUND, SCALE_BOUND = 1e-5, 2**-13
-#: A variant that keeps the normed value in float32 quantises another value: one bf16 step (2^-8) away, so its scales
-#: are, and its codes by one step at most.
+#: A variant that keeps the normed value in float32 quantises a different value, up to one bf16 step (2^-8) away: its
+#: scales may differ by as much, and its codes by at most one step.
 CLOSE_SCALE = 2**-7
 
 
@@ -41,7 +41,7 @@ class Agreement:
         return asdict(self)
 
     def problem(self, exact: bool) -> str | None:
-        """Why this is not the right result, or None. `exact`: eager's roundings are all reproduced."""
+        """Why this is not the right result, or None. `exact`: all of eager's roundings are reproduced."""
         if self.steps != self.steps or self.scale_error != self.scale_error:
             return "a scale is not a number"
         if self.steps > 1:

@@ -1,10 +1,10 @@
-"""Programmatic dependent launch in a chain: what starting the next kernel early can save behind an ordinary producer.
+"""Programmatic dependent launch in a chain: what starting the next kernel early can save after an ordinary producer.
 
-An experiment: the consumer is the light, so what it saves is what the launch alone can save. It waits for the producer
+An experiment: the consumer is the light, so it shows what the launch alone can save. It waits for the producer
 (`griddepcontrol.wait`) before its first load; the producer lets it start once each of its programs has begun
 (`griddepcontrol.launch_dependents`). Both are in `tl.extra.cuda` of Triton 3.6 and 3.7, and the launch option is
-`launch_pdl=True`: NVIDIA, compute capability 9.0 and newer. A kernel that follows *itself* looks much faster this way
-and says nothing of a model, where something else stands before it.
+`launch_pdl=True`: NVIDIA, compute capability 9.0 and newer. A kernel that follows *itself* looks much faster this way,
+which says nothing about a model, where another kernel precedes it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def producer_kernel(source_ptr, target_ptr, elements, BLOCK: tl.constexpr, SIGNA
 
 
 def launch_producer(source: torch.Tensor, target: torch.Tensor, *, signal: bool = False) -> None:
-    """Copy `source` to `target` (both contiguous, 16-bit); with `signal` the next kernel may start meanwhile."""
+    """Copy `source` to `target` (both contiguous, 16-bit); with `signal` the next kernel may start in the meantime."""
     grid = (triton.cdiv(source.numel(), BLOCK),)
     producer_kernel[grid](
         source.view(torch.int16), target.view(torch.int16), source.numel(), BLOCK=BLOCK, SIGNAL=signal, num_warps=4
@@ -45,7 +45,7 @@ def launch_producer(source: torch.Tensor, target: torch.Tensor, *, signal: bool 
 
 
 def dependent_problem() -> str | None:
-    """Why there is no programmatic dependent launch here, or None."""
+    """Why programmatic dependent launch is unavailable here, or None."""
     if not torch.cuda.is_available():
         return "programmatic dependent launch needs a GPU"
     if torch.version.hip or torch.cuda.get_device_capability() < (9, 0):
@@ -54,7 +54,7 @@ def dependent_problem() -> str | None:
 
 
 def measure(timer: Timer, settings: Settings, tokens: Sequence[int] = (1, 64, 256)) -> list[dict[str, Any]]:
-    """Producer and light with and without the dependent launch, interleaved; microseconds of the pair, by tokens."""
+    """Time producer and light with and without dependent launch, interleaved; microseconds per pair, by tokens."""
     found = []
     for count in tokens:
         case = Case(SHAPES[BASE], count, context="producer")

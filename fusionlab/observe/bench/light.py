@@ -1,9 +1,9 @@
 """The light: a kernel with our kernel's grid, loads and stores that computes nothing.
 
-It reads x, gate and weight at the very addresses that our kernel reads, and writes as many codes and scales to the very
-same places; between them stands one exclusive-or, without which the compiler would drop the loads. There is no
-reduction: the scale it stores is a constant. What our kernel takes more than this is arithmetic and its latency, so
-time(light) / time(ours) is the share of what the memory allows. Its launch is tuned over the same sweep as ours.
+It reads x, gate and weight at the same addresses as our kernel, and writes as many codes and scales to the same places;
+in between is one exclusive-or, without which the compiler would drop the loads. There is no reduction: the scale it
+stores is a constant. Any extra time of our kernel is arithmetic and its latency, so time(light) / time(ours) is the
+share of the possible speed that ours reaches. The light's launch is tuned over the same sweep as ours.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def light_kernel(
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
     PTX: tl.constexpr,
-    WAIT: tl.constexpr,  # for the kernel before it to end, as a dependent launch must
+    WAIT: tl.constexpr,  # for the previous kernel to end, as a dependent launch must
 ):
-    """Move the bytes of ROWS units a program; names and addresses are those of the fused kernel."""
+    """Move the bytes of ROWS units per program; names and addresses are those of the fused kernel."""
     UNIT: tl.constexpr = SEGMENTS * SEGMENT
     segment = tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
     element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
@@ -94,7 +94,7 @@ def light_kernel(
 
 
 def light_constants(fused: dict[str, Any], wait: bool = False) -> dict[str, Any]:
-    """The compile-time constants of the light, taken from those of the fused kernel (`launch.fused_constants`)."""
+    """The light's compile-time constants, taken from the fused kernel's (`launch.fused_constants`)."""
     names = [name for name in light_kernel.arg_names if name in fused]
     return {name: fused[name] for name in names} | {"WAIT": wait}
 
@@ -115,7 +115,7 @@ def launch_light(
     """Move the bytes of one fused call: read x, gate and weight (16-bit), fill `codes` (8-bit) and `scale` (float32).
 
     `config` overrides our kernel's heuristic. `dependent` is for NVIDIA GPUs of compute capability 9.0 and newer: the
-    kernel may start while the one before it ends, and waits for it before its first load.
+    kernel may start while the previous one is finishing, and waits for it before its first load.
 
     Raises:
         ValueError: for packed scales, or inputs that are not 16 bits wide.
@@ -170,9 +170,9 @@ def launch_light(
 def compile_light(
     target: str, norm: GatedNorm, quant: GroupQuant, config: LaunchConfig, hidden: int = 4096, *, wait: bool = False
 ):
-    """The light compiled for `target` with no GPU, as `codegen.compile_fused` compiles ours: a `codegen.Listing`.
+    """Compile the light for `target` without a GPU, as `codegen.compile_fused` compiles ours.
 
-    Inputs are contiguous, pointers and token strides divisible by 16.
+    Inputs are contiguous, pointers and token strides divisible by 16. Returns a `codegen.Listing`.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -1,4 +1,4 @@
-"""What a run of the benchmark writes, and its form: `data/benchmarks/<device>.json`."""
+"""What a benchmark run writes, and its format: `data/benchmarks/<device>.json`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Row:
     Args:
         case: its name, `shape/tokens/gate/context`; the parts follow.
         variant: key of `variants.VARIANTS`, or `baseline`.
-        median_us, p10_us, p90_us: microseconds a call, over `samples` samples.
+        median_us, p10_us, p90_us: microseconds per call, over `samples` samples.
         samples: each the mean of at least one cycle over `copies` sets of buffers.
-        bytes: what one fused call must move, by the ledger; `gb_s` is these over the median, in 1e9 bytes a second,
-            whatever the variant itself moves. None in a chain.
-        launch: rows, warps and whatever else of the launch is known; of what Inductor compiles the time of every
-            compilation, `compilations_us`; None where others decide.
-        agreement: of the result with eager's, as `check.Agreement`; None where nothing is computed.
+        bytes: what one fused call must move, by the ledger; `gb_s` is this divided by the median, in 1e9 bytes per
+            second, whatever the variant itself moves. None in a chain.
+        launch: rows, warps and whatever else is known about the launch; for what Inductor compiles, the time of every
+            compilation, `compilations_us`; None if another library decides.
+        agreement: of the result with eager's, as `correctness.Agreement`; None if nothing is computed.
     """
 
     case: str
@@ -73,7 +73,7 @@ class SweepRow:
 
 @dataclass
 class Results:
-    """Everything of one run."""
+    """All results of one run."""
 
     conditions: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
@@ -83,11 +83,11 @@ class Results:
     dependent: list[dict[str, Any]] = field(default_factory=list)
 
     def find(self, case: str, variant: str) -> Row | None:
-        """The row of `variant` in the case of that name, None if it was not timed."""
+        """The row of `variant` in the case named `case`, None if it was not timed."""
         return next((row for row in self.rows if (row.case, row.variant) == (case, variant)), None)
 
     def document(self, manifest: Manifest) -> dict[str, Any]:
-        """The plain object that is written."""
+        """The JSON object to write."""
         return {"schema": SCHEMA, "manifest": manifest.as_json(), **asdict(self)}
 
 
@@ -111,7 +111,7 @@ def percentiles(samples: Sequence[float]) -> tuple[float, float, float]:
 
 
 def write_results(path: Path, results: Results, manifest: Manifest) -> None:
-    """Write the document whole or not at all; its folder must exist.
+    """Write the document atomically; its folder must exist.
 
     Raises:
         ManifestError: if the manifest names this machine, or the file cannot be written.
@@ -125,7 +125,7 @@ def read_results(document: dict[str, Any], source: str) -> Results:
     """The results in a document, checked.
 
     Raises:
-        ManifestError: for another form, or a number that is none.
+        ManifestError: for the wrong format, or an invalid number.
     """
     names = {"schema", "manifest", *(f.name for f in fields(Results))}
     if set(document) != names or document["schema"] != SCHEMA:

@@ -1,7 +1,7 @@
 """One run: make every variant, check all of them, then time all of them, interleaved.
 
-The samples of a case's variants are taken in rounds, each round in another order, so that a clock that drifts or a GPU
-that warms up falls on all alike. Nothing wrong is timed, and nothing absent is left unsaid.
+The samples of a case's variants are taken in rounds, each in a different order, so that a drifting clock or a warming
+GPU affects all variants equally. Wrong variants are not timed, and missing ones are reported.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from fusionlib.devices import threads_per_warp
 from fusionlib.layers import BlockFP8Linear
 
 Say = Callable[[str], None]
-#: Of several compilations of a variant for a case, the fastest call, and the median time of each, microseconds.
+#: The fastest of several compilations of a variant for a case, and the median time of each in microseconds.
 Fastest = Callable[[Case, Callable[[Case], Call]], tuple[Call, list[float]]]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A variant made for a case, and how its result compares with eager's."""
+    """A variant built for a case, and how its result compares with eager's."""
 
     variant: Variant
     call: Call
@@ -41,9 +41,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is made: rounds of samples a case, the seed of inputs and of the order, the device.
+    """A run's settings: rounds of samples per case, the seed of inputs and order, the device.
 
-    `compilations`: of a variant that Inductor compiles, the fastest of so many is measured.
+    `compilations`: how often a variant that uses Inductor is compiled; the fastest is measured.
     """
 
     rounds: int = 30
@@ -62,13 +62,13 @@ def check_all(
     light_config: Callable[[Case], Any] | None = None,
     fastest: Fastest | None = None,
 ) -> list[tuple[Case, list[Prepared]]]:
-    """Make every variant for every case and hold it against eager; what is absent or wrong goes to `results.skipped`.
+    """Build every variant for every case and compare it with eager; missing or wrong ones go to `results.skipped`.
 
-    `light_config` names the light's tuned launch for a case; without it the light takes our kernel's heuristic.
-    `fastest` compiles what Inductor compiles several times; without it once.
+    `light_config` returns the light's tuned launch for a case; without it the light uses our kernel's heuristic.
+    `fastest` compiles Inductor's variants several times; without it they are compiled once.
     """
     plan = []
-    made: dict[tuple, Prepared] = {}  # a case alone and behind a producer compile the same
+    made: dict[tuple, Prepared] = {}  # a case compiles the same alone and after a producer
     for case in cases:
         inputs = case.inputs(settings.device, settings.seed)
         expected = VARIANTS["eager"].make(case)(inputs.x, inputs.gate, inputs.weight)
@@ -86,7 +86,7 @@ def check_all(
             except Wrong as error:
                 results.skipped.append(Skipped(case.name, name, str(error), wrong=True))
                 say(f"WRONG    {case.name} {name}: {error}")
-            except Exception as error:  # a compiler's or another library's failure; the others still count
+            except Exception as error:  # a compiler's or another library's failure; the others go on
                 results.skipped.append(Skipped(case.name, name, in_a_line(error)))
         say(f"checked  {case.name}: {', '.join(p.variant.name for p in prepared) or 'nothing'}")
         plan.append((case, prepared))
@@ -94,7 +94,7 @@ def check_all(
 
 
 class Wrong(RuntimeError):
-    """A variant whose result is not eager's within its bounds."""
+    """A variant whose result is not within its bounds of eager's."""
 
 
 def _prepared(
@@ -134,7 +134,7 @@ def heuristic(case: Case) -> Any:
 
 
 def light_problem(outputs: tuple[torch.Tensor, torch.Tensor], inputs: Any) -> str | None:
-    """Whether the light moved every byte: its codes are the low bytes of x ^ gate ^ weight, its scales all one."""
+    """Why the light did not move every byte, or None: codes must be the low bytes of x ^ gate ^ weight, scales one."""
     codes, scale = outputs
     bits = [tensor.reshape(codes.shape[0], -1).view(torch.int16) for tensor in (inputs.x, inputs.gate)]
     weight = inputs.weight.view(torch.int16).repeat(codes.shape[1] // inputs.weight.numel())
@@ -186,7 +186,7 @@ def time_case(
     for name, run in _runs(case, prepared, buffers[0], linear):
         try:
             handles[name] = timer.prepare([lambda run=run, buffer=buffer: run(buffer) for buffer in buffers])
-        except (RuntimeError, torch.OutOfMemoryError) as error:  # out of memory, or not to be captured in a graph
+        except (RuntimeError, torch.OutOfMemoryError) as error:  # out of memory, or cannot be captured in a graph
             results.skipped.append(Skipped(case.name, name, in_a_line(error)))
     samples = in_rounds(timer, handles, settings.rounds, order)
     known = {p.variant.name: p for p in prepared}
@@ -194,7 +194,7 @@ def time_case(
 
 
 def _runs(case: Case, prepared: Sequence[Prepared], first: Buffers, linear: BlockFP8Linear | None):
-    """(name, function of one set of buffers) for each variant and, in a chain, for the chain without any."""
+    """(name, function of one set of buffers) for each variant and, in a chain, for the chain without one."""
     for p in prepared:
         yield p.variant.name, in_context(case, p.call, linear)
     if case.context != "alone":
@@ -209,9 +209,9 @@ def sample_alone(
     settings: Settings,
     failed: Callable[[Key, Exception], None] | None = None,
 ) -> dict[Key, list[float]]:
-    """Samples of each of `calls` on `case`'s inputs and nothing around them, interleaved; memory is given back.
+    """Interleaved samples of each of `calls` alone on `case`'s inputs; memory is released afterwards.
 
-    What cannot be prepared is left out and handed to `failed`; without it the error is raised.
+    Calls that cannot be prepared are left out and passed to `failed`; without it the error is raised.
     """
     buffers = make_buffers(case, copies_for(case.bytes().total, timer.l2_bytes), settings)
     handles: dict[Key, Any] = {}
@@ -229,7 +229,7 @@ def sample_alone(
 
 
 def make_buffers(case: Case, copies: int, settings: Settings) -> list[Buffers]:
-    """`copies` sets of inputs, each with values of its own; the weight is one, as in a model."""
+    """`copies` sets of inputs with different values; the weight is shared, as in a model."""
     made = []
     weight = None
     for number in range(copies):
@@ -262,7 +262,7 @@ def _row(case: Case, name: str, samples: list[float], copies: int, moved: int, p
 
 
 def conditions(timer: Timer, settings: Settings) -> dict[str, Any]:
-    """How the numbers were taken, for a reader of the file."""
+    """How the numbers were measured, for a reader of the file."""
     from fusionlab.observe.bench.timer import CALLS_PER_GRAPH, LEAST_SAMPLE_US, ROTATION
 
     return {
@@ -279,5 +279,5 @@ def conditions(timer: Timer, settings: Settings) -> dict[str, Any]:
 
 
 def quick(settings: Settings) -> Settings:
-    """The same with few rounds."""
+    """The same settings with few rounds."""
     return replace(settings, rounds=min(settings.rounds, 10))

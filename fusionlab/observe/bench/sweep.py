@@ -1,6 +1,6 @@
-"""Launch configurations swept: for our heuristic's thresholds, and to tune the light as hard as ours.
+"""Sweeps over launch configurations: for our heuristic's thresholds, and to tune the light as thoroughly as ours.
 
-The grid is of `kernel.LaunchConfig`'s own fields: a field that the kernel gains must be listed here.
+The grid covers the fields of `gated_norm.LaunchConfig`: a new field must be listed here.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ GRID: dict[str, tuple[Any, ...]] = {
     "rows": (1, 2, 4, 8, 16, 32),
     "num_warps": (1, 2, 4, 8, 16),
 }
-LEAST_ELEMENTS, MOST_ELEMENTS = 2, 64  # values a thread holds; more spill, fewer leave lanes idle
+LEAST_ELEMENTS, MOST_ELEMENTS = 2, 64  # values per thread; more spill, fewer leave lanes idle
 
 
 def configurations(case: Case, lanes: int = 32) -> list[Any]:
-    """Every `LaunchConfig` of the grid that fits `case`'s unit on warps of `lanes`, the heuristic's own among them."""
+    """Every `LaunchConfig` of the grid that fits `case`'s unit on warps of `lanes`, including the heuristic's."""
     import triton
 
     from fusionlib.kernels.gated_norm import LaunchConfig
@@ -55,7 +55,7 @@ def sweep_case(
     kernels: Sequence[str] | None = None,
     results: Results | None = None,
 ) -> list[SweepRow]:
-    """Time every configuration of `kernels` (default: all) in `case`, interleaved; what does not launch is skipped."""
+    """Time every configuration of `kernels` (default: all) in `case`, interleaved; those that fail are skipped."""
 
     own = heuristic(case)
     grid = itertools.product(kernels or KERNELS, configurations(case, threads_per_warp(amd_arch())))
@@ -81,7 +81,7 @@ def sweep_all(
     say: Say = print,
     save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Sweep every case that stands alone; rows go to `results.sweep`, and `save` is called after each case."""
+    """Sweep every case without a chain; rows go to `results.sweep`, and `save` is called after each case."""
     for case in cases:
         if case.context != "alone":
             continue
@@ -95,25 +95,25 @@ def sweep_all(
 
 
 def best_of(rows: Iterable[SweepRow], kernel: str) -> SweepRow | None:
-    """The fastest configuration of `kernel` by its median, None if it has none."""
+    """The fastest configuration of `kernel` by median, None if there are none."""
     return min((row for row in rows if row.kernel == kernel), key=lambda row: row.median_us, default=None)
 
 
 def words(launch: dict[str, Any]) -> str:
-    """A launch configuration as text: `8 rows, 4 warps`, and what else is set."""
+    """A launch configuration as text: `8 rows, 4 warps`, and whatever else is set."""
     rest = [f"{name}={value}" for name, value in launch.items() if name not in ("rows", "num_warps")]
     return ", ".join([f"{launch['rows']} rows", f"{launch['num_warps']} warps", *rest])
 
 
 class TunedLight:
-    """The light's best launch for each shape, number of tokens and gate, swept when first asked for."""
+    """The light's best launch for each shape, number of tokens and gate, swept on first use."""
 
     def __init__(self, timer: Timer, settings: Settings) -> None:
         self.timer, self.settings = timer, settings
         self._known: dict[tuple[str, int, str], Any] = {}
 
     def __call__(self, case: Case) -> Any:
-        """The `LaunchConfig` for `case`; in a chain that of the same case alone."""
+        """The `LaunchConfig` for `case`; in a chain, that of the same case alone."""
         from fusionlib.kernels.gated_norm import LaunchConfig
 
         key = (case.shape.name, case.tokens, case.gate)

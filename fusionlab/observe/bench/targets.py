@@ -1,4 +1,4 @@
-"""What the kernel must reach, and whether a run's numbers do: met, missed, or not measured. Nothing is asserted."""
+"""The kernel's performance goals, and whether a run's numbers meet them: met, missed, or not measured."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Verdict:
     """One goal at one number of tokens.
 
     Args:
-        target: what is compared, in words; `goal` says which way.
-        value: the measured ratio; None if one of its parts was not measured.
+        target: a description of what is compared; `goal` says in which direction.
+        value: the measured ratio; None if a part of it was not measured.
         met: whether the goal is reached; None if not measured.
     """
 
@@ -83,13 +83,13 @@ def verdicts(results: Results) -> list[Verdict]:
 
 
 def _codes(results: Results, tokens: int) -> Verdict:
-    """The codes that differ from eager's, by one step."""
+    """The verdict on the codes that differ from eager's, by one step."""
     title, goal = "codes that differ from eager's", f"<= {CODE_BOUND:g}"
     row = _find(results, tokens, "fused", PLAIN)
     if row is None or row.agreement is None:
         return Verdict(title, tokens, goal, None, None)
     share, codes = row.agreement["codes_differ"], row.agreement["compared"]
-    # One code of a small call is more than the bound: what cannot be told apart from it passes.
+    # In a small call a single code exceeds the bound, so a value that may be within it passes.
     return Verdict(title, tokens, goal, share, share * codes <= max(1, math.floor(CODE_BOUND * codes)))
 
 

@@ -14,7 +14,7 @@ _RATIOS = (("light", "fused"), ("two_kernel", "fused"), ("inductor", "fused"), (
 
 
 def text(results: Results, manifest: Manifest) -> str:
-    """Everything of a run, for a terminal."""
+    """All results of a run, for a terminal."""
     machine = manifest.machine
     head = f"{machine.device}, driver {machine.driver}, torch {machine.torch}, triton {machine.triton}, {manifest.date}"
     parts = [head]
@@ -28,7 +28,7 @@ def _groups(results: Results) -> list[tuple[str, str, str]]:
 
 
 def _table(results: Results, shape: str, gate: str, context: str) -> str:
-    """Median and spread in us, GB/s of ours, and the ratios, a line for each number of tokens."""
+    """Median and spread in us, GB/s of ours, and the ratios, one line per number of tokens."""
     rows = [row for row in results.rows if (row.shape, row.gate, row.context) == (shape, gate, context)]
     present = dict.fromkeys(row.variant for row in rows)
     known = [name for name in (*VARIANTS, BASELINE) if name in present]
@@ -65,7 +65,7 @@ def _verdicts(results: Results) -> str:
 
 
 def _sweep(results: Results) -> str:
-    """For each case the best launch, the heuristic's, and what the heuristic gives away."""
+    """For each case the best launch, the heuristic's, and what the heuristic loses."""
     lines = []
     for case in dict.fromkeys(row.case for row in results.sweep):
         for kernel in KERNELS:
@@ -80,10 +80,10 @@ def _sweep(results: Results) -> str:
 
 
 def _thresholds(results: Results) -> list[str]:
-    """For each length of unit: what each configuration of ours reaches of the best, by units of the call.
+    """For each unit length: the share of the best that each of our configurations reaches, by units of the call.
 
-    This is what the heuristic's thresholds are read from: a line that stays near 1 from one column to another may serve
-    them all. The steadiest lines come first.
+    The heuristic's thresholds are read from this: a line that stays near 1 over several columns can serve them all. The
+    steadiest lines come first.
     """
     parts = []
     ours = [row for row in results.sweep if row.kernel == "fused" and "/contiguous/" in row.case]
@@ -112,7 +112,7 @@ def _dependent(results: Results) -> str:
 
 
 def skipped(results: Results) -> str:
-    """Each reason once, with the variants and how many cases it holds for."""
+    """Each reason once, with the variants and the number of cases it applies to."""
     reasons: dict[tuple[str, str, bool], int] = {}
     for entry in results.skipped:
         key = (entry.variant, entry.why, entry.wrong)
@@ -125,7 +125,7 @@ def skipped(results: Results) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines, each column as wide as its widest cell, all but the first to the right."""
+    """Rows of cells as lines, each column as wide as its widest cell, all but the first right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(

@@ -1,8 +1,8 @@
 """How long a call takes on a GPU: CUDA-graph replays over rotating buffers.
 
 A call is captured once for each set of buffers, and a *cycle* replays them all. The sets together are `ROTATION` times
-the L2 cache, so that no call finds its inputs, or its outputs' lines, where an earlier one left them. Outputs are kept
-while a graph lives: a freed block would be handed to the next call, and its stores would hit the cache.
+the L2 cache, so that no call finds its inputs, or its outputs' lines, in the cache. Outputs are kept while a graph
+lives: a freed block would be reused by the next call, and its stores would hit the cache.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 
 Key = TypeVar("Key", bound=Hashable)
 
-ROTATION = 2.0  # buffers in sizes of L2, beside the one in use
+ROTATION = 2.0  # size of the buffers not in use, in multiples of L2
 CALLS_PER_GRAPH = 2000
 MOST_COPIES = 20_000
 LEAST_SAMPLE_US = 500.0  # a thousand times the resolution of an event
 
 
 def copies_for(bytes_per_call: int, l2_bytes: int) -> int:
-    """How many sets of buffers a cycle takes: the others outweigh L2 `ROTATION` times; at least 2.
+    """How many sets of buffers a cycle needs: all but one together are `ROTATION` times L2; at least 2.
 
     Raises:
         ValueError: for bytes that are not positive.
@@ -46,23 +46,23 @@ def last_level_cache(properties: Any) -> int:
 
 
 class Timer(Protocol):
-    """What the benchmark needs of a device; tests bring their own."""
+    """What the benchmark needs from a device; tests have their own implementation."""
 
     #: Size of the last-level cache, bytes.
     l2_bytes: int
 
     def prepare(self, calls: Sequence[Callable[[], Any]]) -> Any:
-        """Make ready to run `calls`, one for each set of buffers, in order; returns a handle."""
+        """Prepare to run `calls`, one for each set of buffers, in order; returns a handle."""
 
     def sample(self, handle: Any) -> float:
-        """Microseconds of one call, averaged over one cycle (or several, where a cycle is too short to time)."""
+        """Microseconds of one call, averaged over one cycle (or several, if a cycle is too short to time)."""
 
     def release(self) -> None:
-        """Called between cases, when nothing prepared is needed any more."""
+        """Called between cases, when prepared handles are no longer needed."""
 
 
 def in_rounds(timer: Timer, handles: Mapping[Key, Any], rounds: int, order: random.Random) -> dict[Key, list[float]]:
-    """`rounds` samples of each handle, in a new order each round, so that a warming GPU does so for all of them."""
+    """`rounds` samples of each handle, in a new order each round, so that a warming GPU affects all equally."""
     samples: dict[Key, list[float]] = {key: [] for key in handles}
     keys = list(handles)
     for _ in range(rounds):
@@ -84,9 +84,9 @@ class _Cycle:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Keep Python from freeing CUDA objects while a graph is captured, which would end the capture.
+    """Keep Python from freeing CUDA objects during a graph capture, which would abort it.
 
-    `torch.cuda.graph` collects garbage and empties the allocator's cache before each capture instead; a run captures
+    `torch.cuda.graph` instead collects garbage and empties the allocator's cache before each capture; a run captures
     thousands of times.
     """
     enabled = gc.isenabled()
@@ -99,7 +99,7 @@ def _without_collection() -> Iterator[None]:
 
 
 class GraphTimer:
-    """Times on the current GPU by CUDA graphs; ROCm's PyTorch has them under the same names."""
+    """Times on the current GPU with CUDA graphs; ROCm's PyTorch has them under the same names."""
 
     def __init__(self) -> None:
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -107,7 +107,7 @@ class GraphTimer:
         self.stream = torch.cuda.Stream()
 
     def prepare(self, calls: Sequence[Callable[[], Any]]) -> _Cycle:
-        """Warm up, capture, and find out how many cycles make a sample."""
+        """Warm up, capture, and determine how many cycles make a sample."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), torch.cuda.stream(self.stream):
             for call in calls[:3]:  # compiles
@@ -121,7 +121,7 @@ class GraphTimer:
                 try:
                     cycle.outputs += [call() for call in calls[first : first + CALLS_PER_GRAPH]]
                 except BaseException:
-                    with suppress(RuntimeError):  # that the capture broke off is known; why is what counts
+                    with suppress(RuntimeError):  # the aborted capture is a consequence; the original error is raised
                         graph.capture_end()
                     raise
                 graph.capture_end()
@@ -132,11 +132,11 @@ class GraphTimer:
         return cycle
 
     def sample(self, handle: _Cycle) -> float:
-        """Microseconds a call over `handle.repeats` cycles."""
+        """Microseconds per call over `handle.repeats` cycles."""
         return self._run(handle) / (handle.repeats * handle.calls)
 
     def release(self) -> None:
-        """Give back the memory of graphs that are gone; each has a pool of its own."""
+        """Release the memory of deleted graphs; each has its own pool."""
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -144,8 +144,8 @@ class GraphTimer:
         """Microseconds of `cycle.repeats` cycles."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.cuda.stream(self.stream):
-            # The clock must not start before the launch queue is filled. The last graph's buffers are the ones that the
-            # cycle comes to last, so that this replay leaves nothing in the cache that a timed call finds there.
+            # The clock must not start before the launch queue is filled. This replays the last graph, because the cycle
+            # reaches its buffers last: no timed call finds them in the cache.
             cycle.graphs[-1].replay()
             start.record()
             for _ in range(cycle.repeats):

@@ -3,15 +3,15 @@
     eager       a. plain PyTorch, an operator at a time
     two_kernel  b. the norm compiled, the quantisation an opaque op: the pull request's two kernels
     inductor    c. both left to Inductor
-    aiter       d. AITER's published Triton kernel, where installed
-    fla         d. flash-linear-attention's gated norm and the quantisation op, where installed
+    aiter       d. AITER's published Triton kernel, if installed
+    fla         d. flash-linear-attention's gated norm and the quantisation op, if installed
     fused       e. ours
     light       f. moves the same bytes and computes nothing
     reciprocal  ours with y * (1 / scale) for y / scale: what the exact division costs, and what it buys; on request
 
-A variant is made for one case: a function of (x, gate, weight) that returns codes and scale in the layout of
-`case.quant`, newly allocated, since outputs must rotate like inputs do. What others' kernels cannot take (a strided
-gate, another scale layout) is copied for them inside the call, as their callers must.
+A variant is built for one case: a function of (x, gate, weight) that returns codes and scale in the layout of
+`case.quant`, newly allocated, since outputs must rotate like inputs. What other kernels do not support (a strided gate,
+another scale layout) is copied for them inside the call, as their callers must do.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Outputs]
 
 
 class Unavailable(RuntimeError):
-    """A variant that is not there, or cannot take a case: the message says why."""
+    """A variant that is missing, or does not support a case: the message says why."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Variant:
         name: the key of `VARIANTS`.
         label: what a table calls it.
         make: case -> call; raises Unavailable.
-        exact: whether eager's roundings are all reproduced, and the result is held to the exact bounds; see `exact_in`.
+        exact: whether all of eager's roundings are reproduced, so that the exact bounds apply; see `exact_in`.
         computes: False for the light.
         compiled: whether Inductor chooses its launch.
-        package: the distribution it needs beyond fusionlib's own, None for none.
+        package: the distribution it needs besides fusionlib's dependencies, or None.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Variant:
     package: str | None = None
 
     def exact_in(self, case: Case) -> bool:
-        """Whether eager's roundings are all reproduced in `case`.
+        """Whether all of eager's roundings are reproduced in `case`.
 
-        Inductor keeps in float32 what it fuses. The compiled norm therefore reproduces the rounding at its end, which
-        is really written, and none that the model makes before.
+        Inductor keeps fused values in float32. The compiled norm therefore reproduces the final rounding, which is
+        written to memory, but none of the model's earlier ones.
         """
         return self.exact and (self.name != "two_kernel" or case.shape.norm.rounding == {"output"})
 
@@ -152,7 +152,7 @@ def _light(case: Case) -> Call:
 
 
 def light_call(case: Case, config: object = None, *, dependent: bool = False) -> Call:
-    """The light as a call; `config` is a `kernel.LaunchConfig`, None for our kernel's heuristic."""
+    """The light as a call; `config` is a `gated_norm.LaunchConfig`, None for our kernel's heuristic."""
     try:
         from fusionlab.observe.bench.light import launch_light
     except ImportError as error:
@@ -168,7 +168,7 @@ def light_call(case: Case, config: object = None, *, dependent: bool = False) ->
 
 
 def fused_call(case: Case, config: object) -> Call:
-    """Our kernel as a call with the launch configuration `config` (a `kernel.LaunchConfig`)."""
+    """Our kernel as a call with the launch configuration `config` (a `gated_norm.LaunchConfig`)."""
     from fusionlib.kernels.launch import launch_fused
 
     norm, quant = case.shape.norm, case.quant
@@ -182,17 +182,17 @@ def fused_call(case: Case, config: object) -> Call:
 
 
 def empty_outputs(x: torch.Tensor, case: Case) -> Outputs:
-    """Unwritten codes [tokens, hidden] and scale in the layout of `case.quant`."""
+    """Uninitialised codes [tokens, hidden] and scale in the layout of `case.quant`."""
     size, stride, dtype = reference.scale_storage(x.shape[0], case.shape.hidden // case.shape.group_size, case.quant)
     codes = x.new_empty((x.shape[0], case.shape.hidden), dtype=case.quant.dtype)
     return codes, torch.empty_strided(size, stride, dtype=dtype, device=x.device)
 
 
 def _imported(module: str, name: str) -> Callable:
-    """A function of an optional package. Whatever its import raises means that it is not there for us."""
+    """A function of an optional package; any exception from its import means that it is unavailable."""
     try:
         return getattr(importlib.import_module(module), name)
-    except Exception as error:  # a package built for another GPU fails in its own ways
+    except Exception as error:  # a package built for another GPU can raise anything
         raise Unavailable(f"{module}.{name} cannot be imported: {in_a_line(error, 120)}") from error
 
 
@@ -212,7 +212,7 @@ VARIANTS = {
 
 
 def package_versions(names: tuple[str, ...] = tuple(VARIANTS)) -> dict[str, str]:
-    """Versions of the optional packages behind `names` that are installed, by distribution."""
+    """Versions of the installed optional packages that `names` need, by distribution."""
     found = {}
     for name in names:
         package = VARIANTS[name].package

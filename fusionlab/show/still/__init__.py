@@ -1,7 +1,7 @@
 """A figure as a still picture: plain SVG drawn from the figure's own data, for readers that run no script.
 
-It is the last resort, not a second plotly: it knows what this project's figures are made of (lines, markers and bars
-with their texts, axes, a legend, straight lines and remarks) and says so where a figure holds something else.
+It is a fallback, not a second plotly: it supports what this project's figures are made of (lines, markers and bars with
+their texts, axes, a legend, straight lines and annotations) and raises an error for anything else.
 """
 
 from fusionlab.show.still.picture import StillError, picture

@@ -1,4 +1,4 @@
-"""Axes of a still picture: from values to pixels, ticks, and what is drawn of an axis."""
+"""Axes of a still picture: mapping values to pixels, ticks, and what is drawn of an axis."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (
 
 @dataclass
 class Axis:
-    """One axis: its layout as plotly has it, the categories or values on it, and its ends in pixels.
+    """One axis: its plotly layout, the categories or values on it, and its ends in pixels.
 
-    `low` and `high` are its range in its own unit: exponents of ten on a logarithmic axis, places on one of categories.
+    `low` and `high` are its range in its own unit: exponents of ten on a logarithmic axis, indices on a category axis.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Axis:
 
     @property
     def categories(self) -> list[str]:
-        """The names on it, in order of appearance; none on an axis of numbers."""
+        """The names on it, in order of appearance; empty on a numeric axis."""
         return list(dict.fromkeys(value for value in self.values if isinstance(value, str)))
 
     @property
     def shown(self) -> bool:
-        """Whether anything of it is drawn."""
+        """Whether any part of it is drawn."""
         return self.layout.get("visible", True)
 
     def place(self, value: Any) -> float:

@@ -26,7 +26,7 @@ SYMBOLS: Mapping[str, Sequence[Point]] = {
     "cross": _PLUS,
     "x": tuple((0.75 * (x - y), 0.75 * (x + y)) for x, y in _PLUS),
 }
-#: Symbols that are lines and have no inside.
+#: Symbols that are lines without an inside.
 STROKES: Mapping[str, Sequence[Sequence[Point]]] = {
     "line-ns": (((0, -1), (0, 1)),),
     "x-thin": (((-0.7, -0.7), (0.7, 0.7)), ((-0.7, 0.7), (0.7, -0.7))),
@@ -37,7 +37,7 @@ PATTERNS = {"/": "M0,7L7,0", "\\": "M0,0L7,7", "x": "M0,7L7,0M0,0L7,7", "-": "M0
 
 @dataclass
 class Panel:
-    """Where a trace is drawn: its two axes, and how far bars already reach there, by place and whether negative."""
+    """Where a trace is drawn: its two axes, and how far bars already reach, by position and sign."""
 
     x: Axis
     y: Axis
@@ -45,7 +45,7 @@ class Panel:
     stacked: dict[tuple[float, bool], float] = field(default_factory=dict)
 
     def clip(self, body: str) -> str:
-        """`body` without what lies outside; its coordinates stay those of the whole picture."""
+        """`body` clipped to the panel; its coordinates stay those of the whole picture."""
         left, right = sorted((self.x.start, self.x.end))
         top, bottom = sorted((self.y.start, self.y.end))
         view = " ".join(map(number, (left, top, right - left, bottom - top)))
@@ -60,7 +60,7 @@ class Panel:
 
 
 def each(value: Any, count: int, default: Any) -> list[Any]:
-    """An attribute for every point: plotly takes one for all, or a list."""
+    """An attribute for every point: plotly accepts one value for all, or a list."""
     if value is None:
         return [default] * count
     if isinstance(value, (str, int, float)):
@@ -69,7 +69,7 @@ def each(value: Any, count: int, default: Any) -> list[Any]:
 
 
 def scatter(trace: Mapping[str, Any], panel: Panel, colour: str) -> Iterator[str]:
-    """A trace of points: line, symbols and texts, as its mode says."""
+    """A trace of points: line, symbols and texts, according to its mode."""
     points = [
         (panel.x.pixel(x), panel.y.pixel(y)) if x is not None and y is not None else None
         for x, y in zip(trace["x"], trace["y"], strict=True)
@@ -142,7 +142,7 @@ def symbols(
     if name in SYMBOLS:
         outlines = ([(x + half * a, y + half * b) for a, b in SYMBOLS[name]] for x, y in places)
         return element("path", d="".join(f"{path(outline)}Z" for outline in outlines), opacity=see_through, **hollow)
-    if symbol == name:  # a line of no length with a round end: the shortest way to say many discs
+    if symbol == name:  # a line of zero length with a round cap: the shortest form for many discs
         d = "".join(f"M{number(x)},{number(y)}h0" for x, y in places)
         return element("path", d=d, stroke_linecap="round", opacity=see_through, **stroke(colour, size))
     return "".join(element("circle", cx=x, cy=y, r=half, opacity=see_through, **hollow) for x, y in places)
@@ -231,7 +231,7 @@ def _bars(trace: Mapping[str, Any], panel: Panel) -> Iterator[_Bar]:
 
 
 def _hatched(shape: str, colour: str, box: Mapping[str, float]) -> str:
-    name = f"hatch-{ord(shape)}-{''.join(filter(str.isalnum, colour))}"  # the same wherever it stands in a page
+    name = f"hatch-{ord(shape)}-{''.join(filter(str.isalnum, colour))}"  # the same everywhere in a page
     line = element("path", d=PATTERNS[shape], fill="none", **stroke(colour, 1.2))
     made = element("pattern", line, id=name, width=7, height=7, patternUnits="userSpaceOnUse")
     return element("defs", made) + element("rect", fill=f"url(#{name})", **box)
@@ -260,7 +260,7 @@ def _whisker(bar: _Bar, low: float, high: float) -> str:
 
 
 def swatch(trace: Mapping[str, Any], x: float, y: float, colour: str) -> str:
-    """A trace's sign in the legend: 30 pixels from `x` on."""
+    """A trace's symbol in the legend: 30 pixels from `x` on."""
     marker, line, mode = trace.get("marker", {}), trace.get("line", {}), trace.get("mode", "lines+markers")
     colour = line.get("color", colour)
     paint = next(iter(each(marker.get("color"), 1, colour)), colour)

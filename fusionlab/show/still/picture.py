@@ -1,4 +1,4 @@
-"""A whole figure as SVG: margins, panels, traces in their order, legend, lines and remarks."""
+"""A whole figure as SVG: margins, panels, traces in order, legend, lines and annotations."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from fusionlab.show.theme import GROUND, INK, template
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-WIDTH = 760.0  # pixels: what a figure has on a page beside nothing else
+WIDTH = 760.0  # pixels: a figure's full width on a page
 AWAY = 8.0  # pixels between an axis and its labels
-ENTRY = 22.0  # height of a line of the legend
+ENTRY = 22.0  # height of a legend line
 KINDS = {"scatter": scatter, "bar": bars}
 
 
 class StillError(ValueError):
-    """A figure holds something that a still picture cannot show; the message says what."""
+    """A figure contains something that a still picture cannot show; the message says what."""
 
 
 def picture(fig: Figure, title: str, alt: str, width: float = WIDTH) -> str:
-    """`fig` as an SVG document, as it is first seen and without its controls.
+    """`fig` as an SVG document, in its initial state without controls.
 
     Args:
         fig: made of scatter traces and bars.
-        title, alt: what it is called, and what is drawn, for those who cannot see it.
-        width: in pixels; the height is the figure's own, without the room that its controls take.
+        title, alt: its name, and what is drawn, for readers who cannot see it.
+        width: in pixels; the height is the figure's own, without the room for controls.
 
     Raises:
         StillError: for a kind of trace or of shape that is unknown here.
@@ -49,7 +49,7 @@ def _themed(layout: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested mappings as one; what is in `over` counts."""
+    """Two nested mappings merged; `over` takes precedence."""
     both = dict(under)
     for key, value in over.items():
         inner = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
@@ -112,7 +112,7 @@ class _Still:
                 axis.fit(values, bool(barred & {other.name for other in group}))
 
     def _make_room(self) -> None:
-        """Margins that hold the labels of the axes and the legend, as plotly's own do."""
+        """Set margins that fit the axis labels and the legend, as plotly does."""
         size = self.layout["font"]["size"]
         for axis in filter(lambda axis: axis.shown, self.axes.values()):
             labels = [text(label, size) for _, label in axis.ticks()] if _labelled(axis) else []
@@ -130,7 +130,7 @@ class _Still:
             self.margin["t"] = max(self.margin["t"], needed)
 
     def _edge(self, axis: Axis, side: str) -> float:
-        """Where, of the whole plot, an axis stands along the other side."""
+        """The position of an axis along the other side, as a share of the whole plot."""
         other = self.axes.get(axis.layout.get("anchor") or side)
         return _domain(other)[0] if other is not None else 0.0
 
@@ -147,7 +147,7 @@ class _Still:
                 axis.start, axis.end = bottom - low * (bottom - top), bottom - high * (bottom - top)
 
     def paper(self, x: float, y: float) -> tuple[float, float]:
-        """A point of the whole plot, (0, 0) at its lower left, in pixels."""
+        """The pixels of a point in the whole plot, (0, 0) being its lower left."""
         left, top, width, height = self.area
         return left + x * width, top + (1 - y) * height
 
@@ -199,7 +199,7 @@ class _Still:
         return element("g", made.at(0, 0, "middle"), transform=f"translate({x:.1f} {middle:.1f}) rotate(-90)")
 
     def _reference(self, ref: str, value: float, across: bool) -> float:
-        """A coordinate of a line or a remark in pixels: of the paper, of an axis, or of a share of an axis."""
+        """A coordinate of a line or an annotation in pixels: of the paper, of an axis, or of a share of an axis."""
         if ref == "paper":
             return self.paper(value, 0)[0] if across else self.paper(0, value)[1]
         name, _, domain = ref.partition(" ")
@@ -231,7 +231,7 @@ class _Still:
             yield made.at(x, y, anchor)
 
     def _entries(self) -> list[tuple[Mapping[str, Any], str]]:
-        """What the legend names: once a group, and nothing where one trace needs no name."""
+        """The legend's entries: one per group, and none if a single trace needs no name."""
         shown = self.layout.get("showlegend", len(self.traces) > 1)
         groups: dict[Any, tuple[Mapping[str, Any], str]] = {}
         for place, (trace, colour) in enumerate(self.traces):
@@ -269,7 +269,7 @@ class _Still:
                 x += 52 + made.width
 
     def _headline(self) -> Iterator[str]:
-        """The title; where it belongs to the controls and stood in their room, just above the plot."""
+        """The title; if it belongs to the controls and was in their room, just above the plot."""
         title = self.layout.get("title", {})
         if title.get("text"):
             made = text(title["text"], title.get("font", {}).get("size", 16))
@@ -277,7 +277,7 @@ class _Still:
 
 
 def _complete(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """A trace with both coordinates: where one is left out, points are counted."""
+    """A trace with both coordinates: if one is missing, it is the index of each point."""
     there = {side: numbers(trace[side]) for side in "xy" if trace.get(side) is not None}
     count = range(len(next(iter(there.values()), ())))
     return {**trace, "x": list(count), "y": list(count), **there}

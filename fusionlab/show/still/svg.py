@@ -1,4 +1,4 @@
-"""Pieces of SVG: numbers, colours, dashes, text with plotly's few tags."""
+"""Pieces of SVG: numbers, colours, dashes, text with the few tags that plotly supports."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from fusionlab.show.theme import FONT, INK
 
-#: Widths of a character as a share of the size of its font, on average over the fonts that pages use.
+#: Character widths relative to the font size, averaged over the fonts that pages use.
 WIDE, BOLD = 0.58, 0.64
-LINE = 1.25  # height of a line of text, in sizes
+LINE = 1.25  # line height, relative to the font size
 DASHES = {"dash": "9 5", "dot": "2 4", "dashdot": "9 4 2 4", "longdash": "15 6", "longdashdot": "15 5 2 5"}
 
 _TAG = re.compile(r"(<br\s*/?>|</?b>|</?i>|<span style='font-size:\d+px'>|</span>)")
@@ -25,12 +25,12 @@ def number(value: float) -> str:
 
 
 def escape(text: object) -> str:
-    """Text for an element or an attribute, without what XML has no character for."""
+    """Text for an element or an attribute, without characters that XML cannot represent."""
     return html.escape(_UNPRINTABLE.sub("\ufffd", str(text)), quote=True)
 
 
 def element(name: str, body: str = "", **attributes: Any) -> str:
-    """An element; underscores in names of attributes are hyphens, numbers are rounded, None leaves one out."""
+    """An element; underscores in attribute names become hyphens, numbers are rounded, None omits an attribute."""
     said = ""
     for key, value in attributes.items():
         if value is not None:
@@ -51,7 +51,7 @@ def stroke(colour: str, width: float = 1, dash: str | None = None) -> dict[str, 
 
 @dataclass(frozen=True)
 class Run:
-    """A piece of text in one face."""
+    """A piece of text in one typeface."""
 
     text: str
     size: float
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def width(self) -> float:
-        """About how wide it is, in pixels."""
+        """Its approximate width in pixels."""
         return len(self.text) * self.size * (BOLD if self.bold else WIDE)
 
 
@@ -73,16 +73,16 @@ class Text:
 
     @property
     def width(self) -> float:
-        """About how wide the widest line is, in pixels."""
+        """The approximate width of the widest line in pixels."""
         return max((sum(run.width for run in line) for line in self.lines), default=0.0)
 
     @property
     def height(self) -> float:
-        """How high all lines are together, in pixels."""
+        """The total height of all lines in pixels."""
         return LINE * self.size * len(self.lines)
 
     def at(self, x: float, middle: float, anchor: str = "start", colour: str = INK) -> str:
-        """The text with its block's middle at the height `middle` and its start, middle or end at `x`."""
+        """The text, vertically centred at `middle`, with its start, middle or end at `x`."""
         top = middle - self.height / 2
         spans = "".join(self._spans(x, top))
         return element(
@@ -122,7 +122,7 @@ def text(source: object, size: float) -> Text:
 
 
 def document(parts: Iterable[str], width: float, height: float, title: str, alt: str, ground: str) -> str:
-    """The whole picture, on a ground of its own: it must be legible on any page."""
+    """The whole picture, with its own background so that it is legible on any page."""
     about = element("title", escape(title)) + element("desc", escape(alt))
     back = element("rect", width=width, height=height, fill=ground)
     return element(

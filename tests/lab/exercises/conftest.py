@@ -5,5 +5,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def own_state(tmp_path, monkeypatch):
-    """No test notes anything among a person's progress."""
+    """Keep tests from recording anything in the user's progress."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

@@ -1,4 +1,4 @@
-"""The capstone around its exercises: what counts as not attempted, what goes on instead, and sites left alone."""
+"""The capstone around its exercises: what counts as not attempted, what is used instead, and sites left alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEPS = [value for value in vars(capstone).values() if isinstance(value, Exercis
 
 
 def gaps() -> dict[str, str]:
-    """The reader's cells of the notebook by the exercise that judges them, up to the call of `use`."""
+    """The notebook's answer cells by the exercise that judges them, up to the call of `use`."""
     cells = [
         "".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"
     ]
@@ -135,7 +135,7 @@ def test_a_site_that_one_call_cannot_replace_is_refused(name):
 
 
 def test_the_ledger_agrees_with_the_count():
-    """The closed form against what the byte ledger reads off tensors."""
+    """The closed form against the byte ledger of real tensors."""
     from fusionlab.observe.byte_ledger import group_bytes
 
     tokens, hidden = 6, 256

@@ -1,4 +1,4 @@
-"""What is written in a notebook runs in a fresh process as it does here."""
+"""Code written in a notebook runs in a fresh process as it does here."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def holds_a_file():
 
 @pytest.fixture
 def cell():
-    """The names of a cell as a notebook's kernel makes them: in __main__, with lines that no file has."""
+    """A cell's names as a notebook's kernel defines them: in __main__, with source lines that are in no file."""
     name = "/nowhere/ipykernel_1/2.py"
     linecache.cache[name] = (len(CELL), None, CELL.splitlines(keepends=True), name)
     scope = {"__name__": "__main__"}

@@ -1,4 +1,4 @@
-"""Every exercise of the suite takes its solution and turns down the mistakes that it lists."""
+"""Every exercise of the suite accepts its solution and rejects the mistakes that it lists."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXERCISES = every_exercise()
 
 
 def name_of(answer: object) -> str:
-    """The same in every process: a set prints in an order of its own in each."""
+    """The same in every process: the printed order of a set differs."""
     if isinstance(answer, (set, frozenset)):
         return " ".join(sorted(map(str, answer))) or "nothing"
     return getattr(answer, "__name__", repr(answer))[:40]

@@ -1,4 +1,4 @@
-"""Answers as a reader of notebook 05 gives them: digits as asked for, and mistakes that have their own sentence."""
+"""Answers as a reader of notebook 05 gives them: with the requested digits, and mistakes with their own message."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Right answers that are written otherwise than the worked ones are accepted."""
+"""Correct answers that differ from the worked ones are accepted."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def fake_by_empty(gate, up, round_activation, round_output, group_size, floor):
 
 
 def read_by_operations(y):
-    """Asks for the operations by their names."""
+    """Finds the operations by name."""
     node = peel_exact(y)
     if node.target is torch.ops.prims.convert_element_type.default:
         node = peel_exact(node.args[0])
@@ -117,7 +117,7 @@ def replace_node_by_node(graph, quant, found, op):
 
 
 class PlainPass(CustomGraphPass):
-    """Not derived from the worked one; its uuid is bytes."""
+    """Not a subclass of the worked one; its uuid is bytes."""
 
     def __init__(self, op, read=read_by_operations, swap=replace_node_by_node):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Progress: noted when an exercise is checked, kept whole, told by command and page, and never sent anywhere."""
+"""Progress: recorded when an exercise is checked, written atomically, shown by command and page, kept private."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_file_lies_in_the_users_state_folder(monkeypatch):
 
 
 def called(notebook: str) -> list[str]:
-    """The exercises that a notebook's cells check, by name in order."""
+    """The names of the exercises that a notebook's cells check, in order."""
     cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     module = re.search(r"from fusionlab\.exercises(?: import (\w+)|\.(\w+) import \w+)", source)

@@ -1,4 +1,4 @@
-"""Code that never ends, or would end the process, comes back as an error; a key that is pressed still interrupts."""
+"""Code that never ends, or would end the process, becomes an error; a user's interrupt still works."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ print(sum(n for n in range(1000)))
 
 
 def test_the_interpreter_is_left_as_it_was():
-    """Under a profiler, CPython 3.11 stands still for good where an exception on its way was taken back."""
+    """Under a profiler, CPython 3.11 hangs forever if a pending exception is cleared."""
     run = subprocess.run([sys.executable, "-c", UNDER_A_PROFILER], capture_output=True, text=True, timeout=60)
     assert run.stdout.split() == ["stopped", "499500"], run.stderr
 
@@ -110,7 +110,7 @@ def test_what_would_end_the_process_is_an_error(error):
 
 
 def test_a_pressed_key_interrupts():
-    # Python's own handler, which a shell's job in the background does not start with: there the key means nothing.
+    # Python's own handler; a shell's background job starts with interrupts ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):

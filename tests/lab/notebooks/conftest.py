@@ -1,4 +1,4 @@
-"""Tiny checkouts of fusionlib, with notebooks made for one test each, and a browser to read them in."""
+"""Tiny checkouts of fusionlib with notebooks made for single tests, and a browser to read them in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = repository_root(Path(__file__))
 
 
 class Checkout:
-    """A folder that the tools take for a checkout: a pyproject.toml and notebooks/."""
+    """A folder that the tools accept as a checkout: a pyproject.toml and notebooks/."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -50,7 +50,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 @pytest.fixture(scope="session")
 def has_browser() -> None:
-    """Skips where there is no browser, and fails where one is demanded, as in CI."""
+    """Skips if there is no browser, and fails if one is required, as in CI."""
     try:
         with png.browser():
             pass
@@ -86,7 +86,7 @@ def lab_page(browser):
     """A laptop's window for JupyterLab."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)
-    # A slow start may ask, even twice, which kernel to take, and the one that is offered will do.
+    # A slow start may ask, even twice, which kernel to use; the offered one is fine.
     page.add_locator_handler(
         page.locator(".jp-Dialog").first,
         lambda dialog: dialog.locator(".jp-mod-accept").click(),

@@ -1,4 +1,4 @@
-"""A running JupyterLab, and what a person does in it: opens a notebook, runs it, moves a control, saves."""
+"""A running JupyterLab, and a user's actions in it: open a notebook, run it, move a control, save."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 TimeoutError = pytest.importorskip("playwright.sync_api", reason="the test extra is not installed").TimeoutError
-PATIENCE = 180_000  # milliseconds; a machine that does other things too is slow
+PATIENCE = 180_000  # milliseconds; a busy machine is slow
 
 
 @contextmanager
 def jupyterlab(folder: Path, home: Path, root: Path) -> Iterator[str]:
-    """The address of a JupyterLab that serves `folder` with nobody's settings; its kernels import from `root`."""
-    # Cells out of sight are not in the page unless it is told so, and the browser looks for them there.
+    """The address of a JupyterLab that serves `folder` without user settings; its kernels import from `root`."""
+    # Cells outside the viewport are not in the page by default, but the tests look for them there.
     settings = home / "config" / "lab" / "user-settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
@@ -51,19 +51,19 @@ def _address(runtime: Path, server: subprocess.Popen, log: Path) -> str:
             try:
                 return json.loads(path.read_text())["url"]
             except ValueError:
-                pass  # not written to its end yet
+                pass  # not completely written yet
         time.sleep(0.2)
     pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
 
 
 def open_notebook(page, address: str, name: str) -> None:
-    """Open a notebook in a workspace of its own, and wait until its kernel is there."""
+    """Open a notebook in a new workspace, and wait until its kernel is ready."""
     page.goto(f"{address}lab/workspaces/{Path(name).stem}/tree/{name}?token=t")
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
 
 
 def run_all(page) -> None:
-    """Run > Run All Cells, again until a cell has started: the menu answers before the notebook is ready for it."""
+    """Run > Run All Cells, repeated until a cell has started: the menu responds before the notebook is ready."""
     started = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*1]\]")).first
     for _ in range(5):
         page.click(".lm-MenuBar-itemLabel:text-is('Run')")
@@ -76,7 +76,7 @@ def run_all(page) -> None:
 
 
 def wait_for_the_end(page) -> None:
-    """Wait until no cell runs or is going to. An exception ends the run, too, and is reported."""
+    """Wait until no cell is running or queued. An exception also ends the run, and is reported."""
     page.wait_for_function(
         """() => {
             const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].map(at => at.textContent);

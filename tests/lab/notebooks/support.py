@@ -1,4 +1,4 @@
-"""Executed notebooks made for one test each, and the site that is built of them."""
+"""Executed notebooks made for single tests, and the site built from them."""
 
 from __future__ import annotations
 

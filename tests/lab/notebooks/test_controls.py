@@ -1,6 +1,6 @@
-"""Every live control of every notebook, moved in JupyterLab: the figure follows, and comes back.
+"""Every live control of every notebook, moved in JupyterLab: the figure changes, and changes back.
 
-What a figure shows is read off the plot itself, in the page: its caption could follow and the figure not.
+What a figure shows is read from the plot itself, since the caption could change without the figure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.lab.notebooks.jupyterlab import open_notebook, run_all, wait_for_the_
 
 NOTEBOOKS = repository_root(Path(__file__)) / "notebooks"
 
-#: The data of the plots in an output area; what plotly adds by itself is left out.
+#: The data of the plots in an output area, without what plotly adds.
 PLOTS = """area => JSON.stringify([...area.querySelectorAll(".js-plotly-plot")].map(plot => plot.data),
     (key, value) => key === "uid" ? undefined : ArrayBuffer.isView(value) ? [...value] : value)"""
 MOVED = f"([area, before]) => {{ const now = ({PLOTS})(area); return now !== '[]' && now !== before; }}"
@@ -38,12 +38,12 @@ CONTROLS = {path.stem: found for path in sorted(NOTEBOOKS.glob("*.ipynb")) if (f
 
 
 def test_which_notebooks_have_controls():
-    """All but the rewrite's, whose figure has a slider of its own that needs no kernel."""
+    """All but the rewrite's, whose figure has its own slider that needs no kernel."""
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} - set(CONTROLS) == {"04_rewriting"}
 
 
 class Control:
-    """A live control, moved as one does without a pointer."""
+    """A live control, operated by keyboard."""
 
     def __init__(self, widget) -> None:
         self.name = widget.locator(".widget-label").inner_text()
@@ -53,7 +53,7 @@ class Control:
 
     @property
     def positions(self) -> int:
-        """How many there are, or enough."""
+        """The number of positions, or a sufficient number."""
         return self._list.locator("option").count() if self._is_list else 2
 
     @property
@@ -63,7 +63,7 @@ class Control:
         return float(self._handle.get_attribute("aria-valuenow"))
 
     def move(self) -> None:
-        """One step on, or back from the end."""
+        """One step forwards, or back from the end."""
         now = self.position
         if self._is_list:
             self._list.select_option(index=now + 1 if now + 1 < self.positions else now - 1)
@@ -74,7 +74,7 @@ class Control:
         assert self.position != now
 
     def put_back(self, before: float) -> None:
-        """What undoes a `move` from `before`."""
+        """Undo a `move` from `before`."""
         if self._is_list:
             self._list.select_option(index=before)
         else:
@@ -88,22 +88,22 @@ def test_the_figure_follows_every_control(lab, lab_page, name):
     run_all(lab_page)
     wait_for_the_end(lab_page)
     areas = lab_page.locator(".jp-CodeCell .jp-OutputArea:has(> .jp-OutputArea-child .widget-box)")
-    areas.nth(len(CONTROLS[name]) - 1).wait_for(state="attached")  # what was put out is drawn a little later
+    areas.nth(len(CONTROLS[name]) - 1).wait_for(state="attached")  # outputs are drawn with a delay
     found = []
     for area in areas.all():
         area.locator(".js-plotly-plot .main-svg").first.wait_for(state="attached")
-        assert area.locator(".fusionlib-still").is_hidden()  # its words are for where the controls are not
+        assert area.locator(".fusionlib-still").is_hidden()  # its words are for readers without controls
         controls = [Control(widget) for widget in area.locator(".widget-slider, .widget-dropdown").all()]
         found.append([control.name for control in controls])
         for control in controls:
-            if control.positions > 1:  # a recording may have one variant alone
+            if control.positions > 1:  # a recording may have only one variant
                 assert_the_figure_follows(lab_page, area, control)
     assert found == CONTROLS[name]
     assert lab_page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
 
 
 def assert_the_figure_follows(page, area, control: Control) -> None:
-    """Its data change with the control, and are the first ones again when it is put back."""
+    """Its data change with the control, and are the original ones again when it is reset."""
     handle, first, place = area.element_handle(), area.evaluate(PLOTS), control.position
     control.move()
     page.wait_for_function(MOVED, arg=[handle, first])

@@ -1,4 +1,4 @@
-"""A notebook runs from any folder, whatever tool runs it: what it reads, it finds through the package."""
+"""A notebook runs from any folder and with any tool: it finds its data through the package."""
 
 import re
 from pathlib import Path

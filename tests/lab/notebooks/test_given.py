@@ -1,4 +1,4 @@
-"""Files given to a notebook: whose folder counts, what changes a run, and what others get to see."""
+"""Files given to a notebook: which folder they are relative to, what changes a run, and what is published."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(checkout, *assignments: str):
 
 @pytest.fixture
 def mine(checkout, monkeypatch):
-    """A file in a folder of the caller's, who is there."""
+    """A file in the caller's current folder."""
     folder = checkout.root / "at home"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -73,7 +73,7 @@ def test_the_content_decides_whether_a_notebook_runs_again(checkout, mine):
 
 
 def test_neither_the_result_nor_the_page_says_where_the_file_is(checkout, mine):
-    """However the notebook prints it; the same of one that fails with the path in its error."""
+    """However the notebook prints it, and also if it fails with the path in its error."""
     printing = (
         "import json, html; from IPython.display import HTML, JSON, display\n"
         "print(trace_file, repr(trace_file), json.dumps(trace_file), sep='\\n')\n"

@@ -1,4 +1,4 @@
-"""The graph diff on an offline page, in a browser: buttons, slider and search by keyboard, labels that can be read."""
+"""The graph diff on an offline page, in a browser: buttons, slider and search by keyboard, legible labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fusionlab.show.graph_states import Playback, play
 from fusionlib.layers import AttentionOutput
 
 v4 = nbformat.v4
-LAPTOP = {"width": 760, "height": 1200}  # the narrowest window that a page is made for: about 700 pixels of figure
+LAPTOP = {"width": 760, "height": 1200}  # the narrowest supported window: about 700 pixels of figure
 
 PHONE = {"width": 390, "height": 844}
 
@@ -49,7 +49,7 @@ def page(browser, checkout, recording):
 
 
 def labels(page) -> list[str]:
-    """The first lines of the boxes that are drawn."""
+    """The first lines of the drawn boxes."""
     texts = page.eval_on_selector_all(
         ".plot-area .textpoint text",
         "nodes => nodes.map(n => n.querySelector('tspan') ? n.querySelector('tspan').textContent : n.textContent)",
@@ -62,7 +62,7 @@ def said(page) -> str:
 
 
 def press(page, name: str) -> None:
-    """A button, reached and pressed without a pointer."""
+    """A button, reached and pressed by keyboard."""
     button = page.get_by_role("button", name=name, exact=True)
     button.focus()
     page.keyboard.press("Enter")
@@ -83,7 +83,7 @@ def test_the_buttons_switch(page, recording):
     playback: Playback = play(recording)
     drawn = len(labels(page))
     both = f"Before and after in one: {len(playback.removed)} removed, {len(playback.added)} added."
-    assert said(page) == both and step(page) == "both"  # the slider says what is seen
+    assert said(page) == both and step(page) == "both"  # the slider says what is shown
     press(page, "before")
     assert said(page) == "Before the pass." and step(page) == "0"
     assert len(labels(page)) == drawn - len(playback.added)
@@ -133,7 +133,7 @@ def test_the_search_finds_through_any_state(page):
 def test_labels_are_large_enough_and_do_not_overlap(page, window):
     page.set_viewport_size(window)
     page.wait_for_timeout(500)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # the plot scrolls, and not the page
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # the plot scrolls, not the page
     boxes = page.eval_on_selector_all(
         ".plot-area .textpoint text",
         "nodes => nodes.map(n => { const r = n.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; })",

@@ -1,6 +1,6 @@
-"""Notebooks in JupyterLab as they come from elsewhere, untrusted, and as they are opened again without a kernel.
+"""Notebooks in JupyterLab when they come from elsewhere, untrusted, and when they are reopened without a kernel.
 
-What their live controls do is `test_controls.py`'s.
+`test_controls.py` tests their live controls.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def write(lab_folder: Path, name: str, *cells) -> None:
 
 
 def untrusted_cell():
-    """Outputs as they lie in a file that this JupyterLab has not signed: a figure, its words, its table, a script."""
+    """Outputs in a file that this JupyterLab has not signed: a figure, its words, its table, a script."""
     fig = go.Figure(go.Bar(x=["norm", HOSTILE], y=[4, 3]))
     drawing = Drawing(
         fig, f"Bytes {HOSTILE}", "two bars", "Fused moves half.", Table("bytes", ("k", "B"), [("norm", "4")])
@@ -68,7 +68,7 @@ def test_saved_and_opened_again_without_a_kernel_the_last_figure_and_its_words_a
     wait_for_the_end(lab_page)
     lab_page.locator(".noUi-handle").press("ArrowRight")
     lab_page.locator(".jp-RenderedMarkdown", has_text="It is 5 high.").wait_for()
-    assert "live controls" not in said(lab_page)  # they are there: nothing needs to be said
+    assert "live controls" not in said(lab_page)  # they are there, so there is no note about them
     lab_page.wait_for_function("document.querySelector('.js-plotly-plot')?.data[0].y[0] === 5")
     lab_page.keyboard.press("Control+s")
     lab_page.wait_for_selector(".jp-mod-dirty", state="detached")
@@ -80,7 +80,7 @@ def test_saved_and_opened_again_without_a_kernel_the_last_figure_and_its_words_a
     assert figure["data"][0]["y"] == [5]
     lab_page.goto(f"{lab}lab/workspaces/again/tree/saved.ipynb?token=t")
     lab_page.locator(".jp-OutputArea-output", has_text="It is 5 high.").wait_for()
-    # The complaint comes late, when JupyterLab has asked its new kernel for the widgets.
+    # The error message comes late, after JupyterLab has asked its new kernel for the widgets.
     lab_page.locator(".jp-OutputArea-output", has_text="Error displaying widget").wait_for(state="attached")
     assert said(lab_page).split("\n\n") == [
         "This figure has live controls while its kernel runs: height.",

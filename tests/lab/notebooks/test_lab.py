@@ -1,4 +1,4 @@
-"""Working copies: they follow their notebooks until somebody edits them, and nothing that somebody wrote is lost."""
+"""Working copies: they are updated with their notebooks until they are edited, and no edit is lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def edit(path: Path, source: str) -> bytes:
 
 
 def run_and_save(path: Path) -> bytes:
-    """What JupyterLab writes after "run all": outputs and counts, a widget's state; the cells are as they were."""
+    """What JupyterLab writes after "run all": outputs and counts, a widget's state; the cells are unchanged."""
     node = nbformat.read(path, as_version=4)
     node.cells[-1].outputs = [v4.new_output("stream", text="1\n")]
     node.cells[-1].execution_count = 7
@@ -112,7 +112,7 @@ def test_a_damaged_copy_is_kept(checkout, copies):
 
 
 def test_the_command_opens_the_copy_with_this_interpreters_kernel(checkout, monkeypatch):
-    """A `python3` of JUPYTER_PATH that is another interpreter does not come first."""
+    """A `python3` in JUPYTER_PATH for another interpreter does not take precedence."""
     for name in ("00_a", "01_b"):
         checkout.add(name, "1")
     other = checkout.root / "other" / "kernels" / "python3"

@@ -1,4 +1,4 @@
-"""The first page: it says of every notebook what the notebook says of itself, and its routes can be walked."""
+"""The first page: it says about every notebook what the notebook says itself, and its routes lead to existing pages."""
 
 from __future__ import annotations
 

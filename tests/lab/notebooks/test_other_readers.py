@@ -1,4 +1,4 @@
-"""What stands in a notebook for readers without plotly and widgets: nbconvert, as GitHub and nbviewer use it."""
+"""What a notebook shows in readers without plotly and widgets: nbconvert, as used by GitHub and nbviewer."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_its_words_are_there_once_and_no_widget_s(page):
 
 
 def test_a_figure_without_a_picture_would_be_missed():
-    """The check above sees what nbconvert makes of plotly's own type alone: nothing."""
+    """The check above detects that nbconvert shows nothing for plotly's own type alone."""
     data = {"application/vnd.plotly.v1+json": go.Figure().to_plotly_json(), "text/plain": "one bar"}
     cell = v4.new_code_cell("", outputs=[v4.new_output("display_data", data)])
     reader = Reader()

@@ -1,4 +1,4 @@
-"""Links between the pages of the site: each leads to what it names, or says why it cannot."""
+"""Links between the pages of the site: each leads to its target, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_other_hosts_are_not_asked(checkout):
 
 
 def test_every_link_of_the_notebooks_is_followed_on_the_site(tmp_path):
-    """All of them in one site, as they are stored: links stand in the text, which no run changes."""
+    """All notebooks in one site, as stored: links are in the text, which no run changes."""
     folder = site.build_site(NOTEBOOKS, tmp_path / "site").parent
     assert broken_links(folder) == []
     for path in NOTEBOOKS:

@@ -1,4 +1,4 @@
-"""The comment behind a parameter says what it takes, to people and to the command line alike."""
+"""The comment after a parameter states its limits, for people and the command line alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prose that Markdown swallows: found where it is planted, and nowhere on a page of ours."""
+"""Prose that Markdown swallows: found where it is planted, and nowhere on our pages."""
 
 import re
 from html.parser import HTMLParser

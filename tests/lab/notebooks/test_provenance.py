@@ -1,4 +1,4 @@
-"""Which commit a result is of, and when it says that files differed."""
+"""Which commit a result belongs to, and when it is marked as changed."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""The site as its reader uses it, in a browser and from a disk."""
+"""The site as a reader uses it, in a browser and from disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def slider_cell():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A site of two pages with everything on it."""
+    """A site of two pages with every kind of content."""
     from tests.lab.notebooks.conftest import Checkout
 
     checkout = Checkout(tmp_path_factory.mktemp("reading"))
@@ -55,7 +55,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def open_page(browser, folder) -> Iterator[Callable]:
-    """Opens a page of the site; at the end nothing may have been asked of the network, and nothing gone wrong."""
+    """Opens a page of the site; in the end there must be no network request and no error."""
     contexts, asked, errors = [], [], []
 
     def opened(name: str, width: int = 1280, **settings):
@@ -78,7 +78,7 @@ def open_page(browser, folder) -> Iterator[Callable]:
 
 
 def eventually(page, expression: str, value) -> None:
-    """Wait until `expression` is `value`: by asking, because the page's policy forbids playwright to wait inside it."""
+    """Poll until `expression` is `value`: the page's policy forbids playwright to wait inside the page."""
     for _ in range(50):
         found = page.evaluate(expression)
         if found == value:
@@ -262,7 +262,7 @@ def rgb_or_hex(page, name: str) -> str:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["index.html", "01_a.html"])
 def test_all_text_can_be_read(open_page, name, scheme):
-    """Of every element with text of its own: the contrast of what the browser computed, against what is behind it."""
+    """For every element with its own text: the computed contrast with its background."""
     page = open_page(name, color_scheme=scheme)
     page.keyboard.press("/")
     page.keyboard.type("wombat")

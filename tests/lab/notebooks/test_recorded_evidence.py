@@ -1,7 +1,7 @@
-"""The trace notebooks with what is recorded in data/: used without an edit, and without a GPU.
+"""The trace notebooks with recordings in data/: they work unedited, and without a GPU.
 
-The traces here are synthetic. Each code cell runs in the test's own process, in a checkout made of the real references
-and the synthetic traces; what the cells would show is collected instead.
+The traces here are synthetic. Each code cell runs in the test's own process, in a checkout with the real references and
+the synthetic traces; what the cells would show is collected instead.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def drawings(monkeypatch):
 
 
 def run(name: str, real: Path, **parameters) -> dict:
-    """Execute the code cells of a notebook as they are committed, with `parameters` set behind the first."""
+    """Execute a notebook's code cells as committed, with `parameters` set after the first."""
     import torch
 
     notebook = json.loads((real / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))

@@ -205,7 +205,7 @@ def test_a_failure_with_the_key_of_the_good_result_runs_again_and_a_way_back_doe
     ],
 )
 def test_whatever_kernelspec_a_notebook_names_it_runs_in_this_interpreter(checkout, metadata, monkeypatch):
-    """Also where JUPYTER_PATH has a `python3` that is another one."""
+    """Even if JUPYTER_PATH has a `python3` for another interpreter."""
     other = checkout.root / "jupyter" / "kernels" / "python3"
     other.mkdir(parents=True)
     spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"}
@@ -245,7 +245,7 @@ results = runner.run(find_notebooks(root), root=root, output=root / "out", param
 
 
 def test_runs_beside_each_other_share_the_work(checkout):
-    """Each notebook counts its executions outside; it runs once, and every process has every result."""
+    """Each notebook counts its executions in a file; it runs once, and every process has every result."""
     for name in ("a", "b"):
         count = f"import time\nopen({str(checkout.root / name)!r}, 'a').write('x')\ntime.sleep(1)"
         checkout.add(name, count)

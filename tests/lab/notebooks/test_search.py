@@ -1,4 +1,4 @@
-"""What the site's search can find: the words that a reader sees, each under the anchor before it."""
+"""What the site's search can find: the words that a reader sees, each under the preceding anchor."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_a_figure_carries_its_words_and_its_data(checkout):
     assert html.count("The second is twice the first.") == 1, "the words for JupyterLab are not repeated on the page"
     assert 'aria-label="two bars"' in html
     still = re.search(r'<noscript><img[^>]*class="plot-still"[^>]* src="data:image/svg\+xml;base64,([^"]*)"', html)
-    assert b"<desc>two bars</desc>" in base64.b64decode(still[1])  # for who runs no script
+    assert b"<desc>two bars</desc>" in base64.b64decode(still[1])  # for readers without scripts
     data = json.loads(re.search(r'class="plot-data" type="application/json">(.*?)</script>', html, re.DOTALL)[1])
     assert data["data"][0]["x"] == ["a", "b"]
 
@@ -122,7 +122,7 @@ def test_progress_bars_settle_and_stderr_is_folded_away(checkout):
 
 @pytest.mark.parametrize(("text", "shown"), [("a\rb", "b"), ("a\r\nb", "a\nb"), ("a\rb\r", "b"), ("", "")])
 def test_settled(text, shown):
-    assert site.settled(text) == shown
+    assert site.terminal_text(text) == shown
 
 
 def test_code_is_coloured_in_both_schemes(checkout):
@@ -218,7 +218,7 @@ def test_in_a_browser_a_search_selects_what_it_names_and_a_slider_changes_the_fi
     assert page.evaluate(f"{drawn}.data.map(t => t.selectedpoints)") == [None, None]
     assert page.evaluate(f"{drawn}.data.map(t => t.visible)") == [True, False]
     page.get_by_role("slider").press("ArrowRight")
-    for _ in range(50):  # a function to wait for would be evaluated by the page, whose policy forbids it
+    for _ in range(50):  # the page's policy forbids evaluating a function to wait for
         visible = page.evaluate(f"{drawn}.data.map(t => t.visible)")
         if visible == [False, True]:
             break

@@ -1,4 +1,4 @@
-"""Text can be read in both schemes."""
+"""Text is legible in both schemes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fusionlib asm`: what it prints and what it answers to wrong questions."""
+"""`fusionlib asm`: its output, and its errors for invalid arguments."""
 
 import argparse
 import importlib.util
@@ -22,7 +22,7 @@ def call(*words):
 
 
 def test_the_commands_words_are_the_modules_own():
-    """They stand in the parser, which must not import torch to know them."""
+    """They are hard-coded in the parser, which must not import torch."""
     for name in ("TARGETS", "NORMS", "QUANTS", "STAGES", "DTYPES"):
         assert getattr(asm_command, name) == tuple(getattr(asm, name))
 

@@ -104,7 +104,7 @@ def test_the_fused_op(capture):
 
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_two_groups_of_an_unfused_graph(capture):
-    """The norm's nodes as one kernel and the quantisation as the other are the closed form's two kernels."""
+    """The norm's nodes as one kernel and the quantisation's as another match the closed form's two kernels."""
     graph = CAPTURES[capture](unfused, inputs())
     (anchor,) = (node for node in calls(graph) if "group_quant" in str(node.target))
     norm = calls(graph)[: calls(graph).index(anchor)]
@@ -150,7 +150,7 @@ def test_an_expanded_slice_is_read_once():
 
 
 def test_views_are_known_by_name_where_storage_is_not_shared():
-    """Passes that rebuild a node's `val` lose the sharing; a view stays a view."""
+    """Passes that rebuild a node's `val` lose the sharing; a view is still a view."""
     graph = CAPTURES["make_fx fake"](lambda x: x.t().contiguous(), (torch.randn(4, 8),))
     for node in calls(graph):
         node.meta["val"] = node.meta["val"].clone()
@@ -181,7 +181,7 @@ def test_a_strided_gate_costs_its_own_bytes_only():
 
 @given(st.integers(0, 5), quants(64, (torch.float8_e4m3fn,)), st.booleans(), st.sampled_from([torch.float32, None]))
 def test_the_closed_form_is_the_tensors_sizes(tokens, quant, with_norm, gate_dtype):
-    """Against real tensors: the sum of what goes in and what comes out."""
+    """Against real tensors: the sum of inputs and outputs."""
     norm = GatedNorm(64)
     x = torch.randn(tokens, 320).bfloat16()
     gate = x.to(gate_dtype or x.dtype)
@@ -192,7 +192,7 @@ def test_the_closed_form_is_the_tensors_sizes(tokens, quant, with_norm, gate_dty
 
 
 def test_time_and_residual():
-    """5.03 bytes an element at the DESIGN's own 8192 tokens: 40.5 us measured are 4.17 TB/s."""
+    """5.03 bytes per element at the 8192 tokens of data/reference/h200_survey.json: 40.5 us measured are 4.17 TB/s."""
     moved = path_bytes(8192, 4096, NORM, QUANT).fused
     assert moved.time_us(4170) == pytest.approx(40.5, rel=2e-3)
     assert Bytes(600, 400).time_us(1.0) == 1.0  # 1000 bytes at 1e9 a second

@@ -1,4 +1,4 @@
-"""A capture shows the graph as PyTorch has it at each stage, and changes nothing by looking."""
+"""A capture shows the graph as PyTorch has it at each stage, and changes nothing."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_nodes_know_their_module(qwen):
 
 
 def test_the_strided_gate_is_copied_before_and_not_after(qwen):
-    """z is cut out of the projection per key head: `reshape` copies it, the fused op reads it where it lies."""
+    """z is sliced from the projection per key head: `reshape` copies it, the fused op reads it in place."""
     fused = next(node for node in qwen.after.nodes if node.target == FUSED)
     gate = qwen.after[fused.inputs[1]]
     assert gate.stride[0] > gate.shape[1] * gate.shape[2] and gate.inputs[0].startswith("getitem")
@@ -96,7 +96,7 @@ def test_the_ledger_of_the_fused_node_is_the_closed_form(walkthrough):
 
 
 def test_the_module_of_a_stage_runs(walkthrough):
-    """A stage is a copy: what came later did not reach it, and its module computes."""
+    """A stage is a copy: later changes do not affect it, and its module can be run."""
     given = {tuple(n.shape): n for n in walkthrough.before.nodes if n.op == "placeholder"}
     inputs = [torch.zeros(n.shape, dtype=getattr(torch, n.dtype)) for n in given.values() if n.dtype != "float8_e4m3fn"]
     assert inputs and "group_quant.default" in str(walkthrough.before.module.graph)

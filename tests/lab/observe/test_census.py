@@ -1,4 +1,4 @@
-"""The census holds the kernel to what it was when last looked at, on four targets; and lines meet instructions."""
+"""The census compares the kernel with its last known state on four targets; lines are matched with instructions."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed on this p
 
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 ELEMENTS = 8  # a thread's share in a prefill: 8 rows of 128 on 128 threads
-OF_A_ROW = 11  # fused multiply-adds on NVIDIA: squares but the first 7, eps 1, scale 2, what a reciprocal leaves 1
+OF_A_ROW = 11  # fused multiply-adds on NVIDIA: squares but the first 7, eps 1, scale 2, the reciprocal's residual 1
 
 
 def is_cuda(target):
@@ -24,7 +24,7 @@ def listing(target, norm=None, quant=None, **changes):
 
 
 def emulated(target):
-    """Triton 3.6 does not know gfx950's conversion to FP8 and spells it out."""
+    """Triton 3.6 does not support gfx950's conversion to FP8 and emulates it."""
     return target == "gfx950" and TRITON < (3, 7)
 
 
@@ -32,8 +32,8 @@ def emulated(target):
 def test_the_census_of_a_prefill(target):
     """Three loads of 16 bytes (x, gate, weight), one store of eight codes and one of the scale; no spills.
 
-    On NVIDIA no barrier and no shared memory: the weight is loaded in x's shape, and the scale is stored from where it
-    is. On AMD Triton moves the scale through shared memory (LDS) first, behind one barrier.
+    On NVIDIA no barrier and no shared memory: the weight is loaded in x's shape, and the scale is stored by the threads
+    that hold it. On AMD Triton moves the scale through shared memory (LDS) first, with one barrier.
     """
     found = census(listing(target))
     assert (found.target, found.loads, found.stores) == (target, ((16, 3),), ((4, 1), (8, 1)))
@@ -41,7 +41,7 @@ def test_the_census_of_a_prefill(target):
     assert found.shuffles == (8 if is_cuda(target) else 12)  # log2(16) for each of two reductions; AMD takes more
     assert (found.barriers, found.shared) == ((0, 0) if is_cuda(target) else (1, 2))
     assert found.divisions == (0 if is_cuda(target) else 2)  # the scale and its reciprocal
-    assert found.reciprocals == ELEMENTS + is_cuda(target)  # the gate's; and the scale's, where it is no division
+    assert found.reciprocals == ELEMENTS + is_cuda(target)  # the gate's; and the scale's, unless it is a division
     if is_cuda(target):
         assert found.fused_multiply_adds == ELEMENTS + OF_A_ROW
     assert found.spills == 0 and 0 < found.registers <= 64
@@ -50,7 +50,7 @@ def test_the_census_of_a_prefill(target):
 
 @pytest.mark.parametrize("target", ["sm_90", "sm_100"])
 def test_what_a_quotient_takes(target):
-    """With a floor one fused multiply-add an element, beside a product; without one a full division."""
+    """With a floor one fused multiply-add and one product per element; without one a full division."""
     assert census(listing(target)).fused_multiply_adds == ELEMENTS + OF_A_ROW
     found = census(listing(target, quant=GroupQuant.torchao()))
     assert found.fused_multiply_adds == ELEMENTS  # the squares but the first, and eps: contracted
@@ -63,7 +63,7 @@ def test_float32_inputs_take_twice_the_loads():
 
 
 def test_inline_instructions_count_like_the_compilers():
-    """A store behind a predicate that a block of inline PTX declares, among what the compiler wrote."""
+    """A store with a predicate that a block of inline PTX declares, among the compiler's code."""
 
     class Fixed(Listing):
         def resources(self):
@@ -148,7 +148,7 @@ kernel:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_lines_meet_their_instructions(target):
-    """The line that loads became loads of 16 bytes, the line that stores the codes their store."""
+    """The line that loads has loads of 16 bytes, the line that stores the codes has their store."""
     source = kernel_source()
     lines = by_source_line(listing(target))
 

@@ -1,4 +1,4 @@
-"""Cleaning: what was planted is gone, what the reader needs is not, and the bytes are the same every time."""
+"""Cleaning: planted secrets are gone, what a reader needs is kept, and the bytes are reproducible."""
 
 import gzip
 import json
@@ -88,7 +88,7 @@ def test_given_secrets_are_gone_too(tmp_path):
 
 
 def test_what_the_reader_needs_is_kept(dirty, tmp_path):
-    """Every kernel reads the same before and after, but for the clock's zero and scrubbed names."""
+    """Every kernel reads the same before and after, except for the time origin and scrubbed names."""
     clean_trace(dirty, tmp_path / "c")
     before, after = read_trace(dirty).kernels, read_trace(tmp_path / "c").kernels
     assert len(before) == len(after) == 4
@@ -172,7 +172,7 @@ def test_an_event_that_cannot_be_kept_is_an_error(tmp_path, change):
 
 
 def test_only_whole_traces_of_one_process_are_published(tmp_path):
-    """What was left out would be missing without a word, and what was merged would be joined at random."""
+    """Otherwise lost events would be missing silently, and merged ones would be joined at random."""
     path = write(tmp_path / "t", EVENTS)
     content = path.read_bytes()
     path.write_bytes(

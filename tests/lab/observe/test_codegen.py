@@ -1,4 +1,4 @@
-"""The kernel compiles offline for four GPUs, and its listings hold what the kernel claims of itself."""
+"""The kernel compiles offline for four GPUs, and its listings confirm the kernel's claims."""
 
 from collections import Counter
 
@@ -62,11 +62,11 @@ def test_instructions(target, shape, gate):
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if is_cuda(t)])
 def test_no_multiply_and_add_is_contracted(target):
-    """One fused multiply-add an element is its quotient's last step, and those of a row are known.
+    """One fused multiply-add per element is its quotient's last step, and those per row are known.
 
     A row has one for each square but the first, one for eps (its product is exact), two for the division by the largest
-    FP8 value, and one for what the scale's approximate reciprocal leaves; where that is to be exact, two in its place.
-    Any other would skip a rounding. The assembler may contract, too; the machine code shows that it did not.
+    FP8 value, and one for the residual of the scale's approximate reciprocal, or two if that must be exact. Any other
+    would skip a rounding. The assembler may contract too; the machine code shows that it did not.
     """
     listing = compile_fused(target, GatedNorm.qwen3_next(), GroupQuant(), rows=16, num_warps=8)
     elements_a_thread = 16 * 128 // (8 * 32)
@@ -118,7 +118,7 @@ def test_a_scale_by_reciprocal_takes_fewer_instructions_and_no_division():
 
 @pytest.mark.parametrize("quant", [GroupQuant(), GroupQuant.vllm_native()], ids=["two parts", "residual step"])
 def test_the_sign_of_zero_costs_an_element_nothing(quant):
-    """A product keeps it by itself; the correctly rounded quotients need no bit operation and no negation for it."""
+    """A product keeps it anyway; the correctly rounded quotients need no bit operation and no negation for it."""
     product, quotient = (
         Counter(machine_code(compile_fused("sm_90", GatedNorm.vllm(), each, rows=16, num_warps=8)))
         for each in (GroupQuant.aiter(), quant)
@@ -138,7 +138,7 @@ def test_other_dtypes_compile(dtypes):
 
 
 def test_fnuz_flushes_minus_zero():
-    """On gfx942 a value at or below half the least code is selected to zero before the cast."""
+    """On gfx942 a value at or below half the smallest code is set to zero before the cast."""
     listing = compile_fused("gfx942", GatedNorm.vllm(), GroupQuant(dtype=torch.float8_e4m3fnuz))
     assert listing.count(r"v_cndmask_b32") >= 8
     assert "f8E4M3FNUZ" in listing.stages["ttgir"]

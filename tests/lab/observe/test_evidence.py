@@ -1,4 +1,4 @@
-"""Everything in data/ is what it says it is; and what evidence.py finds there."""
+"""Everything in data/ matches its manifests; and what evidence.py finds there."""
 
 import gzip
 import json
@@ -44,7 +44,7 @@ def test_every_file_of_data_belongs_and_gives_nothing_away(path):
         assert place[0] == "reference" and len(place) == 2
         assert read_reference(path).measured_by_this_project is False
     text = gzip.decompress(data) if path.suffix == ".gz" else data
-    # Names in traces are C++: a template's "operator/" is no path. What the cleaner lets through, it has scrubbed.
+    # Names in traces are C++: a template's "operator/" is not a path. The cleaner has scrubbed the names it keeps.
     assert leaks(text.decode("utf-8")) == []
     if path.suffix == ".gz":
         assert data[4:8] == b"\0\0\0\0", "a gzip header with a time: the file is not reproducible"
@@ -172,7 +172,7 @@ def test_the_tables_in_readmes_are_the_benchmarks():
 
 
 def test_the_launch_heuristic_is_what_the_sweep_says():
-    """The launches that the code chooses are the ones that were swept, and near the best of each size."""
+    """The launches that the code chooses are among those swept, and close to the best of each size."""
     kernel = pytest.importorskip("fusionlib.kernels.gated_norm", reason="Triton is not installed on this platform")
     path = DATA / "benchmarks" / "nvidia-h200-sweep.json"
     sweep = [row for row in read_results(evidence.read_benchmark(path).document, path.name).sweep]

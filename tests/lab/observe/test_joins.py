@@ -20,7 +20,7 @@ END = {"ph": "i", "s": "g", "name": "Record Window End", "pid": "", "tid": "", "
 
 
 def rank(number: int, device: int | None = None, count: int = 30, late: float = 20.0) -> list[dict]:
-    """What rank `number` records of the program that all run: the same correlations and ids, each `late` µs later."""
+    """What rank `number` records of the common program: the same correlations and ids, each `late` µs later."""
     generator = torch.Generator().manual_seed(number)
     jitter = torch.rand(count, generator=generator).mul(6).tolist()
     pid, device = {"pid": 4000 + number, "tid": 1}, number if device is None else device
@@ -40,14 +40,14 @@ def by_time(events: list[dict]) -> list[dict]:
 
 
 def sglang(ranks: list[list[dict]]) -> list[dict]:
-    """SGLang's ProfileMerger puts a label in front of every process number, of GPU events too."""
+    """SGLang's ProfileMerger puts a label before every process number, even of GPU events."""
     return by_time(
         [event | {"pid": f"[TP{number:02d}] {event['pid']}"} for number, part in enumerate(ranks) for event in part]
     )
 
 
 def tracelens(ranks: list[list[dict]]) -> list[dict]:
-    """AMD's TraceLens moves process numbers and correlations, leaves External ids, and adds the rank."""
+    """AMD's TraceLens shifts process numbers and correlations, leaves External ids, and adds the rank."""
     merged = []
     for number, part in enumerate(ranks):
         for event in copy.deepcopy(part):
@@ -88,7 +88,7 @@ def joins(trace) -> dict[str, tuple]:
 @pytest.mark.parametrize("same_device", [False, True])
 @pytest.mark.parametrize("merge", [sglang, tracelens, thousands, one_behind_another, without_marks])
 def test_ranks_are_joined_as_each_alone(tmp_path, merge, same_device):
-    """Sorted, without labels and every GPU called 0, they cannot all be told apart; then none is taken for another."""
+    """Sorted, without labels and with every GPU called 0, not all can be distinguished; then none is confused."""
     ranks = [rank(number, device=0 if same_device else None) for number in range(RANKS)]
     alone = {}
     for part in ranks:
@@ -109,7 +109,7 @@ def test_ranks_are_joined_as_each_alone(tmp_path, merge, same_device):
 
 @pytest.mark.parametrize("merge", [sglang, tracelens, one_behind_another])
 def test_what_a_file_says_of_ranks_is_enough(tmp_path, merge):
-    """Ranks in step to the nanosecond, each on its GPU 0, so that time tells nothing."""
+    """Ranks synchronous to the nanosecond, each on its GPU 0, so that time does not help."""
     ranks = []
     for number in range(RANKS):
         text = json.dumps(rank(0, device=0, late=0)).replace("of rank 0", f"of rank {number}")
@@ -120,7 +120,7 @@ def test_what_a_file_says_of_ranks_is_enough(tmp_path, merge):
 
 
 def test_processes_of_one_number_on_two_machines(tmp_path):
-    """In containers, every rank may be process 17; the parts of the file tell them apart."""
+    """In containers, every rank may be process 17; the parts of the file distinguish them."""
     ranks = [rank(number, device=0) for number in range(2)]
     alone = joins(read_trace(write(tmp_path / "a", ranks[0]))) | joins(read_trace(write(tmp_path / "b", ranks[1])))
     for part in ranks:
@@ -156,7 +156,7 @@ def test_one_process_is_joined_whatever_its_events_say(tmp_path):
 
 
 def test_two_gpus_of_one_process_among_others(tmp_path):
-    """A process may drive two devices; then neither of them is anybody else's."""
+    """A process may drive two devices; then neither of them belongs to another process."""
     first = rank(0) + [kernel(i + 1, 100.0 * i + 15, 1.0, f"more {i} of rank 0", device=5) for i in range(30)]
     trace = read_trace(write(tmp_path / "t", without_marks([first, rank(1)])))
     assert all(k.launch and k.launch.process == f"400{k.name[-1]}" for k in trace.kernels)
@@ -168,7 +168,7 @@ def test_two_gpus_of_one_process_among_others(tmp_path):
     st.booleans(),
 )
 def test_any_joins_are_within_a_candidate_process(calls, works, labelled):
-    """No launch is named that is not of the correlation, and with labels none of another label."""
+    """A launch always has the same correlation and, with labels, the same label."""
     made = [
         Call(Source(0, f"r{p}" if labelled else "", str(100 + p)), correlation, None, start, key)
         for key, (p, correlation, start) in enumerate(calls)

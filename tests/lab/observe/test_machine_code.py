@@ -1,4 +1,4 @@
-"""Machine code is read off a disassembly up to its end, and told by kind."""
+"""Machine code is read from a disassembly up to its end, and counted by kind."""
 
 import pytest
 

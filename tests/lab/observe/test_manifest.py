@@ -1,4 +1,4 @@
-"""Manifests: written and read back, held against the files, and refused when they give something away."""
+"""Manifests: written and read back, compared with the files, and refused if they contain private data."""
 
 import json
 from dataclasses import replace
@@ -147,6 +147,6 @@ def test_this_machine_is_one_that_can_be_written(tmp_path):
 
 
 def test_what_was_measured_before_is_no_local_change(monkeypatch):
-    """One command after the other writes to data/; the commit of the next is still the one that is checked out."""
+    """Several commands in a row write to data/; each records the checked-out commit as unchanged."""
     monkeypatch.setattr(manifest_module, "git_commit", lambda root, apart_from=(): ",".join(apart_from))
     assert make_manifest("x", 0, machine=H200).commit == "data"

@@ -1,4 +1,4 @@
-"""Every reference file has its form, and says that its numbers are not this project's."""
+"""Every reference file is valid, and says that its numbers are not this project's."""
 
 import json
 from pathlib import Path

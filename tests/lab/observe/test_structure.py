@@ -1,4 +1,4 @@
-"""Nesting and steps: hand-made answers, and PyTorch's own tree and self times as the second opinion."""
+"""Nesting and steps: hand-made answers, and PyTorch's own tree and self times for comparison."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_self_times_count_nothing_twice():
 
 
 def test_overlap_without_nesting_is_no_child():
-    """Two ranges that cross, as a hostile or broken file may hold: side by side, no negative time."""
+    """Two crossing ranges, as in a hostile or broken file, count as siblings, without negative times."""
     found = nest([call("a", 0.0, 10.0), call("b", 5.0, 10.0), call("c", 6.0, 1.0)])
     assert [n.parent for n in found] == [None, None, 1]
     assert all(n.self_us >= 0 for n in found)
@@ -67,7 +67,7 @@ def test_against_pytorchs_own_tree(tmp_path):
         if event.name in around:
             merged.add(
                 event.name
-            )  # PyTorch makes one op of two where an op's only child has its name, hence names below
+            )  # PyTorch merges an op with its only child if both have the same name, so names are compared
             continue
         outer = event.cpu_parent
         parent = None if nested.parent is None else found[nested.parent].op.name

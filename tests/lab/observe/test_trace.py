@@ -1,4 +1,4 @@
-"""Traces: hand-made ones with known answers, and PyTorch's own analysis as the second opinion."""
+"""Traces: hand-made ones with known answers, and PyTorch's own analysis for comparison."""
 
 import json
 from decimal import Decimal
@@ -39,7 +39,7 @@ def test_a_graph_launch_has_many_kernels(tmp_path):
 
 
 def test_rocm_takes_the_geometry_from_the_launch(tmp_path):
-    """Kineto files HIP's calls under cuda_runtime, with grid and block there and a pointer for a stream."""
+    """Kineto puts HIP's calls under cuda_runtime, with grid and block there and a pointer as the stream."""
     shape = {"grid": [8, 1, 1], "block": [64, 1, 1], "shared memory": 512, "stream": "0x55d0"}
     events = [launch(1, 0.0, 2.0, name="hipExtModuleLaunchKernel", **shape), kernel(1, 5.0, 1.0)]
     (found,) = read_trace(write(tmp_path / "t", events)).kernels
@@ -136,7 +136,7 @@ def test_against_pytorchs_own_analysis(tmp_path):
     sums = totals(trace.ops)
     averages = [average for average in prof.key_averages() if average.key.startswith("aten::")]
     for average in averages:
-        if average.count == sums[average.key].count:  # PyTorch leaves out an op directly inside one of its own name
+        if average.count == sums[average.key].count:  # PyTorch leaves out an op directly inside one with the same name
             assert sums[average.key].duration_us == pytest.approx(average.cpu_time_total, abs=0.05)
     assert sum(average.count == sums[average.key].count for average in averages) >= len(averages) - 1
     assert "a range" not in sums
@@ -164,7 +164,7 @@ def test_kernels_against_pytorchs_own_analysis(tmp_path):
 
 
 def test_large_times_are_exact(tmp_path):
-    """PyTorch 2.3 writes microseconds since 1970 with nanoseconds behind the point; a float there has steps of 0.25."""
+    """PyTorch 2.3 writes microseconds since 1970 with nanosecond decimals; a float of that size has steps of 0.25."""
     base = 1_712_345_678_901_234
     text = json.dumps(
         {"traceEvents": [op(1, 0, 1, "op"), launch(1, 1, 2, external=1), kernel(1, 3, 4), kernel(2, 5, 6)]}
@@ -212,7 +212,7 @@ OLD = """[
 
 
 def test_a_trace_of_pytorch_1_8(tmp_path):
-    """Other categories, the id in lower case, a bandwidth that is no number, and a list that nobody closed."""
+    """Other categories, a lower-case id, a bandwidth that is not a number, and an unclosed list."""
     (tmp_path / "t.json").write_text(OLD)
     trace = read_trace(tmp_path / "t.json")
     mul, copy = trace.kernels
@@ -269,7 +269,7 @@ def test_a_gpu_event_without_a_time_or_name_is_skipped_and_named(tmp_path, chang
 
 
 def test_halves_of_characters_can_be_shown(tmp_path):
-    """JSON can spell them, and no page, terminal or file can hold them."""
+    """JSON can contain them, but no page, terminal or file can."""
     half = "\\ud800"
     text = json.dumps(
         {"traceEvents": [kernel(1, 0, 1, name="k_HALF"), kernel(2, 3, 1, stream="s_HALF", name="HALF") | {"dur": -1}]}

@@ -1,4 +1,4 @@
-"""Which traces a notebook shows: recordings where there are some, the CPU here where there are none."""
+"""Which traces a notebook shows: recordings if there are any, otherwise the local CPU."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def mark(number, start, duration):
 
 
 def record(data, machine, entries):
-    """A folder as `fusionlib record` leaves it, its traces synthetic."""
+    """A folder as written by `fusionlib record`, with synthetic traces."""
     folder = data / "traces" / machine.slug
     folder.mkdir(parents=True)
     files = []
@@ -83,7 +83,7 @@ def test_without_a_gpu_and_without_recordings_the_cpu_is_recorded(tmp_path, monk
 
 
 def test_a_gpu_here_comes_before_any_recording(tmp_path, monkeypatch):
-    """Without a GPU the recorder is replaced; what it is asked for and what is made of it is the test."""
+    """The recorder is replaced, since there is no GPU; the test checks what it is asked for and how that is used."""
     record(tmp_path, H200, [("two_kernel", 64, False, FUSED), ("fused", 64, False, TWO)])
     asked = []
 
@@ -134,7 +134,7 @@ def test_the_fastest_step_by_its_own_events(tmp_path):
 
 
 def test_of_equally_fast_steps_the_one_with_the_shorter_launch(tmp_path):
-    """The first step's launch was held up for 400 µs; its kernel is a little faster all the same."""
+    """The first step's launch was delayed by 400 µs; its kernel is nevertheless slightly faster."""
     replay = {"graph node id": 1}
     events = [mark(0, 0.0, 500.0), launch(1, 10.0, 400.0), kernel(1, 412.0, 1.75, "held up", **replay)]
     events += [mark(1, 500.0, 50.0), launch(2, 510.0, 10.0), kernel(2, 522.0, 1.8, "good", **replay)]
@@ -163,7 +163,7 @@ def test_a_recorded_benchmark_gives_the_lines_of_a_figure(tmp_path):
     assert benchmark_times(benchmark) == {"light": {1: 1.0}, "fused": {1: 1.5, 64: 2.0}}
     assert benchmark_times(benchmark, f"{BASE}/strided/alone") == {"fused": {64: 9.0}}
 
-    # What Inductor compiled is taken at its faster run, sizes of this one; ours and the light are not.
+    # For what Inductor compiled, the faster run counts, at this run's sizes; not for ours and the light.
     write_results(
         path,
         Results({}, [*rows, row("inductor", 1, 5.6), row("inductor", 64, 2.9)]),
@@ -183,7 +183,7 @@ def test_a_recorded_benchmark_gives_the_lines_of_a_figure(tmp_path):
     ]
     assert both["inductor"] == {1: 1.9, 64: 2.8} and both["fused"] == {1: 1.5, 64: 2.0}
 
-    # Another machine's run, or the same GPU's with other versions, says nothing of this one's.
+    # Another machine's run, or the same GPU's with other versions, does not count.
     other = replace(H200, triton="9.9.9")
     write_results(one, Results({}, before), make_manifest("x", 0, machine=other))
     assert benchmark_times(benchmark)["inductor"] == {1: 5.6, 64: 2.8}

@@ -1,4 +1,4 @@
-"""Trace files as profilers really write them, damaged ones, and files meant to harm."""
+"""Trace files as profilers really write them, damaged ones, and malicious ones."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ from tests.lab.observe.traces import EVENTS, GEOMETRY, kernel, write
 
 
 def indented(name: str, start: int, cat: str = "kernel", **change: str) -> str:
-    """An event as Kineto lays it out, its values put in as they are; one of a GPU has a stream and a correlation."""
+    """An event in Kineto's layout, with its values inserted verbatim; a GPU event has a stream and a correlation."""
     fields = {"pid": "0", "tid": "7", "ts": f"{start}.000", "dur": "2.000"} | change
     args = f'"stream": 7, "correlation": {start}'
     return (
@@ -25,7 +25,7 @@ def indented(name: str, start: int, cat: str = "kernel", **change: str) -> str:
 
 
 def compact(*args: str, **change: str) -> str:
-    """The same as other tools write it after them."""
+    """The same in the layout of other tools."""
     return "".join(line.strip() for line in indented(*args, **change).splitlines())
 
 
@@ -34,7 +34,7 @@ def file_of(*events: str) -> str:
     return f'{{"schemaVersion": 1, "traceEvents": [{",".join(events)}], "traceName": "t.json"}}'
 
 
-#: What is wrong, the event (a function of the layout), the name that is read (None: skipped), and what is said of it.
+#: What is wrong, the event (a function of the layout), the name that is read (None: skipped), and the message.
 FAULTS = {
     "quotes": (lambda e: e('{"device": "cpu"}(12): run', 20), '{"device": "cpu"}(12): run', "mended"),
     "a suffix": (lambda e: e('operator"" _kg', 20), 'operator"" _kg', "mended"),
@@ -96,7 +96,7 @@ def test_many_bad_events_are_counted_by_kind_and_the_first_is_named(tmp_path):
 
 @pytest.mark.parametrize("compress", [False, True])
 def test_a_file_cut_off_anywhere_gives_what_is_before(tmp_path, compress):
-    """And says in or behind which event it ends."""
+    """And says in or after which event it ends."""
     content = json.dumps([kernel(i + 1, 10 * i, 1, name=f"k{i}") for i in range(5)], indent=1).encode()
     whole = gzip.compress(content, mtime=0) if compress else content
     path = tmp_path / "t"
@@ -275,7 +275,7 @@ def test_mutated_bytes_raise_nothing_else(tmp_path_factory, data):
 
 @given(st.data())
 def test_what_a_mutation_does_not_touch_is_read(tmp_path_factory, data):
-    """Of ten events one is damaged; the other nine come out as they are."""
+    """One of ten events is damaged; the other nine are read unchanged."""
     events = [kernel(i + 1, 10.0 * i, 1.5, name=f"k{i}") for i in range(10)]
     texts = [json.dumps(event) for event in events]
     hit = data.draw(st.integers(0, 9))

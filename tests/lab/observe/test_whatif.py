@@ -28,7 +28,7 @@ def claim():
 
 
 def test_the_claim_holds_for_one_step_time_only(claim):
-    """36 layers x 4.5 us are 162 us; they are 2.5 % of a step of 6.48 ms, and of no other."""
+    """36 layers x 4.5 us are 162 us, which is 2.5 % only of a step of 6.48 ms."""
     saved = claim["before_us"] - claim["after_us"]
     share = -claim["tpot_change_percent"] / 100
     implied = implied_step_us(saved, QWEN.layers, share)
@@ -46,7 +46,7 @@ def test_the_claim_holds_for_one_step_time_only(claim):
 
 
 def test_the_throughput_claim_takes_a_longer_step_for_granted(claim):
-    """+2.3 % throughput is 2.25 % of time, so of 7.2 ms and not 6.5: further apart than rounding explains."""
+    """+2.3 % throughput is 2.25 % of time, so of 7.2 ms rather than 6.5: too far apart for rounding to explain."""
     saved = claim["before_us"] - claim["after_us"]
     by_tpot = implied_step_us(saved, QWEN.layers, -claim["tpot_change_percent"] / 100)
     by_throughput = implied_step_us(
@@ -79,7 +79,7 @@ def test_from_bandwidth_is_the_ledger():
     found = from_bandwidth(QWEN, 8192, 1e6, 4170)
     moved = path_bytes(8192, 4096, GatedNorm.vllm(), GroupQuant.vllm())
     assert found.before_us == moved.unfused.time_us(4170) and found.after_us == moved.fused.time_us(4170)
-    assert found.after_us == pytest.approx(40.5, rel=2e-3)  # measured at that bandwidth, DESIGN's table
+    assert found.after_us == pytest.approx(40.5, rel=2e-3)  # as in h200_survey.json
     assert found.layers == 36
 
 

@@ -1,4 +1,4 @@
-"""How far colours are from each other: contrast as WCAG counts it, and distance as eyes see it."""
+"""Differences between colours: contrast according to WCAG, and perceptual distance."""
 
 import math
 
@@ -20,7 +20,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def distance(one: str, other: str) -> float:
-    """In OKLab, times 100: about 2 can just be seen side by side, black and white are 100 apart."""
+    """The distance in OKLab, times 100: about 2 is just visible side by side, black and white are 100 apart."""
     return 100 * math.dist(oklab(one), oklab(other))
 
 

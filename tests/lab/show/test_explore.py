@@ -25,7 +25,7 @@ def published(monkeypatch) -> list[dict]:
 
 @pytest.fixture
 def widgets(monkeypatch) -> dict:
-    """The widgets that are made, by what they say."""
+    """The created widgets, by label."""
     ipywidgets = pytest.importorskip("ipywidgets")
     made = {}
     for name in ("IntSlider", "FloatSlider", "Dropdown", "Text"):
@@ -39,13 +39,13 @@ def widgets(monkeypatch) -> dict:
 
 
 def draw(head=0, share=0.0, variant=0, find_node="") -> Drawing:
-    """Everything that is chosen is in the figure's data, and none of it in the words."""
+    """All chosen values are in the figure's data, and none in the words."""
     fig = go.Figure(go.Scatter(x=[0, 1, 2], y=[head, share, variant], hovertext=[find_node]), {"height": 300})
     return Drawing(fig, caption="c", alt="a", summary="s")
 
 
 def drawn(messages: list[dict]) -> dict:
-    """The trace of the figure that was published last."""
+    """The trace of the last published figure."""
     return next(m["data"][PLOTLY_MIME] for m in reversed(messages) if PLOTLY_MIME in m["data"])["data"][0]
 
 
@@ -84,7 +84,7 @@ def test_the_controls_stand_above_and_words_stand_for_them_once(published, widge
     assert PLOTLY_MIME in figure["data"] and WIDGET_MIME in box["data"]
     assert words["data"]["text/plain"] == "This figure has live controls while its kernel runs: head."
     assert words["data"]["text/plain"] in words["data"]["text/html"]
-    assert box["data"]["text/plain"] == ""  # and not VBox(children=...
+    assert box["data"]["text/plain"] == ""  # rather than VBox(children=...
 
 
 def test_a_slider_in_the_figure_makes_way_for_a_live_one_of_its_name(published, widgets):

@@ -17,7 +17,7 @@ def test_the_bundle_is_json_with_numpy_inside_and_words_beside():
     fig = go.Figure(go.Scatter(x=np.arange(3), y=np.float32([1, 2, 3])), layout={"title": {"text": "t"}})
     data, metadata = figure_bundle(Drawing(fig, **WORDS))
     assert set(data) == {PLOTLY_MIME, SVG_MIME, "text/plain"}
-    assert data["text/plain"] == "two bars"  # what is drawn; caption and conclusion are said below, once
+    assert data["text/plain"] == "two bars"  # what is drawn; caption and conclusion appear once, below
     assert metadata == {"fusionlib": WORDS}
     assert "<desc>two bars</desc>" in data[SVG_MIME] and 'stroke-width="2"' in data[SVG_MIME]
     assert json.loads(json.dumps(data)) == data
@@ -29,7 +29,7 @@ def test_the_bundle_is_json_with_numpy_inside_and_words_beside():
 
 
 def test_every_figure_says_its_height():
-    """JupyterLab takes 360 pixels where a figure says none, whatever its template says."""
+    """JupyterLab uses 360 pixels if a figure sets no height, whatever its template says."""
     for layout, height in ({}, HEIGHT), ({"height": 700}, 700):
         data, _ = figure_bundle(Drawing(go.Figure(layout=layout), **WORDS))
         assert data[PLOTLY_MIME]["layout"]["height"] == height
@@ -81,7 +81,7 @@ def test_an_update_takes_the_same_places_and_makes_jupyterlab_draw_anew(publishe
     assert [message["update"] for message in published] == [False, False, True, True, True]
     places = [message["transient"]["display_id"] for message in published]
     assert places[0] == places[2] == places[3] != places[1] == places[4]
-    # JupyterLab draws nothing anew while the type stays plotly's, so that another comes between.
+    # JupyterLab does not redraw while the type stays plotly's, so another type comes in between.
     assert PLOTLY_MIME in figure["data"] and PLOTLY_MIME in again["data"]
     assert set(still["data"]) == {SVG_MIME, "text/plain"} and still["data"][SVG_MIME] == again["data"][SVG_MIME]
     assert again["data"][PLOTLY_MIME]["data"] != figure["data"][PLOTLY_MIME]["data"]

@@ -1,4 +1,4 @@
-"""Nodes and slices side by side: every link is drawn, and the slider lights up what belongs together."""
+"""Nodes and slices side by side: every link is drawn, and the slider highlights what belongs together."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The figure of a rewrite and of a graph: what the controls show is what the recording says."""
+"""The figures of a rewrite and of a graph: the controls show what the recording says."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def update(control: dict) -> dict:
 
 
 def boxes(data: dict, kind: str) -> int:
-    """How many boxes of `kind` the data draws: one None ends each."""
+    """How many boxes of `kind` the data draws: each ends with a None."""
     return data["x"][BOX + BOXES.index(kind)].count(None)
 
 
@@ -102,7 +102,7 @@ def test_the_controls_stand_below_beside_what_is_added(drawing):
 
 
 def test_nothing_moves(drawing):
-    """In every position of every control a node that is drawn is drawn at its place."""
+    """At every position of every control, each drawn node is at its place."""
     buttons, steps = controls(drawing)
     home = {}
     for control in (*buttons, *steps):

@@ -1,4 +1,4 @@
-"""What is folded away is counted, each side for itself."""
+"""Folded nodes are counted, separately on each side."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Layers of any graph: edges go down, nothing in a layer overlaps, and cycles are no trouble."""
+"""Layers of any graph: edges go down, nothing in a layer overlaps, and cycles are handled."""
 
 from collections import defaultdict
 from itertools import pairwise

@@ -26,13 +26,13 @@ def touches(box, point, side):
 
 
 def enters(line, box):
-    """Whether a piece of `line` has its middle, or a point, inside `box`."""
+    """Whether a segment of `line` has its midpoint, or a point, inside `box`."""
     points = [*line, *(((a + c) / 2, (b + d) / 2) for (a, b), (c, d) in itertools.pairwise(line))]
     return any(abs(x - box.x) < box.width / 2 - 0.1 and abs(y - box.y) < box.height / 2 - 0.1 for x, y in points)
 
 
 def assert_can_be_read(layout, edges):
-    """No box on another, every line from its source to its target and through no box, all of it inside."""
+    """Boxes do not overlap, every line leads from its source to its target and through no box, all within the plane."""
     for p, q in itertools.combinations(layout.boxes.values(), 2):
         apart_x = abs(p.x - q.x) >= (p.width + q.width) / 2
         apart_y = abs(p.y - q.y) >= (p.height + q.height) / 2
@@ -67,7 +67,7 @@ def test_lines_leave_a_box_in_the_order_of_where_they_go(layout):
     left, right = sorted("bc", key=lambda name: layout.boxes[name].x)
     assert layout.lines["a", left][0][0] < layout.lines["a", right][0][0]
     assert layout.lines[left, "d"][-1][0] < layout.lines[right, "d"][-1][0]
-    # However this one is arranged without crossings, one of the upper two reads its targets against their numbers.
+    # Any arrangement without crossings reverses the order of the targets of one of the upper two.
     zigzag = [("a", "c"), ("a", "e"), ("b", "c"), ("b", "d")]
     made = lay_out(LABELS, zigzag)
     for pair in (zigzag[:2], zigzag[2:]):

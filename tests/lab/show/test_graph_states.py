@@ -1,4 +1,4 @@
-"""Playing a recording: the state that the events lead to is the graph that the pass left."""
+"""Playing a recording: the events lead to the graph that the pass left."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_the_first_state_is_before_and_the_last_is_after(rewritten):
 
 
 def test_the_events_alone_lead_to_the_edges_of_after(rewritten):
-    """Without the correction at the end, which exists for passes that set arguments past the hooks."""
+    """Without the final correction, which exists for passes that set arguments without triggering hooks."""
     player = _Player(rewritten.before)
     for event in rewritten.events:
         list(player.apply(event))

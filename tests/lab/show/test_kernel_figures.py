@@ -67,7 +67,7 @@ def test_bytes_are_stacked_and_summed():
         ("copy", [0, 0]),
         ("x", [2, 1]),
         ("copy", [4, 0]),
-    ]  # what is nothing everywhere is out
+    ]  # what is zero everywhere is left out
     totals = [list(trace.text) for trace in drawing.fig.data if trace.type == "scatter"]
     assert totals == [[" 2.00 B", " 1.00 B"], [" 6.00 B", " 1.00 B"]]
     assert "With a far gate: 6.00 bytes per element in “two”, 1.00 in “one”, 6.00 times fewer." in drawing.summary

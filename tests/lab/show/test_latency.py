@@ -54,4 +54,4 @@ def test_a_line_looks_the_same_on_every_card_and_the_axis_is_read_between_tens()
     many = draw({"two kernels": {1: 4.0}, "one kernel": {1: 2.0}, "AITER's Triton kernel": {1: 2.0}, "light": {1: 1.0}})
     looks = [(t.line, t.marker.symbol) for fig in (few, many.fig) for t in fig.data if t.name.startswith("AITER")]
     assert len(looks) == 4 and all(look == looks[0] for look in looks)
-    assert few.layout.yaxis.dtick == "D2"  # 1, 2 and 5, and not 1, 10, 100 alone
+    assert few.layout.yaxis.dtick == "D2"  # 1, 2 and 5, not only 1, 10, 100

@@ -1,4 +1,4 @@
-"""Machine instructions are compared by the element, and the sentence follows the data."""
+"""Machine instructions are compared per element, and the sentence follows the data."""
 
 import pytest
 

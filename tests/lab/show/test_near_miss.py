@@ -1,4 +1,4 @@
-"""The picture of a site says what the site says: pairs, the failing pair, words, and nothing of it as markup."""
+"""The picture of a site says what the site says: pairs, the failing pair, words, all without markup."""
 
 from dataclasses import replace
 
@@ -47,7 +47,7 @@ def texts(drawing) -> str:
 def test_every_pair_is_a_numbered_line_between_the_columns():
     drawing = near_miss(MATCH)
     ends = [(tuple(line.x)[1], tuple(line.y)) for line in lines(drawing)]
-    # scale and its arithmetic are one row, as are normed and the product: one node plays both
+    # scale and its arithmetic share a row, as do normed and the product: one node matches both
     assert ends == [
         (RIGHT, (0, 0)),
         (RIGHT, (1, 1)),

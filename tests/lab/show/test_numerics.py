@@ -17,7 +17,7 @@ def drawn(drawing: Drawing):
 
 @pytest.mark.parametrize("dtype, count", [(torch.float8_e4m3fn, 253), (torch.float8_e5m2, 247)])
 def test_every_finite_value_once_and_in_order(dtype, count):
-    """256 codes less the two NaN of e4m3fn (the eight non-finite ones of e5m2), and less one of the two zeros."""
+    """256 codes minus the two NaNs of e4m3fn (the eight non-finite ones of e5m2) and one of the two zeros."""
     values = numerics.fp8_values(dtype)
     assert len(values) == count
     assert (values.diff() > 0).all()

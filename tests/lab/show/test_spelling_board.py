@@ -1,4 +1,4 @@
-"""The board counts what it is given, and marks every answer by symbol and word."""
+"""The board counts the answers, and marks each by symbol and word."""
 
 import pytest
 

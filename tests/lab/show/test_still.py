@@ -1,4 +1,4 @@
-"""A still picture shows what the figure holds: its points where the axes say, its texts, nothing that runs."""
+"""A still picture shows the figure's content: points where the axes say, texts, and nothing executable."""
 
 from __future__ import annotations
 

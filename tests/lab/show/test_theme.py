@@ -1,4 +1,4 @@
-"""Colours can be read, can be told apart, and mean one thing."""
+"""Colours are legible and distinguishable, and each means one thing."""
 
 import itertools
 

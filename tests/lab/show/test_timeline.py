@@ -90,7 +90,7 @@ def test_gaps_lie_between_kernels_of_one_stream_and_carry_their_length(steps):
 
 
 def test_a_gap_that_began_before_the_step_is_not_drawn(tmp_path, steps):
-    """A step cut out of a longer trace keeps the wait for what ran before it, which lies outside of the picture."""
+    """A step cut from a longer trace keeps the wait for what ran before it, which is outside the picture."""
     from dataclasses import replace
 
     cut = replace(steps["two"], kernels=steps["two"].kernels[1:])
@@ -136,7 +136,7 @@ def test_a_cpu_timeline_says_that_it_is_one(steps):
 
 
 def test_what_torch_compile_adds_is_no_operator(tmp_path):
-    """The region's own ranges get a row of their own; the time between the operators inside it is a gap."""
+    """The region's own ranges get a separate row; the time between the operators inside it is a gap."""
     events = [
         op(None, 0, 100, "Torch-Compiled Region: 0/0"),
         op(None, 10, 80, "## Call CompiledFxGraph f5asumvyuj ##"),
@@ -170,7 +170,7 @@ def test_words_and_table_of_gpu_variants(steps):
 
 
 def test_replays_are_compared_without_their_launch(tmp_path, steps):
-    """A graph of a model is launched once for all of its layers; so is a replay never compared with single launches."""
+    """A model's graph is launched once for all layers, so a replay is never compared with single launches."""
 
     def replay(name, *kernels):
         events = [kernel(1, start, long, "k", **{"graph node id": i}) for i, (start, long) in enumerate(kernels, 1)]

@@ -1,9 +1,9 @@
 """Every version against the reference: interpreted on every machine, in bf16 on a GPU.
 
 The bounds on a GPU are those of tests/kernels/test_gated_norm.py for the versions that divide correctly. Triton's `/`
-may be off by 2 units in the last place: then a quotient beside the middle between two codes may fall on the other side,
-so codes may differ by one step, and no small bound is claimed. Version 4's quotients are known exactly, so the number
-of codes that it moves is the counted one, up to the same 1e-5.
+may be off by 2 units in the last place: then a quotient near the midpoint of two codes may fall on the other side, so
+codes may differ by one step, and no small bound is claimed. Version 4's quotients are known exactly, so the number of
+codes that it changes is the counted one, up to the same 1e-5.
 """
 
 import pytest
@@ -29,7 +29,7 @@ ROUNDING_FREE = GatedNorm(128, rounding=())
     ids=["Qwen3-Next's gate", "rows that do not fill the last program"],
 )
 def test_every_version_in_the_interpreter(norm, heads, strided):
-    """Of 128 elements a row, no code and no scale is off, but for one that may sit on an edge."""
+    """With rows of 128 elements, no code and no scale is off, except one that may be at a tie."""
     x = torch.randn(5, heads, 128)
     gate = grouped_gate(5, heads // 2, 2, 128, torch.float32) if strided else torch.randn(5, heads, 128)
     found = check_all(x, gate, torch.rand(128) + 0.5, norm, QUANT)
@@ -38,7 +38,7 @@ def test_every_version_in_the_interpreter(norm, heads, strided):
         assert agreement.where == "interpreter"
         assert (agreement.codes, agreement.scales) == (5 * heads * 128, 5 * heads)
         assert agreement.scales_moved == 0
-        # Another order of summation and the reciprocal of version 4 move float32's last bits: once in some 10^5 codes.
+        # Another summation order and version 4's reciprocal change float32's last bits: once in about 10^5 codes.
         assert agreement.moved <= 2 and agreement.steps <= 1
 
 
@@ -82,7 +82,7 @@ def test_without_a_gpu_nothing_is_timed_and_the_reason_is_said(monkeypatch):
 
 
 class CountingTimer:
-    """A clock that runs nothing: version n takes n microseconds, and one more in every other round."""
+    """A timer that runs nothing: version n takes n microseconds, and one more in every other round."""
 
     l2_bytes = 40 * 2**20
 

@@ -1,4 +1,4 @@
-"""Codes that a way of dividing moves, against exact fractions."""
+"""Codes that a way of dividing changes, compared with exact fractions."""
 
 from fractions import Fraction
 
@@ -27,7 +27,7 @@ def test_the_residual_step_is_the_exact_quotient_rounded_once():
 
 
 def test_a_reciprocal_moves_codes_and_the_residual_step_moves_none():
-    """Some 5e-4 of the codes with Qwen3-Next's roundings on random input; the bounds are five standard deviations."""
+    """About 5e-4 of the codes with Qwen3-Next's roundings on random input; the bounds are five standard deviations."""
     x, gate = torch.randn(2, 512, 32, 128).bfloat16()
     y = reference.rms_norm_gated(x, gate, (torch.rand(128) + 0.5).bfloat16(), GatedNorm.qwen3_next())
     found = moved_codes(y, GroupQuant.vllm())
@@ -37,6 +37,6 @@ def test_a_reciprocal_moves_codes_and_the_residual_step_moves_none():
 
 
 def test_without_ties_a_reciprocal_hardly_matters():
-    """The same in float32, whose quotients do not prefer the middle between two codes."""
+    """The same in float32, whose quotients are not biased towards the midpoint of two codes."""
     found = moved_codes(torch.randn(512, 4096), GroupQuant.vllm())
     assert found["reciprocal"].share < 2e-5

@@ -28,7 +28,7 @@ def compiled() -> dict[int, list[Listing]]:
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 def test_load_widths(compiled, version):
-    """2 bytes where a thread has one element; 16, x, gate and weight in one load each, from version 3 on."""
+    """2 bytes if a thread has one element; from version 3 on 16, with x, gate and weight in one load each."""
     loads = [census(listing).loads for listing in compiled[version.number]]
     special = {1: [((2, 3),), ((2, 1),)], 2: [((2, 3),)]}
     assert loads == special.get(version.number, [((16, 3),)])
@@ -37,9 +37,9 @@ def test_load_widths(compiled, version):
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 def test_divisions(compiled, version):
-    """Triton's `/` is approximate; the correctly rounded ones are a row's: of the scale, and of its reciprocal.
+    """Triton's `/` is approximate; the correctly rounded divisions are per row: the scale, and its reciprocal.
 
-    Version 7 spells both out: an approximate reciprocal a row, and fused multiply-adds.
+    Version 7 spells both out: an approximate reciprocal per row, and fused multiply-adds.
     """
     found = census(compiled[version.number][-1])
     if version.number == 7:
@@ -66,15 +66,15 @@ def test_conversions_and_spills(compiled, version):
 
 @pytest.mark.parametrize("version", VERSIONS[2:], ids=NAMES[2:])
 def test_what_threads_exchange_through_shared_memory(compiled, version):
-    """The scale, on its way to the layout of its store, behind one barrier; version 7 stores it from where it is."""
+    """The scale is converted to the layout of its store, with one barrier; version 7 stores it without conversion."""
     found = census(compiled[version.number][0])
     assert (found.barriers, found.shared) == ((0, 0) if version.number == 7 else (1, 2))
 
 
 def test_version_7_is_launched_as_the_library_would(compiled):
-    """4 elements a thread for one token: 8-byte loads, and a row is a warp. Its gate is the strided one.
+    """4 elements per thread for one token: 8-byte loads, and one row per warp. Its gate is the strided one.
 
-    The sum is exchanged over all 32 lanes in five steps, and the largest magnitude is one integer instruction.
+    The sum is exchanged over all 32 lanes in five steps, and the largest magnitude takes one integer instruction.
     """
     (one,) = map(census, compile_version(VERSIONS[6], tokens=1))
     assert (one.loads, one.stores, one.fp8_conversions, one.shuffles) == (((8, 3),), ((4, 2),), 2, 6)
@@ -84,7 +84,7 @@ def test_version_7_is_launched_as_the_library_would(compiled):
 
 
 def test_the_listing_taught_version_7_something(compiled):
-    """Machine instructions per element, as the notebook tells it; on the slow unit two per element and two per row.
+    """Machine instructions per element, as in the notebook; on the slow unit two per element and two per row.
 
     On that unit version 6 has exp, a reciprocal and one of its three roundings; version 7 rounds in pairs elsewhere.
     """
@@ -98,7 +98,7 @@ def test_the_listing_taught_version_7_something(compiled):
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.startswith("gfx9")])
 def test_they_compile_for_the_other_vendor_too(target):
-    """Eight wavefronts are 512 threads there, a thread has half the elements; version 7 takes half the wavefronts."""
+    """Eight wavefronts are 512 threads, each with half the elements; version 7 uses half the wavefronts."""
     (found,) = map(census, compile_version(VERSIONS[4], target))
     assert found.loads == ((8, 3),) and found.divisions == 2
 
@@ -165,7 +165,7 @@ def test_independent_instructions_are_no_chain():
 
 
 def test_a_chain_goes_through_inline_blocks():
-    """Each block has a `t` of its own: the first one's three links lead on, the second one's two do not."""
+    """Each block has its own `t`: the first one's three links continue the chain, the second one's two do not."""
     block = """
         {{
         .reg .pred p;
@@ -188,7 +188,7 @@ def test_what_is_no_straight_line_of_ptx_is_refused():
 
 
 def test_the_chain_of_the_kernel(compiled):
-    """One load, both reductions of log2(16) exchanges, root and reciprocal; most instructions are beside it."""
+    """One load, both reductions of log2(16) exchanges, root and reciprocal; most instructions are not on the chain."""
     chain = longest_chain(compiled[7][0])
     kinds = chain.kinds()
     assert list(kinds)[:-1] == list(KINDS)
@@ -203,12 +203,12 @@ def test_the_chain_of_the_kernel(compiled):
     "target, registers, num_warps, expected",
     [
         ("sm_90", 32, 8, Occupancy(64, 64)),
-        ("sm_90", 33, 8, Occupancy(48, 64)),  # 40 registers a thread are given out: 12 warps a partition
+        ("sm_90", 33, 8, Occupancy(48, 64)),  # 40 registers per thread are allocated: 12 warps per partition
         ("sm_90", 64, 8, Occupancy(32, 64)),
         ("sm_90", 255, 8, Occupancy(8, 64)),
         ("sm_100", 32, 1, Occupancy(32, 64)),  # 32 blocks of one warp
         ("gfx942", 64, 4, Occupancy(32, 32)),
-        ("gfx942", 65, 4, Occupancy(28, 32)),  # 72 are given out: 7 wavefronts a SIMD
+        ("gfx942", 65, 4, Occupancy(28, 32)),  # 72 are allocated: 7 wavefronts per SIMD
         ("gfx950", 256, 4, Occupancy(8, 32)),
     ],
 )
@@ -219,7 +219,7 @@ def test_occupancy(target, registers, num_warps, expected):
 @pytest.mark.parametrize("norm", [GatedNorm.qwen3_next(), GatedNorm.mamba2(4096)], ids=["Qwen3-Next", "Mamba2"])
 @pytest.mark.parametrize("target", ["gfx942", "gfx950"])
 def test_occupancy_is_the_compilers_own(target, norm):
-    """LLVM writes the wavefronts a SIMD into the listing."""
+    """LLVM writes the wavefronts per SIMD into the listing."""
     dtype = torch.float8_e4m3fnuz if target == "gfx942" else torch.float8_e4m3fn
     listing = compile_fused(target, norm, GroupQuant(dtype=dtype))
     told = int(re.search(r"; Occupancy: (\d+)", listing.assembly)[1])

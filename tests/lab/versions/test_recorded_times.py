@@ -1,4 +1,4 @@
-"""What `fusionlib bench --versions` writes, with a clock of the test's; the times themselves need a GPU."""
+"""What `fusionlib bench --versions` writes, with a fake timer; the times themselves need a GPU."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ KEYS = [*(f"v{version.number}" for version in VERSIONS), "light", "copy"]
 
 
 class Clock:
-    """Counts the calls that it is given and runs none: on a CPU no version runs."""
+    """Counts the calls without running them: no version runs on a CPU."""
 
     l2_bytes = 100_000
 

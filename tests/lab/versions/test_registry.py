@@ -1,4 +1,4 @@
-"""What is said of the versions before any of them runs: bytes, sources, limits."""
+"""What is known about the versions before any of them runs: bytes, sources, limits."""
 
 import pytest
 import torch

@@ -16,7 +16,7 @@ TOKENS, HEADS = 5, 4
 
 
 def offsets(tensor: torch.Tensor, rows: list[int]) -> list[int]:
-    """Where the elements of rows lie, counted from the tensor's first element."""
+    """Offsets of the elements of rows from the tensor's first element."""
     places = torch.arange(tensor.untyped_storage().nbytes() // tensor.element_size())
     strided = places.as_strided(tensor.shape, tensor.stride())
     return sorted(strided.reshape(-1, 128)[rows].flatten().tolist())

@@ -1,4 +1,4 @@
-"""A timer that needs no GPU: every call takes the time that its name is given, plus a known pattern of noise."""
+"""A timer that needs no GPU: every call takes the time given for its name, plus a known pattern of noise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fusionlab.observe.bench.results import Row
 
 
 class FakeTimer:
-    """Runs each first call once, so that what cannot run fails as on a device, and takes times from a script."""
+    """Runs each first call once, so that failures occur as on a device, and takes times from a script."""
 
     l2_bytes = 40_000
 

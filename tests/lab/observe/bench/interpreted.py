@@ -1,4 +1,4 @@
-"""The light and the producer in Triton's interpreter; a script, for a process of its own (see tests/interpreted.py)."""
+"""The light and the producer in Triton's interpreter; a script for a separate process (see tests/interpreted.py)."""
 
 import os
 
@@ -38,7 +38,7 @@ if __name__ == "__main__":
                 except Exception as error:
                     failures += 1
                     print(f"FAILED {name} {gate} {context}: {error!r}")
-    source = torch.randn(3, 1500).bfloat16()  # no multiple of the block
+    source = torch.randn(3, 1500).bfloat16()  # not a multiple of the block
     target = torch.zeros_like(source)
     launch_producer(source, target)
     print("ok producer" if torch.equal(source, target) else "FAILED producer")

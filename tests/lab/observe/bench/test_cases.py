@@ -11,7 +11,7 @@ def test_the_issues_list():
     assert TOKENS == (1, 4, 8, 16, 64, 256, 1024, 4096, 8192, 32768)
     assert list(SHAPES) == ["32x128", "16x128", "48x128", "64x128", "mamba2", "per_token"]
     base = [case for case in found if case.shape.name == BASE]
-    # Alone, behind a producer and in the chain; the strided gate alone.
+    # Alone, after a producer and in the chain; the strided gate alone.
     assert len(base) == 4 * len(TOKENS) and len(found) == len(base) + 5 * len(TOKENS)
     assert len({case.name for case in found}) == len(found)
     assert {case.name for case in cases([64], ["32x128", "mamba2"])} == {
@@ -24,7 +24,7 @@ def test_the_issues_list():
 
 
 def test_bytes_are_the_ledgers():
-    """x and gate 2 bytes each, a code 1, a scale 4 for 128: 5.03125 an element, and the weight once."""
+    """x and gate 2 bytes each, a code 1, a scale 4 per 128: 5.03125 per element, and the weight once."""
     assert Case(SHAPES[BASE], 64).bytes().total == 64 * 4096 * 5.03125 + 128 * 2
     assert Case(SHAPES["per_token"], 64).bytes().total == 64 * (4096 * 5 + 4) + 128 * 2
     assert Case(SHAPES["mamba2"], 64).bytes().total == 64 * 8192 * 5.03125 + 8192 * 2

@@ -1,4 +1,4 @@
-"""The command: what it says on a CPU, and with a timer of the test's all that it does beside timing."""
+"""The command: what it says on a CPU and, with a fake timer, everything it does besides timing."""
 
 import json
 
@@ -100,7 +100,7 @@ def test_what_is_measured_by_default():
 
 
 def test_a_run_with_another_timer_is_written_and_read_back(tmp_path, capsys):
-    """On a CPU, with times that a script gives: everything but the times is what a GPU's run writes."""
+    """On a CPU with scripted times: everything but the times is what a run on a GPU writes."""
     arguments = parsed(
         *("--tokens", "2", "--shapes", "32x128", "--contexts", "alone", "producer", "--rounds", "3", "--seed", "5"),
         *("--variants", "eager", "aiter", "fused", "--dependent-launch", "--out", str(tmp_path / "run.json")),

@@ -1,4 +1,4 @@
-"""Several compilations, each with a choice of its own; the fastest is kept."""
+"""Several compilations, each with its own choice; the fastest is kept."""
 
 import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
@@ -16,7 +16,7 @@ CASE = Case(SHAPES[BASE], 2)
 
 
 class Compiled:
-    """Stands in for a compiler: each call it makes returns its number, and remembers where it was first called."""
+    """A fake compiler: each call it makes returns its number, and remembers where it was first called."""
 
     def __init__(self):
         self.made = []
@@ -25,7 +25,7 @@ class Compiled:
         first = []
 
         def call(x, gate, weight):
-            if not first:  # what compiles lazily does so now
+            if not first:  # lazy compilation happens now
                 first.append((cache_dir(), torch.is_grad_enabled()))
             return number
 

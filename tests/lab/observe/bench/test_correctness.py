@@ -1,4 +1,4 @@
-"""Agreement: counted right, and what is wrong is called so."""
+"""Agreement: counted correctly, and wrong results are reported as wrong."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_one_step_in_few_codes_passes_and_in_many_does_not(result):
     one = (with_codes(expected[0], 1, 0x31), scale)
     found = agreement(one, expected, QUANT)
     assert found.steps == 1 and found.codes_differ == pytest.approx(1 / (64 * 256))
-    assert found.problem(exact=True) is None  # a single code cannot be told from the bound
+    assert found.problem(exact=True) is None  # a single code is within the bound's resolution
     many = agreement((with_codes(expected[0], 50, 0x31), scale), expected, QUANT)
     assert "of the codes differ" in many.problem(exact=True)
     assert many.problem(exact=False) is None

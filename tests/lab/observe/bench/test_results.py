@@ -1,4 +1,4 @@
-"""Results: percentiles, what is written and read, and what is refused."""
+"""Results: percentiles, writing and reading, and what is refused."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""A run with a timer that needs no GPU: what is wrong is not timed, what is absent is said, samples are interleaved."""
+"""A run with a fake timer: wrong variants are not timed, missing ones are reported, samples are interleaved."""
 
 import random
 from dataclasses import replace
@@ -47,7 +47,7 @@ def test_samples_of_a_case_are_interleaved_in_changing_order():
     time_all(planned([CASE], ["eager", "fused"]), timer, SETTINGS, results, silent)
     rounds = [tuple(timer.sampled[i : i + 2]) for i in range(0, 12, 2)]
     assert all(sorted(r) == [0, 1] for r in rounds) and len(set(rounds)) == 2
-    assert set(timer.prepared) == {3}  # 2 x 40,000 bytes of cache over 41,472 a call, and the one in use
+    assert set(timer.prepared) == {3}  # 2 x 40,000 bytes of cache / 41,472 per call, and the one in use
 
 
 def test_what_is_wrong_is_not_timed(monkeypatch):
@@ -93,7 +93,7 @@ def test_others_kernels_are_not_asked_for_what_they_cannot(monkeypatch):
 
 @pytest.mark.parametrize("context", ["alone", "chain"])
 def test_others_kernels_get_what_they_take_and_give_what_is_asked(monkeypatch, context):
-    """Stand-ins with the published signatures: rows of 128, contiguous, behind a strided gate; scales in our layout."""
+    """Fakes with the published signatures: contiguous rows of 128, from a strided gate; scales in our layout."""
     from fusionlib import reference
 
     seen = []
@@ -126,7 +126,7 @@ def test_a_compiled_norm_is_exact_only_where_it_writes_what_it_rounds():
 
 
 def test_the_reciprocal_moves_codes_by_a_step_and_is_asked_for():
-    """One code in a thousand, as the survey in data/reference found: bf16 over a scale made of bf16 often ties."""
+    """One code in a thousand, as in the survey in data/reference: bf16 over a scale made from bf16 is often a tie."""
     results = Results({})
     ((_, prepared),) = planned([Case(SHAPES[BASE], 16)], ["fused", "reciprocal"], results)
     ours, other = (p.agreement for p in prepared)
@@ -172,7 +172,7 @@ def test_without_a_gemm_the_chain_is_skipped_with_the_reason():
 
 
 def test_the_chain_ends_in_the_gemm():
-    """The product as such, on a CPU in float32: what the chain returns is the projection of what the call returned."""
+    """The product itself, on a CPU in float32: the chain returns the projection of the call's result."""
     case = Case(SHAPES[BASE], 2, context="chain")
     linear = run.projection(case, torch.device("cpu"), 0)
     (buffer,) = make_buffers(case, 1, SETTINGS)

@@ -1,4 +1,4 @@
-"""The sweep: a grid of what Triton takes, and the best of what was timed."""
+"""The sweep: a grid of configurations that Triton accepts, and the best of those timed."""
 
 from dataclasses import fields
 
@@ -19,7 +19,7 @@ SETTINGS = Settings(rounds=3, seed=0, device="cpu")
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """Both kernels by our op, so that the sweep runs here; a configuration of 32 rows is one that does not launch."""
+    """Both kernels through our op, so that the sweep runs here; a configuration of 32 rows fails to launch."""
 
     def call(case, config):
         if config.rows == 32:

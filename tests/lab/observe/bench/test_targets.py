@@ -1,4 +1,4 @@
-"""Goals against hand-made numbers: met, missed, not measured, and where there is none."""
+"""Goals with hand-made numbers: met, missed, not measured, and nonexistent."""
 
 from fusionlab.observe.bench.results import Results
 from fusionlab.observe.bench.targets import as_json, verdicts

@@ -1,4 +1,4 @@
-"""The text: every number in its place, and what was not measured said once."""
+"""The text: every number in its place, and what was not measured reported once."""
 
 from fusionlab.observe.bench.results import Results, Skipped, SweepRow
 from fusionlab.observe.bench.targets import as_json, verdicts

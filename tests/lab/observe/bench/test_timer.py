@@ -1,4 +1,4 @@
-"""Rotation: how many buffers defeat a cache; and on a GPU, that the graph timer tells long from short."""
+"""Rotation: how many buffers defeat a cache; and on a GPU, that the graph timer distinguishes long from short."""
 
 import gc
 import types
@@ -38,7 +38,7 @@ def test_the_last_level_cache_of_cdna_is_not_its_l2():
 
 @pytest.fixture
 def stubs(monkeypatch):
-    """torch.cuda as far as the timer uses it: graphs that remember what was captured, a clock that counts replays."""
+    """The part of torch.cuda that the timer uses: graphs that remember what was captured, a clock counting replays."""
     log = []
 
     class Graph:
