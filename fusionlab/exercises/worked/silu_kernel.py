@@ -1,4 +1,4 @@
-"""The capstone's Triton kernel: silu(gate) * up and FP8 group quantisation of one group a row.
+"""The capstone's Triton kernel: silu(gate) * up and FP8 group quantisation of one group per row.
 
 `product` is what the exercise asks for; the rest is the second half of the suite's own kernel. R rows, E elements.
 """
@@ -35,7 +35,7 @@ def silu_and_mul_quant_kernel(
     ROUND_OUTPUT: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Multiply and quantise ROWS groups a program."""
+    """Multiply and quantise ROWS groups per program."""
     DTYPE: tl.constexpr = gate_ptr.dtype.element_ty
     Y_DTYPE: tl.constexpr = DTYPE if ROUND_OUTPUT else tl.float32
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [R]
