@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from fusionlab.show.graph_layers import Layers, in_layers
 
-CHARACTER = 7.0  # pixels of one character at 12 px, on the safe side for the fonts of the pages
+CHARACTER = 7.7  # pixels of one character at 12 px: a digit of DejaVu Sans, the widest font of the pages
 LINE = 16.0  # pixels of a line of text
 PADDING = (30.0, 10.0)  # pixels beside the text, the symbol included, and above and below together
 MOST_BOXES = 150  # beyond, a figure as wide as a page cannot be read, and its data grow past what a page should load
