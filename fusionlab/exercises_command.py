@@ -49,9 +49,10 @@ def _page(args: argparse.Namespace) -> int:
 
 
 def _beside_the_site() -> Path:
+    from fusionlab.exercises.progress_page import FILE
     from fusionlab.notebooks.catalogue import repository_root
 
-    return repository_root() / "build" / "site" / "progress.html"
+    return repository_root() / "build" / "site" / FILE
 
 
 def _reset(args: argparse.Namespace) -> int:

@@ -259,7 +259,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("column-major scales", "quant", _site(quant=native(QUANT.with_layout("column_major")))),
     Spelling("ue8m0 scales", "quant", _site(quant=native(GroupQuant(HEAD_DIM, scale_format="ue8m0")))),
     Spelling("scale rounded, no floor (torchao)", "quant", _site(quant=native(GroupQuant.torchao(HEAD_DIM)))),
-    Spelling("one scale a token", "quant", _site(quant=native(GroupQuant.vllm(HIDDEN)))),
+    Spelling("one scale per token", "quant", _site(quant=native(GroupQuant.vllm(HIDDEN)))),
 )
 
 

@@ -73,14 +73,14 @@ def _per_token_bytes(answer: Any) -> str | None:
 per_token_bytes = Exercise(
     name="kernel.per_token_bytes",
     question=(
-        "With one scale for a whole token of 4096 elements, bf16 inputs and FP8 codes: how many bytes an element must "
+        "With one scale for a whole token of 4096 elements, bf16 inputs and FP8 codes: how many bytes per element must "
         "the fused kernel move? Leave the weight out; four digits behind the point."
     ),
     judge=_per_token_bytes,
     solution=5 + 4 / 4096,
     traps=(5.0, 5.03125, 9.001, 4.001, 3.001, "5.001", None),
     hints=("x 2 + gate 2 + code 1, and a share of one float32.", "4 bytes of scale, shared by 4096 elements."),
-    explanation="2 + 2 + 1 + 4/4096 = 5.0010. The scales of groups of 128 cost 0.03 bytes more an element.",
+    explanation="2 + 2 + 1 + 4/4096 = 5.0010. The scales of groups of 128 cost 0.03 bytes per element more.",
 )
 
 

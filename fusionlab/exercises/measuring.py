@@ -214,8 +214,8 @@ wider_inputs = Exercise(
         "One kernel: two values are read and a byte is written. The scales are 4/128 of a byte either way.",
     ),
     explanation=(
-        "17.03 bytes against 9.03 an element. The value in the middle is written and read in full width, and the codes "
-        "stay one byte: the wider the value, the nearer the ratio comes to two."
+        "17.03 bytes against 9.03 per element. The value in the middle is written and read in full width, and the "
+        "codes stay one byte: the wider the value, the nearer the ratio comes to two."
     ),
 )
 

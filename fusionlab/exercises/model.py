@@ -127,6 +127,6 @@ STEP = Exercise(
     _judge_step,
     solution=7.2,
     traps=(7200, 0.2, 72, 0.72, "7.2 ms", -7.2),
-    hints=("2 µs × 36 are 72 µs a step.", "72 µs are 1 % of what?"),
+    hints=("2 µs × 36 are 72 µs per step.", "72 µs are 1 % of what?"),
     explanation="72 µs are 1 % of 7.2 ms. A longer step makes the same kernel worth less.",
 )

@@ -5,8 +5,11 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from fusionlab.exercises.chapters import Standing, summary
+from fusionlab.exercises.chapters import Standing, standings, summary
 from fusionlab.exercises.progress import NEW, SOLVED, TRIED
+
+#: The page's name beside the site's pages.
+FILE = "progress.html"
 
 _SIGNS = {SOLVED: "✓", TRIED: "…", NEW: "–"}
 
@@ -37,7 +40,7 @@ a {{ color: #1a63b0; }}
 </style>
 </head>
 <body>
-<h1>Your progress</h1>
+{back}<h1>Your progress</h1>
 <p>{summary}</p>
 {chapters}
 <p class="note">From this machine, for this machine: nothing is sent anywhere. <code>fusionlib exercises page</code>
@@ -47,11 +50,27 @@ writes this page again, <code>fusionlib exercises reset</code> forgets it all.</
 """
 
 
-def render(standings: list[Standing], folder: Path) -> str:
-    """The page; notebooks with a page in `folder` become links."""
-    return _PAGE.format(
-        summary=escape(summary(standings)), chapters="\n".join(_chapter(standing, folder) for standing in standings)
-    )
+_EMPTY = (
+    "Nothing is noted here yet. Exercises are solved in the notebooks, in JupyterLab; then <code>fusionlib exercises "
+    "page</code>, in a terminal, writes what you solved to this page. <code>--output</code> names it where the site is "
+    "not in build/site."
+)
+
+
+def render(all_standings: list[Standing], folder: Path) -> str:
+    """The page; notebooks whose pages lie in `folder` are links."""
+    return _page(escape(summary(all_standings)), all_standings, folder)
+
+
+def render_empty(folder: Path) -> str:
+    """The page of a new site: all exercises, nothing solved. A site is handed on, and one's progress is not."""
+    return _page(_EMPTY, standings({}), folder)
+
+
+def _page(words: str, all_standings: list[Standing], folder: Path) -> str:
+    back = '<p><a href="index.html">All pages</a></p>\n' if (folder / "index.html").exists() else ""
+    chapters = "\n".join(_chapter(standing, folder) for standing in all_standings)
+    return _PAGE.format(back=back, summary=words, chapters=chapters)
 
 
 def _chapter(standing: Standing, folder: Path) -> str:

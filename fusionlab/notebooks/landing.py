@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fusionlab.exercises import progress_page
 from fusionlab.notebooks.catalogue import plain
 from fusionlab.notebooks.figures import figure_html
 from fusionlab.show.figure import PLOTLY_MIME
@@ -44,6 +45,7 @@ class Route:
     words: str
     numbers: tuple[str, ...]
     code: str = ""
+    kit: bool = False  # whether the instructor's kit belongs to it
 
 
 ROUTES = (
@@ -60,9 +62,10 @@ ROUTES = (
     ),
     Route(
         "I teach it",
-        "Two hours on laptops with no GPU and no network take these four; docs/teaching.md in the repository has the "
-        "minutes, the half-day plan, and what goes wrong.",
+        "Two hours on laptops with no GPU and no network take these four. The instructor's kit has the minutes, the "
+        "half-day plan, and what goes wrong.",
         ("00", "01", "03", "07"),
+        kit=True,
     ),
 )
 
@@ -150,12 +153,18 @@ def front_figure(executed: Mapping[str, pathlib.Path]) -> str:
     return next((figure_html(output) for output in outputs if PLOTLY_MIME in output.get("data", {})), "")
 
 
-def render_index(templates: pathlib.Path, pages: Sequence[Page], *, figure: str = "") -> str:
-    """Return the HTML of the first page; `figure` is the result of `front_figure`."""
+def render_index(templates: pathlib.Path, pages: Sequence[Page], *, figure: str = "", kit: str = "") -> str:
+    """Return the HTML of the first page; `figure` is the result of `front_figure`, `kit` the kit's address."""
     environment = Environment(loader=FileSystemLoader(templates), autoescape=True, undefined=StrictUndefined)
     environment.filters["time"] = time_label
     return environment.get_template("index.html.j2").render(
-        pages=pages, parts=_parts(pages), routes=_routes(pages), total=total_minutes(pages), figure=figure
+        pages=pages,
+        parts=_parts(pages),
+        routes=_routes(pages),
+        total=total_minutes(pages),
+        figure=figure,
+        kit=kit,
+        progress=progress_page.FILE,
     )
 
 

@@ -15,7 +15,8 @@ from html.parser import HTMLParser
 SCRIPT = "search-index.js"
 VARIABLE = "FUSIONLIB_SEARCH"
 
-_SILENT = frozenset({"script", "style", "template", "button"})
+# A <noscript> is for readers without scripts, and they have no search: it would say each figure's words again.
+_SILENT = frozenset({"script", "style", "template", "button", "noscript"})
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4"})
 _VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())  # noqa: SIM905
 _INLINE = frozenset("a abbr b code em i kbd mark q s small span strong sub sup u var".split())  # noqa: SIM905
@@ -83,7 +84,8 @@ class _Reader(HTMLParser):
         if tag not in _VOID:
             self._open.append((tag, role))
         self._say("" if tag in _INLINE else " ")
-        if words := about.get("alt") or about.get("aria-label"):
+        # The name of a region repeats a heading or a caption that is inside of it.
+        if words := about.get("alt") or (about.get("role") != "region" and about.get("aria-label")):
             self._say(f" {words} ")
 
     def handle_endtag(self, tag: str) -> None:

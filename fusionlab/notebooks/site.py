@@ -22,7 +22,8 @@ from nbconvert import HTMLExporter
 from plotly.offline import get_plotlyjs
 from traitlets.config import Config
 
-from fusionlab.notebooks import search
+from fusionlab.exercises import progress_page
+from fusionlab.notebooks import kit, search
 from fusionlab.notebooks.catalogue import describe
 from fusionlab.notebooks.contents import with_contents
 from fusionlab.notebooks.failures import SiteError
@@ -92,10 +93,16 @@ def build_site(executed: Sequence[Path], site: Path) -> Path:
         after = pages[position + 1] if position + 1 < len(pages) else None
         html = render_page(path, page, pages, before=before, after=after)
         _write_page(fresh / page.href, html)
-    written = {page.href: (page.title, (fresh / page.href).read_text("utf-8")) for page in pages}
+    document = kit.find_kit()
+    if document:
+        _write_page(fresh / kit.HREF, kit.render_kit(document, _folder("templates"), pages))
+    titles = {page.href: page.title for page in pages} | ({kit.HREF: kit.TITLE} if document else {})
+    written = {href: (title, (fresh / href).read_text("utf-8")) for href, title in titles.items()}
     (fresh / "assets" / search.SCRIPT).write_text(search.index_script(written), encoding="utf-8")
     figure = front_figure({page.name: path for path, page in zip(executed, pages, strict=True)})
-    _write_page(fresh / "index.html", render_index(_folder("templates"), pages, figure=figure))
+    address = kit.HREF if document else ""
+    _write_page(fresh / "index.html", render_index(_folder("templates"), pages, figure=figure, kit=address))
+    _write_page(fresh / progress_page.FILE, progress_page.render_empty(fresh))
     replace_folder(fresh, site)
     return (site / "index.html").resolve()
 

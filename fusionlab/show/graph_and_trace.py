@@ -91,7 +91,7 @@ def _summary(nodes: Sequence[str], slices: Sequence[Slice], what: str) -> str:
     ran = {name for entry in slices for name in entry.nodes}
     longest = max(slices, key=lambda entry: entry.duration_us)
     total = sum(entry.duration_us for entry in slices)
-    text = f"{len(slices)} {what}s ran {len(ran)} of {len(nodes)} nodes in {us(total)} µs."
+    text = f"{len(slices)} {what}{'s' * (len(slices) != 1)} ran {len(ran)} of {len(nodes)} nodes in {us(total)} µs."
     if total > 0:
         text += f" The longest, {_label(longest.name, 40)}, took {us(longest.duration_us)} µs of it"
         text += f" ({longest.duration_us / total:.0%}) for {', '.join(longest.nodes)}."

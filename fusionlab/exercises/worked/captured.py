@@ -108,7 +108,7 @@ REPLACED: dict[str, tuple[Callable, int, int]] = {
     "a scale that is used in two shapes": (scale_in_two_shapes, 6, 256),
     "groups of 64, a floor of 16": (lambda g, u: quant(F.silu(g) * u, 64, floor=16.0), 5, 192),
     "groups of 32, a floor of 20, one token": (lambda g, u: quant(F.silu(g) * u, 32, floor=20.0), 1, 96),
-    "one group a row": (lambda g, u: quant((F.silu(g.float()) * u.float()).to(g.dtype), 512), 9, 512),
+    "one group per row": (lambda g, u: quant((F.silu(g.float()) * u.float()).to(g.dtype), 512), 9, 512),
 }
 
 #: Sites that quantise the product but that one call of the op cannot replace, by what is said of a pass that tries.

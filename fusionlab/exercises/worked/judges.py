@@ -97,7 +97,7 @@ def moved_bytes(answer: Any) -> str | None:
                 more = "too many" if number > right else "too few"
                 share = number / (tokens * hidden)
                 return (
-                    f"{more} bytes for {what}: {share:.2f} an element of [{tokens}, {hidden}] with groups of {group}."
+                    f"{more} bytes for {what}: {share:.2f} per element of [{tokens}, {hidden}] with groups of {group}."
                 )
     return None
 

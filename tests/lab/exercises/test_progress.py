@@ -11,6 +11,7 @@ import pytest
 
 from fusionlab.exercises import Exercise, capstone, chapters, progress
 from fusionlab.exercises.chapters import CHAPTERS
+from fusionlab.exercises.progress_page import render_empty
 from fusionlib import cli
 
 NOTEBOOKS = Path(__file__).parents[3] / "notebooks"
@@ -168,3 +169,11 @@ def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main(["exercises", "page", "--output", str(tmp_path / "file" / "page.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_new_site_has_a_page_for_it_that_knows_nobody(tmp_path):
+    solve("wider_inputs")
+    (tmp_path / "index.html").write_text("")
+    html = render_empty(tmp_path)
+    assert "wider_inputs: not attempted" in html and "0 of 1 solved" in html and "1 of 1 solved" not in html
+    assert "fusionlib exercises page" in html and '<a href="index.html">' in html

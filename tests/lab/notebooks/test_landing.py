@@ -114,6 +114,10 @@ def test_the_first_page_of_the_whole_site(tmp_path):
     routes = re.findall(r'<article class="route">(.*?)</article>', html, re.S)
     walked = [re.findall(r'<a href="(\d\d)_', route) for route in routes]
     assert walked == [list(route.numbers) for route in landing.ROUTES]
+    assert 'href="teaching.html"' in routes[-1], "who teaches has the kit at hand, without the repository"
+    assert 'href="progress.html"' in html and "fusionlib exercises status" in html
+    kit = (index.parent / "teaching.html").read_text()
+    assert "make wheelhouse" in kit and '<a href="#What-goes-wrong">' in kit and 'id="What-goes-wrong"' in kit
     files = {about["href"].partition("#")[0] for about in Elements(html).named("a")}
     local = {name for name in files if name and "://" not in name}
     assert all((index.parent / name).is_file() for name in local)

@@ -84,3 +84,16 @@ def test_what_is_meant_is_let_through(name):
 @pytest.mark.parametrize("source", PAGES)
 def test_no_page_has_prose_that_markdown_swallows(source):
     assert swallowed(source) == []
+
+
+#: "bytes an element", "72 µs a step": understood by few readers; the word is "per".
+AMOUNT = re.compile(
+    r"(?:[\d.}]|\b(?:bytes|more|µs|times|elements|instructions|loads|groups|rows|scale|group)) "
+    r"an? (?:element|hour|second|thread|token|row|program|step|layer|warp|lane)\b(?! (?:needs|owns|holds|has|takes)\b)"
+)
+READ_BY_ALL = [*sorted((ROOT / "notebooks").glob("*.ipynb")), *sorted((ROOT / "fusionlab" / "exercises").rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", READ_BY_ALL, ids=lambda path: path.stem)
+def test_amounts_are_per_something(path):
+    assert [found[0] for found in AMOUNT.finditer(path.read_text(encoding="utf-8"))] == []

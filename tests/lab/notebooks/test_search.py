@@ -39,6 +39,14 @@ def test_what_is_not_seen_is_not_found_and_what_is_said_of_a_picture_is():
     assert [passage.text for passage in passages(html)] == ["two bars a dot"]
 
 
+def test_the_words_of_a_figure_are_there_once():
+    html = (
+        "<main><figure><div role='region' aria-label='Sizes'><div role='img' aria-label='two bars'></div></div>"
+        "<noscript><img alt='two bars'></noscript><figcaption>Sizes</figcaption></figure></main>"
+    )
+    assert [passage.text for passage in passages(html)] == ["two bars Sizes"]
+
+
 def test_an_output_that_leaves_elements_open_hides_nothing_behind_it():
     html = "<main><div><table><tr><td>a<td>b</table></div><p>after</main><footer>foot</footer>"
     assert [passage.text for passage in passages(html)] == ["a b after"]
@@ -48,7 +56,8 @@ def test_the_site_has_the_text_code_outputs_and_figures_of_its_pages(checkout):
     shown = v4.new_output("stream", text="printed <words>")
     cells = [figure_cell("A caption"), v4.new_code_cell("lonely_name = 1", id="code", outputs=[shown])]
     folder = build(checkout, executed(checkout, "01_a", *cells), executed(checkout, "02_b"))
-    first, second = index((folder / "assets" / SCRIPT).read_text())
+    first, second, *kit = index((folder / "assets" / SCRIPT).read_text())
+    assert [entry["page"] for entry in kit] == ["teaching.html"]
     assert (first["page"], first["title"], second["page"]) == ("01_a.html", "Title & 1 < 2", "02_b.html")
     texts = {anchor: text for anchor, _, text in first["passages"]}
     assert texts["cell-code"] == "lonely_name = 1 printed <words>"

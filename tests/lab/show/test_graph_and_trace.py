@@ -36,6 +36,7 @@ def test_the_slider_selects_a_slice_with_its_nodes():
 def test_words_table_and_marks():
     drawing = links(NODES, SLICES)
     assert "2 kernels ran 3 of 4 nodes in 8.00 µs" in drawing.summary
+    assert links(NODES, SLICES[:1]).summary.startswith("1 kernel ran ")
     assert "took 6.00 µs of it (75%) for amax, rsqrt" in drawing.summary
     assert "1 node launched nothing, as views do." in drawing.summary
     assert drawing.table.rows[0] == ["first", "2.00", "mul, rsqrt"]

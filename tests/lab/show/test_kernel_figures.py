@@ -124,7 +124,7 @@ def test_timings_say_which_is_fastest():
     timed += [Timed("v7", 4.5, 4.4, 4.8, moved, 4), Timed("light", 3.6, 3.5, 3.7, moved, 4)]
     drawing = kernel_speed.timings(timed, "Measured here on a GPU", 64)
     (bars,) = drawing.fig.data
-    assert list(bars.x) == [9.0, 9.5, 4.5, 3.6] and bars.text[2] == "4.50 µs, 1111 GB/s"
+    assert list(bars.x) == [9.0, 9.5, 4.5, 3.6] and bars.text[2] == "\u20034.50 µs, 1111 GB/s"
     assert list(bars.error_x.array) == pytest.approx([0.9, 0.4, 0.3, 0.1])
     assert bars.y[3] == "the light" and bars.marker.color[3] != bars.marker.color[2]
     assert drawing.summary == (

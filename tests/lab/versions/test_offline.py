@@ -1,6 +1,7 @@
 """What each version compiles to, with no GPU: load widths, divisions, chains, registers."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
 from fusionlab.exercises import instructions as exercises
+from fusionlab.notebooks.catalogue import repository_root
 from fusionlab.observe.census import census
 from fusionlab.observe.codegen import TARGETS, Listing, compile_fused
 from fusionlab.observe.machine_code import by_kind, machine_code
@@ -197,6 +199,12 @@ def test_the_chain_of_the_kernel(compiled):
     assert kinds["conversions"] == 4  # three roundings to bf16, and the code
     assert chain.mnemonics[-1].startswith("st.global")
     assert 3 * len(chain.mnemonics) < chain.instructions
+
+
+def test_the_chain_that_the_evidence_speaks_of_is_the_one_computed():
+    chain = longest_chain(compile_version(VERSIONS[-1], "sm_90", tokens=1)[0])
+    told = (repository_root(Path(__file__)) / "data" / "README.md").read_text(encoding="utf-8")
+    assert f"one row's chain, {len(chain.mnemonics)} instructions" in " ".join(told.split())
 
 
 @pytest.mark.parametrize(
