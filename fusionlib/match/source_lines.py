@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+from pathlib import Path
 
 from torch import fx
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)[^\n]*(?:\n[ \t]+(?![ \t]|File ")([^\n]+))?')
+_CALLERS = {str(Path(__file__).parents[1] / name) for name in ("op.py", "quant_op.py")}  # of our ops: not the model
 _CELL = re.compile(r"ipykernel_\d+[/\\][^/\\]+\.py$")
 
 
@@ -42,7 +44,7 @@ def short_path(path: str) -> str:
 
 
 def _last_frame(node: fx.Node) -> tuple[str, str, str] | None:
-    """The innermost frame, of those outside PyTorch if there are any: who calls a layer wrote it, not who made it."""
+    """The innermost frame, of those outside of PyTorch and of our own ops' calls if there are any: a model's line."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if not short_path(frame[0]).startswith("torch/")]
+    own = [frame for frame in frames if not short_path(frame[0]).startswith("torch/") and frame[0] not in _CALLERS]
     return (own or frames)[-1] if frames else None
