@@ -71,6 +71,11 @@ class QuantOp:
         op = self.with_value if return_value else self.plain
         return op(*tensors, *schema.scalars(spec, quant))
 
+    @property
+    def compiled_with(self) -> tuple:
+        """What a compile asks the op for beside its name, by which compiled code calls the rest."""
+        return self.spec, self._problem, self._kernel_problem, self._launch is None
+
     def device_problem(self, *arguments) -> str | None:
         """Why a GPU cannot run the kernel on (*tensors, spec, quant), which fit each other; None where it can."""
         first, quant = arguments[0], arguments[-1]

@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from fusionlib.quant_op import QuantOp
+
 #: Modules whose functions depend on their arguments alone.
 PURE_MODULES = {
     "abc", "bisect", "collections", "collections.abc", "copy", "dataclasses", "enum", "fractions", "functools",
@@ -148,6 +150,9 @@ class _Walk:
         elif isinstance(obj, enum.Enum):
             self._write("member", obj.name)
             self.visit(type(obj), f"the class of {where}")
+        elif isinstance(obj, QuantOp):
+            self._write("op", obj.name)
+            self._items(obj.compiled_with, where)
         elif not self._wrapper(obj, where) and not self._c_object(obj, where):
             self._instance(obj, where)
 
