@@ -38,19 +38,28 @@ def declared(*specs: type) -> str:
 
 
 def _type_name(field: str, hint: Any) -> str:
-    if get_origin(hint) in (typing.Union, types.UnionType):
-        (inner,) = (each for each in get_args(hint) if each is not type(None))
-        return f"{_type_name(field, inner)}?"
-    if get_origin(hint) in (Literal, frozenset):
+    inner = [each for each in get_args(hint) if each is not type(None)]
+    if get_origin(hint) in (typing.Union, types.UnionType) and len(inner) == 1 and _words(inner[0]) is None:
+        return f"{_type_name(field, inner[0])}?"
+    if _are_words(hint) or _words(hint) is not None:
         return "str"
-    if hint not in _NAMES:
+    if not isinstance(hint, type) or hint not in _NAMES:
         listed = ", ".join(kind.__name__ for kind in _NAMES)
-        raise TypeError(f"field {field!r} is {hint!r}, which no schema can carry; use {listed}, Literal or frozenset")
+        raise TypeError(
+            f"field {field!r} is {hint!r}, which no schema can carry; use {listed}, one of them or None, a Literal of "
+            "words, or a frozenset of one"
+        )
     return _NAMES[hint]
 
 
+def _are_words(hint: Any) -> bool:
+    words = get_args(hint) if get_origin(hint) is Literal else ()
+    return bool(words) and all(isinstance(word, str) and word and "," not in word for word in words)
+
+
 def _words(hint: Any) -> tuple[str, ...] | None:
-    return get_args(get_args(hint)[0]) if get_origin(hint) is frozenset else None
+    """All words of a set of words, in their order; None for any other type."""
+    return get_args(get_args(hint)[0]) if get_origin(hint) is frozenset and _are_words(get_args(hint)[0]) else None
 
 
 def scalars(*specs: Any) -> tuple:

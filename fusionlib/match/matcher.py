@@ -8,7 +8,19 @@ from typing import Protocol
 
 from torch import fx
 
-from fusionlib.match.graph import clamp_bounds, describe, is_div, is_mul, is_narrowing, operands, peel_exact, value
+from fusionlib.match.graph import (
+    FLOATS,
+    clamp_bounds,
+    describe,
+    dtype,
+    is_div,
+    is_mul,
+    is_narrowing,
+    is_scalar,
+    operands,
+    peel_exact,
+    value,
+)
 from fusionlib.match.opaque import is_opaque_quant, read_opaque_quant
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.reasons import REASONS, NotMine, Stop
@@ -51,7 +63,7 @@ def match_anchor(anchor: fx.Node, fusions: Sequence[Reads]) -> Site:
             quant = _read_quant(anchor, trail)
         except Stop as stop:
             return _unread(anchor, stop, trail, fusions)
-        return _claimed(anchor, quant, trail, fusions) or Unclaimed(anchor, _producer(quant.y), "", tuple(trail))
+        return _claimed(anchor, quant, trail, fusions) or _unclaimed(anchor, quant.y, trail)
     except Exception as error:  # a pass must not break a compile; the refusal and the log say that it happened
         log.exception("fusionlib failed to read %s", describe(anchor))
         found = f"{type(error).__name__}: {error}"
@@ -94,7 +106,11 @@ def _unread(anchor: fx.Node, stop: Stop, trail: Trail, fusions: Sequence[Reads])
             except Stop:
                 pass
             return _miss(anchor, stop, trail, fusion)
-    return Unclaimed(anchor, _producer(values[0]) if values else anchor, stop.reason.code, tuple(trail))
+    return _unclaimed(anchor, values[0] if values else anchor, trail, stop.reason.code)
+
+
+def _unclaimed(anchor: fx.Node, node: fx.Node, trail: Trail, why: str = "") -> Unclaimed:
+    return Unclaimed(anchor, _producer(node), peel_exact(node), why, tuple(trail))
 
 
 def _miss(anchor: fx.Node, stop: Stop, trail: Trail, fusion: Reads) -> Miss:
@@ -104,7 +120,8 @@ def _miss(anchor: fx.Node, stop: Stop, trail: Trail, fusion: Reads) -> Miss:
 def _quantised_values(anchor: fx.Node) -> list[fx.Node]:
     """The nodes that may be what is quantised, where the quantisation was not read: the likeliest first."""
     if not is_fp8_cast(anchor):
-        return [node for node in anchor.all_input_nodes if value(node) is not None]
+        nodes = [node for node in anchor.all_input_nodes if value(node) is not None]
+        return sorted(nodes, key=lambda node: dtype(node) not in FLOATS or is_scalar(node))  # scales and buffers last
     quotient = peel_exact(anchor.args[0])
     while True:  # the clamp, and roundings in front of the cast
         clamped = clamp_bounds(quotient)

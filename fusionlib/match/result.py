@@ -111,9 +111,13 @@ class Match:
 
 @dataclass(frozen=True)
 class Unclaimed:
-    """A site that no fusion starts from: `producer` made what is quantised, for `why` the quantisation was not read."""
+    """A site that no fusion starts from: `producer` made what is quantised, for `why` the quantisation was not read.
+
+    `value` is what is quantised, as it is stored: `producer` or its value rounded.
+    """
 
     anchor: fx.Node
     producer: fx.Node
+    value: fx.Node
     why: str = ""
     pairs: tuple[Pair, ...] = field(default=())

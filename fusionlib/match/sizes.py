@@ -38,6 +38,11 @@ def plain(size: int | torch.SymInt) -> int | torch.SymInt:
     return int(expression) if expression.is_Integer else size
 
 
+def times(count: int | torch.SymInt) -> int:
+    """The number itself, or how many times what is open a symbolic one is: 512 for 512 * tokens."""
+    return count if isinstance(count, int) else int(count.node.expr.as_content_primitive()[0])
+
+
 def _without_divisions(size: torch.SymInt) -> sympy.Expr:
     """The expression of `size` in multiples: a symbol with a known divisor becomes that divisor times a new symbol."""
     expression, env = size.node.expr, size.node.shape_env

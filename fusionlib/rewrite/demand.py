@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import groupby
@@ -13,6 +15,9 @@ from torch._guards import CompileContext
 from fusionlib.rewrite.report import CompileRecord, Origin, Report
 
 Expected = int | Mapping[str, int] | None
+
+_numbers: weakref.WeakKeyDictionary[CompileContext, int] = weakref.WeakKeyDictionary()  # of the compiles so far
+_next_number = itertools.count()
 
 
 class FusionError(RuntimeError):
@@ -25,12 +30,17 @@ def checked_expectation(expect: Expected, names: Iterable[str]) -> Expected:
     for name, count in expect.items() if by_name else [("", expect)]:
         if by_name and name not in known:
             raise ValueError(f"expect={expect!r}: this pass has no fusion {name!r}; it has {known}")
-        if (count is not None or by_name) and (not isinstance(count, int) or count < 0):
+        if (count is not None or by_name) and (type(count) is not int or count < 0):  # True is no number of sites
             raise ValueError(
                 f"expect={expect!r} must be a number of fused sites, 0 or more, a dict of such numbers by the names of "
                 "fusions, or None"
             )
     return dict(expect) if by_name else expect
+
+
+def expects_nothing(expect: Expected) -> bool:
+    """Whether a compile without any site is what was asked for."""
+    return expect == 0 or (isinstance(expect, Mapping) and bool(expect) and not any(expect.values()))
 
 
 def graph_breaks() -> int:
@@ -40,10 +50,11 @@ def graph_breaks() -> int:
 
 def current_origin(breaks_before: int) -> Origin | None:
     """Which compile is going on; `cut` if there were graph breaks since `breaks_before`. None outside of Dynamo."""
-    compile_id = CompileContext.current_compile_id()
-    if compile_id is None or compile_id.frame_id is None:
+    compiling, compile_id = CompileContext.try_get(), CompileContext.current_compile_id()
+    if compiling is None or compile_id is None or compile_id.frame_id is None:
         return None
-    return Origin(compile_id.frame_id, compile_id.frame_compile_id, graph_breaks() > breaks_before)
+    number = _numbers.setdefault(compiling, next(_next_number))
+    return Origin(compile_id.frame_id, compile_id.frame_compile_id, number, graph_breaks() > breaks_before)
 
 
 def demand(expect: Expected, strict: bool, report: Report, *, more: bool = False) -> None:
@@ -62,20 +73,24 @@ def by_compile(records: Iterable[CompileRecord]) -> list[Report]:
 
     The graphs of one compile of one function belong together: those of its branches, loops and regions, and its own.
     Where graph breaks cut a function, the parts are functions of their own to Dynamo; all such parts are one compile,
-    each counted as it was compiled last. A graph from outside of Dynamo stands alone.
+    each counted as it was compiled last. After a reset of Dynamo they are another. A graph from outside of Dynamo
+    stands alone.
     """
     records = list(records)
     reports = [Report((record,)) for record in records if record.origin is None]
-    known = sorted((r for r in records if r.origin is not None), key=lambda r: (r.origin.frame, r.origin.attempt))
-    parts: dict[int, tuple[CompileRecord, ...]] = {}
-    for (frame, _), group in groupby(known, key=lambda r: (r.origin.frame, r.origin.attempt)):
+    known = sorted((r for r in records if r.origin is not None), key=lambda r: r.origin.number)
+    models: list[dict[int, tuple[CompileRecord, ...]]] = [{}]  # of each model that was cut, its parts by their frames
+    for _, group in groupby(known, key=lambda r: r.origin.number):
         graphs = tuple(group)
-        if any(graph.origin.cut for graph in graphs):
-            parts[frame] = graphs
-        else:
+        origin = graphs[0].origin
+        if not any(graph.origin.cut for graph in graphs):
             reports.append(Report(graphs))
-    cut = tuple(graph for graphs in parts.values() for graph in graphs)
-    return [*reports, Report(cut)] if cut else reports
+            continue
+        if origin.frame in models[-1] and origin.attempt == 0:  # a frame's first compile comes once, or after a reset
+            models.append({})
+        models[-1][origin.frame] = graphs
+    cut = [Report(tuple(graph for graphs in parts.values() for graph in graphs)) for parts in models if parts]
+    return [*reports, *cut]
 
 
 def is_part_of_a_graph() -> bool:

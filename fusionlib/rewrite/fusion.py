@@ -22,6 +22,7 @@ from fusionlib.rewrite.demand import (
     checked_expectation,
     current_origin,
     demand,
+    expects_nothing,
     graph_breaks,
     is_part_of_a_graph,
 )
@@ -146,7 +147,8 @@ class FusionPass(CustomGraphPass):
     def _demand(self, record: CompileRecord) -> None:
         """Raise FusionError where it is known that the compile which is going on is not what was asked for."""
         made_in = record.origin
-        earlier = [r for r in self._records if made_in is not None and r.origin == made_in]
+        known = [r for r in self._records if r.origin is not None and made_in is not None]
+        earlier = [r for r in known if r.origin.number == made_in.number]
         more = (made_in is not None and made_in.cut) or is_part_of_a_graph() or not record.recognised
         demand(self.expect, self.strict, Report((*earlier, record)), more=more)
 
@@ -158,7 +160,7 @@ class FusionPass(CustomGraphPass):
         a site that a fusion starts from, or that the pass was never called. `expect=0` is met by that, too.
         """
         report = self.report()
-        if self.expect != 0 and not any(record.recognised for record in report.compiles):
+        if not expects_nothing(self.expect) and not any(record.recognised for record in report.compiles):
             raise FusionError(
                 f"no site in any graph that a fusion starts from: {len(report.unclaimed)} sites are unclaimed, "
                 f"{self._empty} graphs came without a quantisation, the compile cache answered none with one. Is the "

@@ -9,14 +9,14 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from math import prod
 from typing import Literal
 
 from torch import fx
 
-from fusionlib.match.graph import describe, shape, source_line, tensor_text, value
+from fusionlib.match.graph import describe, numel, source_line, tensor_text, value
 from fusionlib.match.reasons import REASONS
 from fusionlib.match.result import Match, Miss, Pair, Unclaimed
+from fusionlib.match.sizes import times
 from fusionlib.match.source_lines import source_text
 from fusionlib.spec import GroupQuant
 
@@ -92,7 +92,7 @@ class Site:
             site.producer.name,
             source_line(site.producer) or source_line(site.anchor),
             _names(site.pairs),
-            what=_saving(site.producer),
+            what=_saving(site.value),
             code=site.why,
             found=describe(site.producer),
             nodes=_described([site.anchor, *(p.node for p in site.pairs), site.producer]),
@@ -142,11 +142,13 @@ class Site:
 class Origin:
     """Where a graph comes from: the `attempt`-th compile of the function that Dynamo counts as `frame`.
 
-    `cut` if graph breaks were seen: then what the model does is spread over several frames.
+    Dynamo counts anew after a reset; `number` is that of the compile in this process. `cut` if graph breaks were seen:
+    then what the model does is spread over several frames.
     """
 
     frame: int
     attempt: int
+    number: int
     cut: bool
 
 
@@ -240,14 +242,14 @@ def _names(pairs: tuple[Pair, ...]) -> tuple[tuple[str, str], ...]:
     return tuple((pair.role, pair.node.name) for pair in pairs)
 
 
-def _saving(producer: fx.Node) -> str:
+def _saving(quantised: fx.Node) -> str:
     """What a fusion would spare: the value is written by its producer and read by the quantisation."""
-    val = value(producer)
+    val = value(quantised)
     if val is None:
         return "a fusion would save one write and one read of the value"
-    fixed = [size for size in shape(producer) if isinstance(size, int)]
-    count, per = 2 * prod(fixed) * val.element_size(), "" if len(fixed) == val.ndim else " per token"
-    return f"a fusion would save {count:,} bytes{per}, one write and one read"
+    count = numel(quantised)
+    per = "" if isinstance(count, int) else " per token"
+    return f"a fusion would save {2 * times(count) * val.element_size():,} bytes{per}, one write and one read"
 
 
 def _row(site: Site) -> str:
