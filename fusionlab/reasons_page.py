@@ -14,7 +14,10 @@ from fusionlib.match.reasons import REASONS
 _INTRODUCTION = """\
 # Why a site is refused
 
-Every place where the fusion could apply is either fused or refused with one of these codes; a code keeps its meaning.
+A site is fused, refused or unclaimed. It is refused, with one of these codes, where a fusion recognises what is
+quantised and cannot take it; a code keeps its meaning. It is unclaimed where no fusion starts from what is quantised:
+that is no failure, and a code there says only that its quantisation could not be read either.
+
 `fusionlib explain MODULE:CALLABLE` and `FusionPass.report()` name the code, the node that stopped the reading, its
 source line, what was expected there and what was found. `fusionlib reasons` prints this page, and
 `fusionlib reasons CODE` one reason with its example.

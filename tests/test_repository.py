@@ -130,16 +130,40 @@ def test_a_notebook_is_committed_clean(path):
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
 
 
-def test_the_examples_in_readme_and_docs_run():
+def test_the_examples_in_readme_and_docs_run(capsys):
     (rewrite,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    (op,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "use.md").read_text(), flags=re.DOTALL)
+    use = (ROOT / "docs" / "use.md").read_text()
+    op, outcomes = re.findall(r"```python\n(.*?)```", use, flags=re.DOTALL)
     names: dict = {}
     exec(op, names)
     assert names["q"].shape == names["y"].shape == (16, 4096)
     assert names["scale"].shape == (16, 32)
+    exec(compile(outcomes, "model.py", "exec"), names)
+    (printed,) = re.findall(r"```text\n(.*?)```", use, flags=re.DOTALL)
+    assert _without_numbers(printed) == _without_numbers(capsys.readouterr().out)
     names = {}
     exec(rewrite, names)
     assert names["fusion"].report().summary.startswith("1 fused, 0 refused")
+
+
+def _without_numbers(report: str) -> str:
+    """A report on one line, without numbers of nodes and of lines in this package, which every edit may move."""
+    return re.sub(r"(%[a-z_]+?)_?\d*\b|(fusionlib/\w+\.py):\d+", r"\1\2", " ".join(report.split()))
+
+
+def test_the_readme_says_how_large_the_library_is():
+    sources = (ROOT / "fusionlib").rglob("*.py")
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in sources)
+    (said,) = re.findall(r"`fusionlib/` has ([\d,]+) lines", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert int(said.replace(",", "")) == pytest.approx(lines, rel=0.05)
+
+
+def test_the_readme_lists_the_built_in_fusions():
+    from fusionlib.fusions import BUILT_IN
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("| fusion | what it reads")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == [fusion.name for fusion in BUILT_IN]
 
 
 def test_the_library_imports_nothing_of_the_walkthrough():

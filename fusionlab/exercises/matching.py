@@ -165,10 +165,10 @@ FUSES = "fuses"
 
 @functools.cache
 def outcome(name: str) -> str:
-    """What the semantic matcher says about one of `NEAR_MISSES`: "fuses", or the code of the refusal."""
+    """What the semantic matcher says of one of `NEAR_MISSES`: "fuses", the code of a refusal, or "unclaimed"."""
     with torch.no_grad(), roundings_kept():
         (site,) = explain(NEAR_MISSES[name], *make_inputs())
-    return FUSES if site.fused else site.code
+    return FUSES if site.fused else site.code if site.refused else site.outcome
 
 
 def _judge_outcomes(answer: Any) -> str | None:
@@ -311,6 +311,9 @@ def _examine(fn: Any) -> str | None:
     if report.refused:
         site = report.refused[0]
         return f"it is refused with {site.code} at {site.line}: expected {site.expected}; found {site.found}."
+    if report.unclaimed:
+        site = report.unclaimed[0]
+        return f"no fusion starts from what is quantised at {site.line}: {site.found}."
     if len(report.fused) != 1:
         return f"{len(report.fused)} sites were fused where there should be one; is there a cast to FP8 in it?"
     return None

@@ -79,16 +79,16 @@ class _Pair:
 
 
 def near_miss(site: Site) -> Drawing:
-    """Draw one site of a report, fused or refused; the module's docstring describes the layout."""
+    """Draw one site of a report, whatever became of it; the module's docstring describes the layout."""
     nodes = {name: _SiteNode(name, *rest) for name, *rest in site.nodes}
     pairs = list(_pairs(site, nodes))
-    stop = None if site.fused else nodes.get(site.node, _SiteNode(site.node))
+    end = None if site.fused else nodes.get(site.node, _SiteNode(site.node))
     return Drawing(
-        _figure(site, pairs, stop),
-        caption=f"%{site.anchor}, {'fused' if site.fused else f'refused: {site.code}'}.",
-        alt=_alt(pairs, stop),
+        _figure(site, pairs, end),
+        caption=f"%{site.anchor}, {site.outcome}{f': {site.code}' if site.refused else ''}.",
+        alt=_alt(site, pairs, end),
         summary=_summary(site, pairs),
-        table=_table(site, pairs, stop),
+        table=_table(site, pairs, end),
     )
 
 
@@ -110,23 +110,24 @@ def _pairs(site: Site, nodes: dict[str, _SiteNode]) -> Iterator[_Pair]:
 
 
 def _missing_parts(site: Site) -> list[str]:
-    """The parts that every match has but this one lacks."""
-    if site.fused:
+    """The parts that every match has and a refused site did not find."""
+    if not site.refused:
         return []
     found = {role for role, _ in site.pairs}
     wanted = NORM if "opaque quantisation" in found else (*QUANT, *NORM)
     return [part for part in wanted if part not in found]
 
 
-def _figure(site: Site, pairs: list[_Pair], stop: _SiteNode | None) -> go.Figure:
+def _figure(site: Site, pairs: list[_Pair], end: _SiteNode | None) -> go.Figure:
     fig = go.Figure()
     places: dict[str, float] = {}
     for row, pair in enumerate(pairs):
         places.setdefault(pair.node.name, float(row))
     _matched(fig, pairs, places)
     y = float(len(pairs))
-    if stop is not None:
-        y = _stopped(fig, site, stop, y, places)
+    if end is not None:
+        draw = _stopped if site.refused else _unclaimed
+        y = draw(fig, site, end, y, places)
         y = _rest(fig, _missing_parts(site), y)
     y = _below(fig, site, y)
     fig.update_xaxes(visible=False, range=[0, 100], fixedrange=True)
@@ -187,6 +188,23 @@ def _stopped(fig: go.Figure, site: Site, stop: _SiteNode, y: float, places: dict
     return y + _height(left, right) + 0.2
 
 
+def _unclaimed(fig: go.Figure, site: Site, producer: _SiteNode, y: float, places: dict[str, float]) -> float:
+    """What produced the value, below the matched pairs, without a cross; returns where the next row goes."""
+    again = f"the same node as in {int(places[producer.name]) + 1}" if producer.name in places else ""
+    left = ["<b>what is quantised</b>", *_small("no fusion starts from it", "left")]
+    right = [f"<b>{escape(producer.name)}</b>", *_small(producer.short, "right"), *_small(again, "right")]
+    middle = y + _height(left, right) / 2 - 0.5 + 0.1
+    fig.add_scatter(
+        x=[LEFT, RIGHT], y=[middle, middle], mode="lines", hoverinfo="skip",
+        line={"color": PALETTE["grey"], "width": 2, "dash": "dot"},
+    )  # fmt: skip
+    for x, lines, hover in ((LEFT, left, escape(site.what)), (RIGHT, right, _hover(producer))):
+        _labels(fig, x, [middle], ["<br>".join(lines)], [hover])
+    _markers(fig, LEFT, [middle], "circle-open", "grey")
+    _markers(fig, RIGHT, [middle], "square-open", "grey")
+    return y + _height(left, right) + 0.2
+
+
 def _rest(fig: go.Figure, parts: list[str], y: float) -> float:
     """The parts that were not found, one line each."""
     if not parts:
@@ -199,11 +217,14 @@ def _rest(fig: go.Figure, parts: list[str], y: float) -> float:
 
 
 def _below(fig: go.Figure, site: Site, y: float) -> float:
-    """What concerns the whole site: its line, what was read, or how to fix it."""
+    """What concerns the whole site: its line, what was read, what would help, or what a fusion would save."""
     texts = {name: text for name, *_, text in site.nodes}
     source = texts.get(site.node) or texts.get(site.anchor, "")
     where = ": ".join(filter(None, (site.line or "", source)))
-    rows = [("at", where), ("read as", site.what), ("meaning", site.sentence), ("fix", site.fix)]
+    if site.unclaimed:
+        rows = [("at", where), ("worth", site.what), ("also unread", site.sentence)]
+    else:
+        rows = [("at", where), ("read as", site.what), ("meaning", site.sentence), ("fix", site.fix)]
     lines: list[str] = []
     for head, text in rows:
         wrapped = _small(text, "below")
@@ -263,11 +284,15 @@ def _hover(node: _SiteNode) -> str:
     return "<br>".join(escape(line) for line in (f"%{node.name} = {node.operation}", node.tensor, node.source) if line)
 
 
-def _alt(pairs: list[_Pair], stop: _SiteNode | None) -> str:
-    end = f" A dashed line with a cross ends at %{stop.name}, where matching stopped." if stop is not None else ""
+def _alt(site: Site, pairs: list[_Pair], end: _SiteNode | None) -> str:
+    last = ""
+    if end is not None and site.refused:
+        last = f" A dashed line with a cross ends at %{end.name}, where matching stopped."
+    elif end is not None:
+        last = f" A dotted line ends at %{end.name}, which made what is quantised; no fusion starts from it."
     return (
         f"Two columns: {len(pairs)} numbered parts of the computation on the left, on the right the nodes of the graph "
-        f"that play them, each pair joined by a line.{end}"
+        f"that play them, each pair joined by a line.{last}"
     )
 
 
@@ -275,12 +300,18 @@ def _summary(site: Site, pairs: list[_Pair]) -> str:
     nodes = len({pair.node.name for pair in pairs})
     if site.fused:
         return f"{len(pairs)} parts were found in {nodes} nodes, and nothing prevents the rewrite: {site.what}."
+    where = f" ({site.line})" if site.line else ""
+    if site.unclaimed:
+        unread = f" Its quantisation cannot be read either: {site.sentence}" if site.code else ""
+        return (
+            f"{_count(len(pairs), 'part')} found in {_count(nodes, 'node')}. No fusion starts from what is quantised: "
+            f"{site.found}{where}; {site.what}.{unread}"
+        )
     got = (
         f"{_count(len(pairs), 'part')} found in {_count(nodes, 'node')}, the last one “{pairs[-1].part}”; then it"
         if pairs
         else "Nothing was found; it"
     )
-    where = f" ({site.line})" if site.line else ""
     return (
         f"{got} stopped at %{site.node}{where}. Expected: {site.expected}; found: {site.found}. {site.sentence} "
         f"The way out: {site.fix}"
@@ -291,14 +322,18 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _table(site: Site, pairs: list[_Pair], stop: _SiteNode | None) -> Table:
+def _table(site: Site, pairs: list[_Pair], end: _SiteNode | None) -> Table:
     rows = [
         (str(number), pair.part, pair.node.name, pair.node.operation, pair.node.tensor, pair.node.source)
         for number, pair in enumerate(pairs, start=1)
     ]
-    if stop is not None:
-        rows.append(("stop", "", stop.name, stop.operation, stop.tensor, stop.source))
-        words = (("expected", site.expected), ("found", site.found), ("fix", site.fix))
+    if end is not None:
+        head, part = ("stop", "") if site.refused else ("", "what is quantised")
+        rows.append((head, part, end.name, end.operation, end.tensor, end.source))
+        if site.refused:
+            words = (("expected", site.expected), ("found", site.found), ("fix", site.fix))
+        else:
+            words = (("worth", site.what),)
         rows += [("", head, "", "", "", text) for head, text in words]
         rows += [("", part, "not found", "", "", "") for part in _missing_parts(site)]
     columns = ("", "part", "node", "operation", "dtype and shape", "source, or in words")

@@ -28,7 +28,7 @@ def register(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Print the report; 0 if every site found would fuse, 1 otherwise."""
+    """Print the report; 0 if sites would fuse and none is refused, 1 otherwise."""
     from fusionlib.explanation import explain
 
     function, *arguments = _call_target(args.target)

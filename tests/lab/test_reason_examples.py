@@ -19,7 +19,7 @@ def test_what_the_examples_change_fuses():
 def test_the_example_is_refused_with_its_code(code):
     readers = registered()
     report = explained(code)
-    assert [(site.fused, site.code) for site in report] == [(False, code)], str(report)
+    assert [(site.outcome, site.code) for site in report] == [("refused", code)], str(report)
     (refused,) = report
     assert refused.expected and refused.found and refused.sentence and refused.fix
     if code != "mutation":  # a graph by make_fx has no lines

@@ -25,13 +25,18 @@ QUANT = (
     ("scale = amax / fp8_max", "div_1"),
 )
 MISS = Site(
-    False, "cast", "amax", "model.py:7", QUANT, code="amax_source", expected="the maximum of %y",
-    found="another's maximum", nodes=NODES,
+    "refused", "cast", "amax", "model.py:7", QUANT, code="amax_source", expected="the maximum of %y",
+    found="another's maximum", nodes=NODES, fusion="gated_norm",
 )  # fmt: skip
 MATCH = Site(
-    True, "cast", "cast", "model.py:9",
+    "fused", "cast", "cast", "model.py:9",
     (*QUANT, ("normed", "div_2"), ("product of x, rsqrt", "div_2"), ("x", "arg0_1")),
-    what="norm, gate -> float8", nodes=NODES,
+    what="norm, gate -> float8", nodes=NODES, fusion="gated_norm",
+)  # fmt: skip
+UNCLAIMED = Site(
+    "unclaimed", "cast", "mul", "model.py:8", QUANT, what="a fusion would save 6,144 bytes, one write and one read",
+    found="%mul = aten.mul.Tensor (bfloat16 [6, 4, 128])",
+    nodes=(*NODES, ("mul", "aten.mul.Tensor", "bfloat16 [6, 4, 128]", "y = up * F.silu(gate)")),
 )  # fmt: skip
 
 
@@ -80,6 +85,22 @@ def test_the_failing_pair_is_marked_by_dash_and_symbol_and_said_in_words():
         assert REASONS["amax_source"].fix.split(",")[0] in words.replace("<br>", " ")
     assert "amax = y.abs().amax()" in texts(drawing)
     assert MISS.code in drawing.caption and "%amax" in drawing.alt
+
+
+def test_an_unclaimed_site_names_its_producer_and_looks_like_no_failure():
+    drawing = near_miss(UNCLAIMED)
+    assert not lines(drawing, "dash") and PALETTE["vermillion"] not in drawing.fig.to_json()
+    (dotted,) = lines(drawing, "dot")
+    assert dotted.y[0] == dotted.y[1] > 3
+    assert drawing.caption == "%cast, unclaimed." and "%mul" in drawing.alt
+    for words in (texts(drawing), drawing.summary):
+        assert "mul" in words and "model.py:8" in words and "6,144 bytes" in words
+    assert "not found" not in texts(drawing) and "expected" not in texts(drawing)
+    rows = drawing.table.rows
+    assert rows[4] == ("", "what is quantised", *UNCLAIMED.nodes[-1])
+    assert rows[5:] == [("", "worth", "", "", "", UNCLAIMED.what)]
+    also_unread = near_miss(replace(UNCLAIMED, code="per_tensor_static"))
+    assert REASONS["per_tensor_static"].sentence in also_unread.summary and "also unread" in texts(also_unread)
 
 
 def test_a_node_is_not_described_twice_but_what_is_said_of_it_is_shown():
@@ -143,7 +164,7 @@ def test_foreign_text_holds_no_markup(field):
 
 
 def test_rows_do_not_overlap_and_fit():
-    for site in (MISS, MATCH, replace(MISS, expected="word " * 60, found="word " * 60)):
+    for site in (MISS, MATCH, UNCLAIMED, replace(MISS, expected="word " * 60, found="word " * 60)):
         fig = near_miss(site).fig
         low, high = fig.layout.yaxis.range[1], fig.layout.yaxis.range[0]
         ys = [y for trace in fig.data for y in trace.y]
