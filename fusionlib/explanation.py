@@ -52,16 +52,16 @@ def explain(
         record = fusion.rewrite(graph)
         if record.sites:
             records.append(record)
-        if watch is not None:
-            graph.owning_module.recompile()
-            watch(graph.owning_module, record)
+        if watch is not None and (module := graph.owning_module) is not None:
+            module.recompile()
+            watch(module, record)
 
-    def inner_compile(module: fx.GraphModule, example_inputs: Sequence[Any], **how: Any) -> Callable[..., Any]:
+    def inner_compile(module: fx.GraphModule, example_inputs: Sequence[Any], **how: Any) -> Any:
         graphs.append(stand_in := stand_in_for(module))
         to_the_pass(module, example_inputs, look, is_inference=bool(how.get("is_inference")))
         return stand_in
 
-    def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         from torch._inductor.compile_fx import compile_fx
 
         return compile_fx(module, example_inputs, inner_compile=inner_compile)

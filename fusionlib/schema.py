@@ -71,7 +71,8 @@ def from_scalars(spec: type[Spec], values: Sequence) -> Spec:
 
 def split(specs: Sequence[type], values: Sequence) -> tuple:
     """The specs that the scalars of one call stand for, in their order."""
-    read, begin = [], 0
+    read: list[Any] = []
+    begin = 0
     for spec in specs:
         end = begin + len(_FIELDS[spec])
         read.append(from_scalars(spec, values[begin:end]))

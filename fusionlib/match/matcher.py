@@ -8,7 +8,17 @@ from typing import Protocol
 
 from torch import fx
 
-from fusionlib.match.graph import clamp_bounds, describe, is_div, is_mul, is_narrowing, operands, peel_exact, value
+from fusionlib.match.graph import (
+    clamp_bounds,
+    describe,
+    input_of,
+    is_div,
+    is_mul,
+    is_narrowing,
+    operands,
+    peel_exact,
+    value,
+)
 from fusionlib.match.opaque import is_opaque_quant, read_opaque_quant
 from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.reasons import REASONS, NotMine, Stop
@@ -22,7 +32,9 @@ log = logging.getLogger(__name__)
 class Reads(Protocol):
     """What matching needs of a fusion."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How reports call it."""
 
     def read(self, value: fx.Node, trail: Trail) -> Reading:
         """The producer whose value is `value`. Raises NotMine or Stop."""
@@ -105,13 +117,13 @@ def _quantised_values(anchor: fx.Node) -> list[fx.Node]:
     """The nodes that may be what is quantised, where the quantisation was not read: the likeliest first."""
     if not is_fp8_cast(anchor):
         return [node for node in anchor.all_input_nodes if value(node) is not None]
-    quotient = peel_exact(anchor.args[0])
+    quotient = peel_exact(input_of(anchor))
     while True:  # the clamp, and roundings in front of the cast
         clamped = clamp_bounds(quotient)
         if clamped is not None:
             quotient = peel_exact(clamped[0])
         elif is_narrowing(quotient):
-            quotient = peel_exact(quotient.args[0])
+            quotient = peel_exact(input_of(quotient))
         else:
             break
     if is_mul(quotient) or is_div(quotient):
@@ -123,5 +135,5 @@ def _producer(node: fx.Node) -> fx.Node:
     """The node that computed a value, below reshapes and casts."""
     node = peel_exact(node)
     while is_narrowing(node):
-        node = peel_exact(node.args[0])
+        node = peel_exact(input_of(node))
     return node

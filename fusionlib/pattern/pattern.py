@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import fx
@@ -57,7 +58,7 @@ def _is_reshape(node: object) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target is aten.reshape.default
 
 
-def trace_fn(fn: Callable, args: Sequence, **kwargs) -> fx.GraphModule:
+def trace_fn(fn: Callable, args: Sequence, **kwargs: Any) -> fx.GraphModule:
     """Trace a pattern or a replacement into the form that `TracedPass` also brings the searched graph into.
 
     Keyword arguments are handed on: torch 2.13 passes `get_decomp_fn`, torch 2.11 passes nothing. Writes into fresh
@@ -139,9 +140,7 @@ class TracedPattern:
         rows = normed.flatten(1) if normed.ndim > 2 else normed.reshape(normed.shape[0] // self.heads, self.hidden)
         return self._quant(rows)
 
-    def replacement(
-        self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def replacement(self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What takes its place."""
         heads = (-1, self.heads, self.norm.norm_size)
         return rms_norm_gated_group_quant(
@@ -162,10 +161,10 @@ class TracedPattern:
         """Add this pattern to `patterns`, and to nothing else."""
 
         # Plain functions: not every supported torch takes bound methods here.
-        def search(x, gate, weight):
+        def search(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return self.search(x, gate, weight)
 
-        def replacement(x, gate, weight):
+        def replacement(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return self.replacement(x, gate, weight)
 
         pattern_matcher.register_replacement(

@@ -6,6 +6,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import groupby
+from operator import itemgetter
+from types import FrameType
 
 from torch._dynamo.utils import counters
 from torch._guards import CompileContext
@@ -21,16 +23,17 @@ class FusionError(RuntimeError):
 
 def checked_expectation(expect: Expected, names: Iterable[str]) -> Expected:
     """`expect` itself. Raises ValueError where it is no number of fused sites, in all or by the names of fusions."""
-    known, by_name = list(names), isinstance(expect, Mapping)
-    for name, count in expect.items() if by_name else [("", expect)]:
-        if by_name and name not in known:
+    known, by_name = list(names), dict(expect) if isinstance(expect, Mapping) else None
+    counts: list[tuple[str, object]] = [("", expect)] if by_name is None else [*by_name.items()]
+    for name, count in counts:
+        if by_name is not None and name not in known:
             raise ValueError(f"expect={expect!r}: this pass has no fusion {name!r}; it has {known}")
-        if (count is not None or by_name) and (not isinstance(count, int) or count < 0):
+        if (count is not None or by_name is not None) and (not isinstance(count, int) or count < 0):
             raise ValueError(
                 f"expect={expect!r} must be a number of fused sites, 0 or more, a dict of such numbers by the names of "
                 "fusions, or None"
             )
-    return dict(expect) if by_name else expect
+    return expect if by_name is None else by_name
 
 
 def graph_breaks() -> int:
@@ -41,16 +44,18 @@ def graph_breaks() -> int:
 def current_origin(breaks_before: int) -> Origin | None:
     """Which compile is going on; `cut` if there were graph breaks since `breaks_before`. None outside of Dynamo."""
     compile_id = CompileContext.current_compile_id()
-    if compile_id is None or compile_id.frame_id is None:
+    if compile_id is None or compile_id.frame_id is None or compile_id.frame_compile_id is None:
         return None
     return Origin(compile_id.frame_id, compile_id.frame_compile_id, graph_breaks() > breaks_before)
 
 
 def demand(expect: Expected, strict: bool, report: Report, *, more: bool = False) -> None:
     """Raise FusionError where `report`, of one compile, is not what is demanded; `more`: graphs of it may follow."""
-    by_name = isinstance(expect, Mapping)
-    found = Counter(report.fused_by) if by_name else Counter({"": len(report.fused)})
-    for name, count in (expect if by_name else {} if expect is None else {"": expect}).items():
+    if isinstance(expect, Mapping):
+        wanted, found = expect, Counter(report.fused_by)
+    else:
+        wanted, found = {} if expect is None else {"": expect}, Counter({"": len(report.fused)})
+    for name, count in wanted.items():
         if found[name] > count or (found[name] < count and not more):
             raise FusionError(f"expected {count} fused {name + ' ' if name else ''}sites, got {found[name]}\n{report}")
     if strict and report.refused:
@@ -66,11 +71,11 @@ def by_compile(records: Iterable[CompileRecord]) -> list[Report]:
     """
     records = list(records)
     reports = [Report((record,)) for record in records if record.origin is None]
-    known = sorted((r for r in records if r.origin is not None), key=lambda r: (r.origin.frame, r.origin.attempt))
+    known = [((r.origin.frame, r.origin.attempt), r.origin.cut, r) for r in records if r.origin is not None]
     parts: dict[int, tuple[CompileRecord, ...]] = {}
-    for (frame, _), group in groupby(known, key=lambda r: (r.origin.frame, r.origin.attempt)):
-        graphs = tuple(group)
-        if any(graph.origin.cut for graph in graphs):
+    for (frame, _), group in groupby(sorted(known, key=itemgetter(0)), key=itemgetter(0)):
+        _, cuts, graphs = zip(*group, strict=True)
+        if any(cuts):
             parts[frame] = graphs
         else:
             reports.append(Report(graphs))
@@ -83,7 +88,8 @@ def is_part_of_a_graph() -> bool:
 
     Nothing that a pass gets says so, but that Inductor's function for it calls itself.
     """
-    depth, frame = 0, sys._getframe()
+    depth = 0
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         depth += frame.f_code.co_name == "_recursive_post_grad_passes"
         frame = frame.f_back

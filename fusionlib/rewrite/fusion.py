@@ -112,7 +112,8 @@ class FusionPass(CustomGraphPass):
         return CompileRecord(tuple(sites[result.anchor] for result in results), nodes)
 
     def _apply_all(self, matches: list[Match], journal: Journal) -> dict[fx.Node, Site]:
-        facts, sites = GraphFacts.of(matches[0].anchor.graph), {}
+        facts = GraphFacts.of(matches[0].anchor.graph)
+        sites: dict[fx.Node, Site] = {}
         # All plans come first: what one rewrite makes is nothing that the plan of another should see.
         for group, plan in [(group, _planned(group)) for group in group_by_value(matches)]:
             sites |= _refusals(group, plan) if isinstance(plan, Stop) else self._apply(plan, facts, journal)
@@ -187,9 +188,9 @@ class FusionPass(CustomGraphPass):
         """
         readers, fusions = readers_hash(), fusions_hash(self.fusions)
         options = f"{sorted(self.devices)} {self.expect} {self.strict}"
-        known = readers is not None and fusions is not None
-        self._key = combined((source_hash(), readers, fusions, options)) if known else None
-        if self._key is not None:
+        self._key = None
+        if readers is not None and fusions is not None:
+            self._key = combined((source_hash(), readers, fusions, options))
             cached_records.asked(self, self._key)
         self._asked_in = current_origin(self._breaks)
         return self._key

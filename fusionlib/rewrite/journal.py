@@ -23,7 +23,8 @@ class Journal:
 
     def insert(self, before: fx.Node, target: Callable, args: tuple, kwargs: dict) -> fx.Node:
         """A call of `target` right before the node `before`."""
-        last, inputs = before.prev, []
+        last = before.prev
+        inputs: list[fx.Node] = []
         fx.map_arg((args, kwargs), inputs.append)
         orders = _orders_of_users(inputs)
 
@@ -75,7 +76,7 @@ class Journal:
         while len(self._undo) > changes:
             self._undo.pop()()
 
-    def _tell(self, hooks: str, *args, **kwargs) -> None:
+    def _tell(self, hooks: str, *args: object, **kwargs: object) -> None:
         """Let those who listen to changes of the module's graph know of one that FX has no call for."""
         for hook in getattr(self._graph.owning_module, hooks, ()):
             hook(*args, **kwargs)
