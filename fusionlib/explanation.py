@@ -135,7 +135,7 @@ def stand_in_for(module: fx.GraphModule) -> Callable[..., Any]:
     """Something that takes a graph's inputs and returns its outputs, whatever is done to `module` afterwards."""
     twin = _twin(module)
 
-    def run(inputs: list) -> Any:
+    def run(inputs: list[Any]) -> Any:
         values = list(inputs)
         inputs.clear()
         try:

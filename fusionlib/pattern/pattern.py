@@ -17,7 +17,7 @@ from torch import fx
 from torch._inductor import pattern_matcher
 from torch._inductor.pattern_matcher import Match, PatternMatcherPass
 
-from fusionlib.match.sizes import same_shape
+from fusionlib.match.sizes import Size, same_shape
 from fusionlib.op import rms_norm_gated_group_quant, unsupported
 from fusionlib.pattern.matchers import MatcherGroupQuant, MatcherRMSNormGated
 from fusionlib.spec import GatedNorm, GroupQuant
@@ -58,7 +58,7 @@ def _is_reshape(node: object) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target is aten.reshape.default
 
 
-def trace_fn(fn: Callable, args: Sequence, **kwargs: Any) -> fx.GraphModule:
+def trace_fn(fn: Callable[..., Any], args: Sequence[Any], **kwargs: Any) -> fx.GraphModule:
     """Trace a pattern or a replacement into the form that `TracedPass` also brings the searched graph into.
 
     Keyword arguments are handed on: torch 2.13 passes `get_decomp_fn`, torch 2.11 passes nothing. Writes into fresh
@@ -79,7 +79,7 @@ def group_problem(head_dim: int, group_size: int) -> str | None:
     return None
 
 
-def guard_problem(shape: Sequence, heads: int, head_dim: int, group_size: int) -> str | None:
+def guard_problem(shape: Sequence[Size], heads: int, head_dim: int, group_size: int) -> str | None:
     """Why a pattern traced for `heads` of `head_dim` must not be applied to an x of `shape`, or None.
 
     Shapes are no part of what the search compares, only their number is. Without this, a pattern for heads of 128 is

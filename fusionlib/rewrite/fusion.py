@@ -79,7 +79,7 @@ class FusionPass(CustomGraphPass):
     def __copy__(self) -> FusionPass:
         return self
 
-    def __deepcopy__(self, memo: dict) -> FusionPass:
+    def __deepcopy__(self, memo: dict[int, object]) -> FusionPass:
         return self
 
     def __call__(self, graph: fx.Graph) -> None:

@@ -7,6 +7,7 @@ holds the same nodes in the same order, with the same arguments and the same ord
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import fx
 
@@ -21,7 +22,9 @@ class Journal:
         self._graph = graph
         self._undo: list[Callable[[], None]] = []
 
-    def insert(self, before: fx.Node, target: Callable, args: tuple, kwargs: dict) -> fx.Node:
+    def insert(
+        self, before: fx.Node, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> fx.Node:
         """A call of `target` right before the node `before`."""
         last = before.prev
         inputs: list[fx.Node] = []

@@ -160,7 +160,9 @@ def _quant_call(editor: Editor, value: fx.Node, spec: GroupQuant) -> tuple[fx.No
     return editor.item(call, 0), editor.item(call, 1)
 
 
-def _quant_values(editor: Editor, quant: QuantPlan, results: tuple[fx.Node, fx.Node], sizes: dict) -> list:
+def _quant_values(
+    editor: Editor, quant: QuantPlan, results: tuple[fx.Node, fx.Node], sizes: dict[fx.Node, Sizes]
+) -> list[tuple[fx.Node, fx.Node]]:
     """Codes and scale of one quantisation, each with what comes in its place."""
     read, (codes, scale) = quant.match.quant, results
     values = [(read.codes, editor.at(read.codes).reshape(codes, sizes[read.codes]))]
