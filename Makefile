@@ -25,12 +25,13 @@ help:  ## show this list
 walkthrough: $(STAMP)  ## run the notebooks and render them to an offline page
 	$(BIN)/fusionlib notebooks run $(OPTIONS)
 
-test: lint  ## lint, format check and all tests
+test: lint  ## lint, format and type check, and all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-lint: $(STAMP)  ## ruff: rules and formatting, changing nothing
+lint: $(STAMP)  ## rules, formatting and types, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 lab: $(STAMP)  ## open working copies of the notebooks, in lab/, in JupyterLab
 	$(BIN)/fusionlib notebooks lab
@@ -75,7 +76,7 @@ format: $(STAMP)  ## format the code, fix what ruff can fix, strip notebook outp
 	done
 
 clean:  ## remove what the other targets made, the environment included
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find fusionlib tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt

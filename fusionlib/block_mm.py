@@ -42,11 +42,15 @@ def block_scaled_mm(
     return torch.ops.fusionlib.block_scaled_mm(codes, scale, weight, weight_scale, dtype)
 
 
-def _cpu(codes, scale, weight, weight_scale, dtype) -> torch.Tensor:
+def _cpu(
+    codes: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     return (dequantised(codes, scale, 1) @ dequantised(weight, weight_scale, BLOCK).t()).to(dtype)
 
 
-def _cuda(codes, scale, weight, weight_scale, dtype) -> torch.Tensor:
+def _cuda(
+    codes: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     tokens, recipe = codes.shape[0], torch.nn.functional.ScalingType
     codes, scale = fill_rows(codes, scale)
     product = torch.nn.functional.scaled_mm(
@@ -70,7 +74,9 @@ def fill_rows(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, t
     return filled, torch.nn.functional.pad(scale.t(), (0, missing)).t()
 
 
-def _fake(codes, scale, weight, weight_scale, dtype) -> torch.Tensor:
+def _fake(
+    codes: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     return codes.new_empty((codes.shape[0], weight.shape[0]), dtype=dtype)
 
 

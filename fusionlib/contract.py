@@ -127,12 +127,12 @@ def rows_problem(
     )
 
 
-def places_problem(*tensors: torch.Tensor | None) -> str | None:
+def places_problem(first: torch.Tensor, *others: torch.Tensor | None) -> str | None:
     """Why an op cannot run tensors where they are, or None: they are on one device, which has an implementation."""
-    devices = {str(tensor.device) for tensor in tensors if tensor is not None}
+    devices = {str(tensor.device) for tensor in (first, *others) if tensor is not None}
     if len(devices) > 1:
         return f"tensors are on {', '.join(sorted(devices))}; move them to one device"
-    kind = tensors[0].device.type
+    kind = first.device.type
     if kind not in ("cpu", "cuda"):
         return f"device {kind!r} has no implementation; use 'cpu' or 'cuda' (NVIDIA and ROCm)"
     return None

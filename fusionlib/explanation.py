@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fusionlib.rewrite.fusion import DEVICES, FusionPass
+from fusionlib.rewrite.fusion_pass import DEVICES, FusionPass
 from fusionlib.rewrite.report import CompileRecord, Report
 
 log = logging.getLogger(__name__)
@@ -52,16 +52,16 @@ def explain(
         record = fusion.rewrite(graph)
         if record.sites:
             records.append(record)
-        if watch is not None:
-            graph.owning_module.recompile()
-            watch(graph.owning_module, record)
+        if watch is not None and (module := graph.owning_module) is not None:
+            module.recompile()
+            watch(module, record)
 
-    def inner_compile(module: fx.GraphModule, example_inputs: Sequence[Any], **how: Any) -> Callable[..., Any]:
+    def inner_compile(module: fx.GraphModule, example_inputs: Sequence[Any], **how: Any) -> Any:
         graphs.append(stand_in := stand_in_for(module))
         to_the_pass(module, example_inputs, look, is_inference=bool(how.get("is_inference")))
         return stand_in
 
-    def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         from torch._inductor.compile_fx import compile_fx
 
         return compile_fx(module, example_inputs, inner_compile=inner_compile)
@@ -135,7 +135,7 @@ def stand_in_for(module: fx.GraphModule) -> Callable[..., Any]:
     """Something that takes a graph's inputs and returns its outputs, whatever is done to `module` afterwards."""
     twin = _twin(module)
 
-    def run(inputs: list) -> Any:
+    def run(inputs: list[Any]) -> Any:
         values = list(inputs)
         inputs.clear()
         try:

@@ -21,7 +21,7 @@ def register(name: str, reference: Callable[..., torch.Tensor | tuple[torch.Tens
     PyTorch code: a cast to FP8 passes on the gradient it receives, in FP8.
     """
 
-    def keep(ctx: Any, inputs: tuple, output: object) -> None:
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
         ctx.save_for_backward(*(value if isinstance(value, torch.Tensor) else None for value in inputs))
         ctx.others = tuple(None if isinstance(value, torch.Tensor) else value for value in inputs)
 

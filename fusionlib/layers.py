@@ -12,6 +12,9 @@ from fusionlib import op, reference
 from fusionlib.block_mm import BLOCK, block_scaled_mm, dequantised
 from fusionlib.spec import GatedNorm, GroupQuant
 
+#: Where a module's tensors are made; None for PyTorch's default.
+Device = torch.device | str | None
+
 
 class RMSNormGated(nn.Module):
     """Gated RMS norm over the last dimension; values and roundings are those of `reference.rms_norm_gated`.
@@ -21,7 +24,9 @@ class RMSNormGated(nn.Module):
         norm: the norm's spec. With one norm per head, `hidden` is the head dimension.
     """
 
-    def __init__(self, hidden: int, norm: GatedNorm, *, device=None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, hidden: int, norm: GatedNorm, *, device: Device = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         if hidden % norm.norm_size != 0:
             raise ValueError(
@@ -32,8 +37,8 @@ class RMSNormGated(nn.Module):
 
     def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         """x, gate [..., hidden] -> [..., hidden]."""
-        rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, gate)]
-        return reference.rms_norm_gated(*rows, self.weight, self.norm).view(x.shape)
+        x_rows, gate_rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, gate)]
+        return reference.rms_norm_gated(x_rows, gate_rows, self.weight, self.norm).view(x.shape)
 
 
 class BlockFP8Linear(nn.Module):
@@ -47,6 +52,9 @@ class BlockFP8Linear(nn.Module):
     Buffers: `codes` [out, in] FP8; `scale` [out / 128, in / 128 rounded up to a multiple of 4] float32, the extra
     columns zero, as cuBLAS lays out 128x128 block scales.
     """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(
         self,
@@ -141,7 +149,7 @@ class AttentionOutput(nn.Module):
         quant: GroupQuant | None = None,
         *,
         native_quant: bool = False,
-        device=None,
+        device: Device = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         super().__init__()

@@ -18,7 +18,17 @@ from fusionlib.quant_op import TAGS, QuantOp, empty_quantised, warn_once
 from fusionlib.spec import GatedNorm, GroupQuant
 
 
-def _launch_fused(x, gate, weight, bias, norm, quant, codes, scale, normed) -> None:
+def _launch_fused(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm: GatedNorm,
+    quant: GroupQuant,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    normed: torch.Tensor | None,
+) -> None:
     from fusionlib.kernels.launch import launch_fused
 
     launch_fused(x, gate, weight, bias, norm, quant, codes, scale, normed)
@@ -38,7 +48,7 @@ GATED_NORM = QuantOp(
 _quant_spec = functools.lru_cache(maxsize=256)(GroupQuant)
 
 
-def _quant_checked(y: torch.Tensor, scalars: tuple) -> GroupQuant:
+def _quant_checked(y: torch.Tensor, scalars: tuple[object, ...]) -> GroupQuant:
     quant = _quant_spec(*scalars)
     problem = quant_problem(y, quant)
     if problem is not None:
@@ -46,15 +56,15 @@ def _quant_checked(y: torch.Tensor, scalars: tuple) -> GroupQuant:
     return quant
 
 
-def _quant_fake(y: torch.Tensor, *scalars) -> tuple:
+def _quant_fake(y: torch.Tensor, *scalars: object) -> tuple[torch.Tensor, torch.Tensor]:
     return empty_quantised(y, _quant_checked(y, scalars))
 
 
-def _quant_reference(y: torch.Tensor, *scalars) -> tuple:
+def _quant_reference(y: torch.Tensor, *scalars: object) -> tuple[torch.Tensor, torch.Tensor]:
     return reference.group_quant(y, _quant_checked(y, scalars))
 
 
-def _quant_cuda(y: torch.Tensor, *scalars) -> tuple:
+def _quant_cuda(y: torch.Tensor, *scalars: object) -> tuple[torch.Tensor, torch.Tensor]:
     quant = _quant_checked(y, scalars)
     reason = quant_kernel_problem(y, quant)
     if reason is not None:

@@ -11,6 +11,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 
@@ -65,17 +66,17 @@ class QuantOp:
         self.plain = getattr(getattr(torch.ops, namespace), own).default
         self.with_value = getattr(getattr(torch.ops, namespace), own + suffix).default
 
-    def __call__(self, *arguments, return_value: bool = False) -> tuple[torch.Tensor, ...]:
+    def __call__(self, *arguments: Any, return_value: bool = False) -> tuple[torch.Tensor, ...]:
         """(*tensors, spec, quant) -> codes, scale and, if asked for, the value."""
         *tensors, spec, quant = arguments
         op = self.with_value if return_value else self.plain
         return op(*tensors, *schema.scalars(spec, quant))
 
-    def __fingerprint__(self) -> tuple:
+    def __fingerprint__(self) -> tuple[Any, ...]:
         """What a compiled graph depends on: not how the op computes, since a graph only calls it by its name."""
         return self.name, self.spec, self._problem, self._kernel_problem, self._launch is None
 
-    def device_problem(self, *arguments) -> str | None:
+    def device_problem(self, *arguments: Any) -> str | None:
         """Why a GPU cannot run the kernel on (*tensors, spec, quant), which fit each other; None where it can."""
         first, quant = arguments[0], arguments[-1]
         if self._launch is None:
@@ -83,7 +84,7 @@ class QuantOp:
         problem = self._kernel_problem(*arguments) if self._kernel_problem is not None else None
         return problem or device_problem(first.device, quant.dtype)
 
-    def unsupported(self, *arguments) -> str | None:
+    def unsupported(self, *arguments: Any) -> str | None:
         """Why the op cannot run (*tensors, spec, quant) where they are, or None. On CPU only the specs decide."""
         problem = self._problem(*arguments)
         if problem is not None or arguments[0].device.type == "cpu":
@@ -99,11 +100,11 @@ class QuantOp:
         torch.library.register_fake(name, lambda *arguments: self._fake(*arguments)[:last])
         gradient.register(name, lambda *arguments: self._reference(*arguments)[:last])
 
-    def _specs(self, *scalars) -> tuple:
+    def _specs(self, *scalars: object) -> tuple[Any, ...]:
         """The specs of a call; cached, since a model calls with few and a launch takes microseconds."""
         return schema.split((self.spec, GroupQuant), scalars)
 
-    def _checked(self, arguments: tuple) -> tuple:
+    def _checked(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """(*tensors, spec, quant) of a call. Raises ValueError where they do not fit."""
         checked = *arguments[: self._count], *self.specs(*arguments[self._count :])
         problem = self._problem(*checked)
@@ -111,17 +112,17 @@ class QuantOp:
             raise ValueError(f"fusionlib: {problem}")
         return checked
 
-    def _reference(self, *arguments) -> tuple:
+    def _reference(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
         *tensors, spec, quant = self._checked(arguments)
         value = self._value(*tensors, spec)
         return *reference.group_quant(value, quant), value
 
-    def _fake(self, *arguments) -> tuple:
+    def _fake(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
         first, *_, spec, quant = self._checked(arguments)
         codes, scale = empty_quantised(first, quant)
         return codes, scale, torch.empty_like(codes, dtype=spec.output_dtype(first.dtype))
 
-    def _on_gpu(self, keeps_value: bool, *arguments) -> tuple:
+    def _on_gpu(self, keeps_value: bool, *arguments: Any) -> tuple[torch.Tensor | None, ...]:
         checked = self._checked(arguments)
         reason = self.device_problem(*checked)
         if reason is not None:
@@ -130,6 +131,7 @@ class QuantOp:
         first, *_, spec, quant = checked
         codes, scale = empty_quantised(first, quant)
         value = torch.empty_like(codes, dtype=spec.output_dtype(first.dtype)) if keeps_value else None
+        assert self._launch is not None  # else device_problem had a reason
         with torch.cuda.device(first.device):
             self._launch(*checked, codes, scale, value)
         return codes, scale, value

@@ -8,11 +8,16 @@ first are flattened to one row of `hidden` elements, so [tokens, heads, head_dim
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from fusionlib.spec import GatedNorm, GroupQuant
 
-_ACTIVATIONS = {"silu": torch.nn.functional.silu, "sigmoid": torch.sigmoid}
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "sigmoid": torch.sigmoid,
+}
 
 
 def rms_norm_gated(
@@ -110,7 +115,9 @@ def power_of_two_at_least(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale.isnan(), scale, power)
 
 
-def scale_storage(tokens: int, groups: int, quant: GroupQuant) -> tuple[tuple, tuple, torch.dtype]:
+def scale_storage(
+    tokens: int | torch.SymInt, groups: int, quant: GroupQuant
+) -> tuple[tuple[int | torch.SymInt, ...], tuple[int | torch.SymInt, ...], torch.dtype]:
     """Shape, strides and dtype of the scale tensor in `quant.scale_layout`; sizes may be symbolic."""
     if quant.scale_layout == "row_major":
         return (tokens, groups), (groups, 1), torch.float32

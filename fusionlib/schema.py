@@ -62,7 +62,7 @@ def _words(hint: Any) -> tuple[str, ...] | None:
     return get_args(get_args(hint)[0]) if get_origin(hint) is frozenset and _are_words(get_args(hint)[0]) else None
 
 
-def scalars(*specs: Any) -> tuple:
+def scalars(*specs: Any) -> tuple[Any, ...]:
     """The scalars that a call carries for specs of declared types, in the order of `declared`."""
     values = []
     for spec in specs:
@@ -72,15 +72,16 @@ def scalars(*specs: Any) -> tuple:
     return tuple(values)
 
 
-def from_scalars(spec: type[Spec], values: Sequence) -> Spec:
+def from_scalars(spec: type[Spec], values: Sequence[Any]) -> Spec:
     """The spec of a declared type that a call's scalars stand for."""
     pairs = zip(_FIELDS[spec], values, strict=True)
     return spec(*(value if words is None else frozenset(filter(None, value.split(","))) for (_, words), value in pairs))
 
 
-def split(specs: Sequence[type], values: Sequence) -> tuple:
+def split(specs: Sequence[type], values: Sequence[Any]) -> tuple[Any, ...]:
     """The specs that the scalars of one call stand for, in their order."""
-    read, begin = [], 0
+    read: list[Any] = []
+    begin = 0
     for spec in specs:
         end = begin + len(_FIELDS[spec])
         read.append(from_scalars(spec, values[begin:end]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Literal, TypedDict, Unpack, get_args
 
 import torch
 
@@ -197,6 +197,20 @@ class GatedNorm:
         return cls(norm_size, eps, norm_before_gate=False, rounding=frozenset({"norm", "output"}))
 
 
+class _Changes(TypedDict, total=False):
+    """What a preset of `GroupQuant` can be given beside the group size."""
+
+    dtype: torch.dtype
+    floor: float | None
+    floor_on: FloorOn
+    division: Division
+    scale_format: ScaleFormat
+    scale_layout: ScaleLayout
+    round_scale: bool
+    fp8_max: float | None
+    scale_division: Division
+
+
 @dataclass(frozen=True)
 class GroupQuant:
     """FP8 quantisation with one scale per `group_size` consecutive elements of a row. All arithmetic is float32::
@@ -294,7 +308,7 @@ class GroupQuant:
     # Presets. What is written in PyTorch divides by a Python number: on CUDA that is `scale_division="reciprocal"`.
 
     @classmethod
-    def vllm(cls, group_size: int = 128, **changes: object) -> GroupQuant:
+    def vllm(cls, group_size: int = 128, **changes: Unpack[_Changes]) -> GroupQuant:
         """vLLM's and SGLang's `per_token_group_quant_fp8`: amax >= 1e-10, division. A kernel, which divides twice.
 
         Source: vLLM model_executor/layers/quantization/utils/fp8_utils.py, itself after SGLang PR #2575.
@@ -302,7 +316,7 @@ class GroupQuant:
         return cls(group_size, **changes)
 
     @classmethod
-    def vllm_native(cls, group_size: int = 128, **changes: object) -> GroupQuant:
+    def vllm_native(cls, group_size: int = 128, **changes: Unpack[_Changes]) -> GroupQuant:
         """vLLM's `QuantFP8._quantize_group_native`: scale >= 1 / (512 fp8_max), division; 224 is the fnuz maximum.
 
         Written in PyTorch. Source: vLLM model_executor/layers/quantization/input_quant_fp8.py.
@@ -310,31 +324,33 @@ class GroupQuant:
         dtype = changes.get("dtype", torch.float8_e4m3fn)
         _one_of("dtype", dtype, tuple(FP8_MAXIMA))
         fp8_max = FP8_MAXIMA[dtype][-1]
-        return cls(group_size, **{"floor": 1.0 / (fp8_max * 512.0), "floor_on": "scale", "fp8_max": fp8_max} | changes)
+        own: _Changes = {"floor": 1.0 / (fp8_max * 512.0), "floor_on": "scale", "fp8_max": fp8_max}
+        return cls(group_size, **own | changes)
 
     @classmethod
-    def aiter(cls, group_size: int = 128, **changes: object) -> GroupQuant:
+    def aiter(cls, group_size: int = 128, **changes: Unpack[_Changes]) -> GroupQuant:
         """AITER's Triton `_fp8_quant_op`: amax >= 1e-10, multiplication by the reciprocal of the scale. A kernel.
 
         Source: AITER aiter/ops/triton, the quantisation inside `fused_rms_fp8_group_quant`.
         """
-        return cls(group_size, **{"division": "reciprocal"} | changes)
+        own: _Changes = {"division": "reciprocal"}
+        return cls(group_size, **own | changes)
 
     @classmethod
-    def deepgemm(cls, group_size: int = 128, blackwell: bool = False, **changes: object) -> GroupQuant:
+    def deepgemm(cls, group_size: int = 128, blackwell: bool = False, **changes: Unpack[_Changes]) -> GroupQuant:
         """DeepGEMM's `per_token_cast_to_fp8`: amax >= 1e-4, reciprocal; Blackwell takes packed ue8m0 scales.
 
         Written in PyTorch. Source: DeepGEMM deep_gemm/utils/math.py and csrc/jit_kernels/impls/smxx_layout.hpp.
         """
-        layout = {"scale_format": "ue8m0", "scale_layout": "packed_int32"} if blackwell else {}
-        return cls(
-            group_size, **{"floor": 1e-4, "division": "reciprocal", "scale_layout": "column_major"} | layout | changes
-        )
+        own: _Changes = {"floor": 1e-4, "division": "reciprocal", "scale_layout": "column_major"}
+        layout: _Changes = {"scale_format": "ue8m0", "scale_layout": "packed_int32"} if blackwell else {}
+        return cls(group_size, **own | layout | changes)
 
     @classmethod
-    def torchao(cls, group_size: int = 128, **changes: object) -> GroupQuant:
+    def torchao(cls, group_size: int = 128, **changes: Unpack[_Changes]) -> GroupQuant:
         """torchao's `_choose_scale_float8` and `_quantize_affine_float8`: no floor, scale rounded to the input's dtype.
 
         Written in PyTorch. Source: torchao 0.18, quantization/quant_primitives.py.
         """
-        return cls(group_size, **{"floor": None, "round_scale": True} | changes)
+        own: _Changes = {"floor": None, "round_scale": True}
+        return cls(group_size, **own | changes)

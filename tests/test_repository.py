@@ -19,7 +19,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("fusionlib", "fusionlab")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -94,6 +95,26 @@ def test_the_makefile_installs_the_same_set():
     extras = ",".join(PROJECT["optional-dependencies"])
     assert f"EXTRAS := {extras}\n" in makefile
     assert "-c constraints.txt -e '.[$(EXTRAS)]'" in makefile
+
+
+def test_lint_checks_the_types_that_the_package_ships():
+    settings = PYPROJECT["tool"]["mypy"]
+    assert "py.typed" in PYPROJECT["tool"]["setuptools"]["package-data"]["fusionlib"]
+    assert settings["packages"] == ["fusionlib"]
+    assert settings["python_version"] == PROJECT["requires-python"].removeprefix(">=")
+    assert settings["disallow_untyped_defs"] and settings["warn_unused_ignores"]
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert "\t$(BIN)/mypy\n" in lint[1]
+    assert "mypy" in [Requirement(text).name for text in PROJECT["optional-dependencies"]["test"]]
+
+
+def test_what_the_type_checker_leaves_out_is_named_one_by_one():
+    """Modules whose functions cannot be annotated exist, and an ignored line names what is ignored there."""
+    untyped = [each for each in PYPROJECT["tool"]["mypy"]["overrides"] if "disallow_untyped_defs" in each]
+    for module in (name for each in untyped for name in each["module"]):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists(), module
+    lines = [line for path in (ROOT / "fusionlib").rglob("*.py") for line in path.read_text("utf-8").splitlines()]
+    assert [line for line in lines if re.search(r"#\s*type:\s*ignore(?!\[[a-z-]+\])", line)] == []
 
 
 def test_pre_commit_uses_the_tested_versions():

@@ -23,7 +23,7 @@ from torch import fx
 from fusionlab.observe.byte_ledger import Bytes, Entry, ledger
 from fusionlab.recorder import NodeRecord, Recording, record
 from fusionlib.explanation import apart_from_caches, stand_in_for, to_the_pass
-from fusionlib.rewrite.fusion import DEVICES, FusionPass
+from fusionlib.rewrite.fusion_pass import DEVICES, FusionPass
 
 #: The stages in the order in which a graph passes through them.
 STAGES = ("dynamo", "aten", "before", "after")

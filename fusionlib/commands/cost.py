@@ -117,11 +117,14 @@ def layered_graph(layers: int, layer: fx.Graph) -> fx.Graph:
     """`layers` copies of a traced layer in sequence, all with the same weights."""
     from torch import fx
 
-    graph, known, hidden = fx.Graph(), {}, None
+    graph = fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+    hidden: fx.Node | None = None
     first = next(node for node in layer.nodes if node.op == "placeholder")
     for _ in range(layers):
         copies = {node: known[node] for node in known} | ({first: hidden} if hidden is not None else {})
-        hidden = graph.graph_copy(layer, copies)
+        result = graph.graph_copy(layer, copies)
+        hidden = result if isinstance(result, fx.Node) else None
         for source, copy in copies.items():
             copy.meta.update(source.meta)
         known = {node: copies[node] for node in layer.nodes if node.op == "placeholder" and node is not first}

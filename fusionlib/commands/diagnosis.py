@@ -110,7 +110,7 @@ def _wanted(machine: Machine) -> list[tuple[str, str]]:
             continue
         if "sys_platform" in marker and f"'{machine.platform}'" not in marker.replace('"', "'"):
             continue
-        name, spec = re.fullmatch(r"([\w.-]+)\s*\(?([^)]*)\)?", declaration.strip()).groups()
+        name, spec = _parsed(r"([\w.-]+)\s*\(?([^)]*)\)?", declaration.strip()).groups()
         wanted[name.lower()] = ",".join(sorted(spec.replace(" ", "").split(","), reverse=True))
     return list(wanted.items())
 
@@ -149,7 +149,7 @@ def _gpu(machine: Machine) -> Finding:
 def satisfies(version: str, spec: str) -> bool:
     """Compare release numbers with a range such as `>=2.11,<2.14`; supports the operators used in pyproject.toml."""
     for clause in filter(None, spec.split(",")):
-        operator, bound = re.fullmatch(r"(>=|<=|==|!=|<|>)(.+)", clause).groups()
+        operator, bound = _parsed(r"(>=|<=|==|!=|<|>)(.+)", clause).groups()
         found, limit = _release(version), _release(bound)
         width = max(len(found), len(limit))
         found, limit = (part + (0,) * (width - len(part)) for part in (found, limit))
@@ -163,7 +163,14 @@ def satisfies(version: str, spec: str) -> bool:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.match(r"\d+(?:\.\d+)*", version)[0].split(".")))
+    return tuple(map(int, _parsed(r"(\d+(?:\.\d+)*).*", version)[1].split(".")))
+
+
+def _parsed(pattern: str, text: str) -> re.Match[str]:
+    found = re.fullmatch(pattern, text)
+    if found is None:
+        raise ValueError(f"{text!r} is not of the form {pattern}")
+    return found
 
 
 def can_run(findings: Sequence[Finding]) -> bool:
@@ -196,7 +203,7 @@ def this_machine() -> Machine:
     """Collect the facts about the machine and environment that this process runs in."""
     gpu, torch_error = _probe_torch()
     return Machine(
-        python=tuple(sys.version_info[:3]),
+        python=sys.version_info[:3],
         platform=sys.platform,
         version_of=installed_version,
         requirements=_requirements(),

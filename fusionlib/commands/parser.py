@@ -32,10 +32,10 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """As in argparse, but an unrecognised argument is an error here, where the known options are available."""
-        namespace, rest = super().parse_known_args(args, namespace)
+        parsed, rest = super().parse_known_args(args, namespace)
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}{self._nearest_option(rest)}")
-        return namespace, rest
+        return parsed, rest
 
     def _nearest_option(self, words: Sequence[str]) -> str:
         hints = (did_you_mean(word.partition("=")[0], self._option_string_actions) for word in words if word[0] == "-")

@@ -7,8 +7,8 @@ opaque quantisations, scale layouts, several consumers, guards, insertion, repor
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import fx
@@ -26,7 +26,7 @@ VALUE = "value"
 class Calls(Protocol):
     """What `emit` inserts with: calls, each with its fake result and the history of what it replaces."""
 
-    def call(self, target: object, *args: object, **kwargs: object) -> fx.Node:
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A call of `target`."""
 
     def item(self, node: fx.Node, index: int) -> fx.Node:
@@ -61,7 +61,7 @@ class Fusion(ABC):
             Stop: it starts from this, and cannot take it; the reason goes into the report.
         """
 
-    def problem(self, tensors: Mapping[str, torch.Tensor | None], spec: object, quant: GroupQuant) -> str | None:
+    def problem(self, tensors: Mapping[str, torch.Tensor | None], spec: Any, quant: GroupQuant) -> str | None:
         """Why the op cannot run `tensors`, fakes by the names of the reading, or None."""
         return self.op.unsupported(*tensors.values(), spec, quant)
 
@@ -69,7 +69,7 @@ class Fusion(ABC):
         self,
         calls: Calls,
         tensors: Mapping[str, fx.Node | None],
-        spec: object,
+        spec: Any,
         quant: GroupQuant,
         wanted: frozenset[str],
     ) -> dict[str, fx.Node]:
@@ -83,6 +83,6 @@ class Fusion(ABC):
         names = ("codes", "scale", VALUE)[: 3 if VALUE in wanted else 2]
         return {name: calls.item(call, index) for index, name in enumerate(names)}
 
-    def spell(self, spec: object) -> str:
+    def spell(self, spec: Any) -> str:
         """The spec in one line of a report."""
         return repr(spec)

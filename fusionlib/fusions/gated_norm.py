@@ -9,7 +9,7 @@ from torch import fx
 
 from fusionlib.fusions.fusion import Calls, Fusion
 from fusionlib.fusions.read_gated_norm import read_gated_norm
-from fusionlib.match.graph import aten, numel, value
+from fusionlib.match.graph import aten, numel, tensor_of
 from fusionlib.match.reasons import Reason
 from fusionlib.match.result import Reading, Trail
 from fusionlib.op import GATED_NORM
@@ -61,8 +61,9 @@ class GatedNormQuant(Fusion):
 
     def problem(self, tensors: Mapping[str, torch.Tensor | None], spec: GatedNorm, quant: GroupQuant) -> str | None:
         """Why the op cannot run these tensors, or None."""
-        if tensors["weight"] is None:
-            tensors = {**tensors, "weight": tensors["x"].new_ones(self._weight_size(tensors["bias"], spec))}
+        x = tensors["x"]
+        if tensors["weight"] is None and x is not None:
+            tensors = {**tensors, "weight": x.new_ones(self._weight_size(tensors["bias"], spec))}
         return super().problem(tensors, spec, quant)
 
     def emit(
@@ -74,10 +75,10 @@ class GatedNormQuant(Fusion):
         wanted: frozenset[str],
     ) -> dict[str, fx.Node]:
         """One call of the op; a norm without a weight is multiplied by ones, which changes nothing."""
-        if tensors["weight"] is None:
-            bias = tensors["bias"]
+        x, bias = tensors["x"], tensors["bias"]
+        if tensors["weight"] is None and x is not None:
             size = spec.norm_size if bias is None else numel(bias)
-            ones = calls.call(aten.full.default, [size], 1.0, dtype=torch.float32, device=value(tensors["x"]).device)
+            ones = calls.call(aten.full.default, [size], 1.0, dtype=torch.float32, device=tensor_of(x).device)
             tensors = {**tensors, "weight": ones}
         return super().emit(calls, tensors, spec, quant, wanted)
 

@@ -19,6 +19,7 @@ from fusionlib.match.graph import (
     aten,
     describe,
     dtype,
+    input_of,
     is_add,
     is_call,
     is_div,
@@ -37,8 +38,8 @@ from fusionlib.match.graph import (
 from fusionlib.match.reasons import NotMine, Stop
 from fusionlib.match.result import Reading, Trail
 from fusionlib.match.root import Root, find_root, read_root, repeats_along
-from fusionlib.match.sizes import equal
-from fusionlib.spec import GatedNorm
+from fusionlib.match.sizes import Shape, equal
+from fusionlib.spec import GatedNorm, RoundingPoint
 
 _MOST_NODES = 64  # looked at in search of a gate: a search without an end would not be linear in the graph
 _MOST_FACTORS = 16  # a gated norm has five; a value squared k times is a product of 2^k
@@ -59,7 +60,8 @@ class _Level:
 
     rounded: torch.dtype | None
     node: fx.Node
-    factors: dict[str, object] = field(default_factory=dict)
+    factors: dict[str, fx.Node] = field(default_factory=dict)
+    act: Activation | None = None
     inner: fx.Node | None = None
     bias: fx.Node | None = None
 
@@ -87,7 +89,7 @@ def read_gated_norm(y: fx.Node, trail: Trail) -> Reading:
     for needed in ("root", "x"):
         if needed not in labels:
             raise Stop("mean_source", root.node, "the value times the root of its own mean of squares", describe(y))
-    act = next((level.factors["gate"] for level in levels if "gate" in level.factors), None)
+    act = next((level.act for level in levels if level.act is not None), None)
     if act is not None:
         return _norm_first(y, root, levels, act, trail)
     return _gate_first(y, root, levels, trail)
@@ -104,7 +106,7 @@ def _gate_first(y: fx.Node, root: Root, levels: list[_Level], trail: Trail) -> R
     points = _cuts(y, levels, ("weight", "core"), {"core": "norm"})
     product, rounded = gated, None
     if is_narrowing(gated) and dtype(gated) in NARROW:
-        product, rounded = peel_exact(gated.args[0]), dtype(gated)
+        product, rounded = peel_exact(input_of(gated)), dtype(gated)
     x, act = _gated_product(y, product)
     if dtype(product) in NARROW:
         rounded = dtype(product)
@@ -125,10 +127,14 @@ def _gated_product(y: fx.Node, product: fx.Node) -> tuple[fx.Node, Activation]:
     raise Stop("not_gated_norm", y, _SHOULD_BE, describe(product))
 
 
-def _cuts(y: fx.Node, levels: list[_Level], order: tuple[str, ...], names: dict[str, str]) -> dict[str, torch.dtype]:
+def _cuts(
+    y: fx.Node, levels: list[_Level], order: tuple[str, ...], names: dict[str, RoundingPoint]
+) -> dict[RoundingPoint, torch.dtype]:
     """The rounding points and their dtypes, from which factors stand on which side of each rounding."""
     rank = {"root": "core", "x": "core"}
-    points = {"output": levels[0].rounded} if levels[0].rounded is not None else {}
+    points: dict[RoundingPoint, torch.dtype] = {}
+    if levels[0].rounded is not None:
+        points["output"] = levels[0].rounded
     seen = -1
     for index, level in enumerate(levels):
         ranks = sorted(order.index(rank.get(label, label)) for label in level.factors)
@@ -149,7 +155,7 @@ def _finish(
     act: Activation,
     root: Root,
     levels: list[_Level],
-    points: dict[str, torch.dtype],
+    points: dict[RoundingPoint, torch.dtype],
     norm_before_gate: bool,
     trail: Trail,
 ) -> Reading:
@@ -165,8 +171,9 @@ def _finish(
             node = act.node if point == "activation" else y
             raise Stop("rounding", node, f"roundings to {dtype(x)}, the dtype of x", f"{point} rounded to {rounded}")
     output = points.get("output")
+    rounding = frozenset(points)
     if dtype(x) is torch.float32:
-        points = {"output": output}  # nothing else to round: one spelling for it
+        rounding = frozenset({"output"})  # nothing else to round: one spelling for it
     weight = next((level.factors["weight"] for level in levels if "weight" in level.factors), None)
     offset = 0
     if weight is not None:
@@ -174,21 +181,21 @@ def _finish(
         trail.add("weight", weight)
     bias = _bias(levels, trail)
     out_dtype = None if output in (None, dtype(x)) else output
-    spec = GatedNorm(root.size, root.eps, act.kind, norm_before_gate, offset, frozenset(points), out_dtype)
+    spec = GatedNorm(root.size, root.eps, act.kind, norm_before_gate, offset, rounding, out_dtype)
     return Reading({"x": x, "gate": act.gate}, spec, {"weight": weight, "bias": bias}, run=root.size)
 
 
 def _bias(levels: list[_Level], trail: Trail) -> fx.Node | None:
     """The bias, which must be added to the norm times its weight, before a gate that comes behind the norm."""
-    biased = [index for index, level in enumerate(levels) if level.bias is not None]
+    biased = [(index, level.bias) for index, level in enumerate(levels) if level.bias is not None]
     if not biased:
         return None
-    index = biased[0]
+    index, bias = biased[0]
     outside = {label for level in levels[:index] for label in level.factors}
     if len(biased) > 1 or "weight" in outside or "gate" in levels[index].factors:
         raise Stop("bias", levels[index].node, "norm(x) * weight + bias", "a bias added elsewhere")
-    trail.add("bias", levels[index].bias)
-    return levels[index].bias
+    trail.add("bias", bias)
+    return bias
 
 
 def _as_many(code: str, node: fx.Node, y: fx.Node, what: str) -> None:
@@ -232,7 +239,7 @@ def _level(node: fx.Node, root: Root, trail: Trail, taken: set[str]) -> _Level:
     while is_narrowing(top) and dtype(top) in NARROW:
         if rounded not in (None, dtype(top)):
             raise Stop("rounding", top, f"one rounding, to {rounded}", f"another to {dtype(top)}")
-        rounded, top = dtype(top), peel_exact(top.args[0])
+        rounded, top = dtype(top), peel_exact(input_of(top))
     if dtype(top) in NARROW:
         if rounded not in (None, dtype(top)):
             raise Stop("rounding", top, f"one rounding, to {rounded}", f"another to {dtype(top)}")
@@ -253,10 +260,10 @@ def _level(node: fx.Node, root: Root, trail: Trail, taken: set[str]) -> _Level:
     return level
 
 
-def _factors(top: fx.Node, root: Root) -> list[tuple[fx.Node, tuple]]:
+def _factors(top: fx.Node, root: Root) -> list[tuple[fx.Node, Shape]]:
     """The operands of a product in float32, whatever its association, each with the shape it is used at."""
-    found: list[tuple[fx.Node, tuple]] = []
-    stack: list[tuple[fx.Node, tuple, bool]] = [(top, shape(top), True)]
+    found: list[tuple[fx.Node, Shape]] = []
+    stack: list[tuple[fx.Node, Shape, bool]] = [(top, shape(top), True)]
     while stack:
         if len(found) + len(stack) > _MOST_FACTORS:
             raise Stop("not_gated_norm", top, _SHOULD_BE, f"a product of more than {_MOST_FACTORS} factors")
@@ -265,13 +272,13 @@ def _factors(top: fx.Node, root: Root) -> list[tuple[fx.Node, tuple]]:
         leaf = _is_root(operand, node, root) or same(node, root.value) or (not is_top and dtype(node) in NARROW)
         if leaf or (not is_top and _is_part(operand, node, target)):
             found.append((operand, target))
-        elif is_mul(node) and all(isinstance(arg, fx.Node) for arg in operands(node)):
-            if root.divides and any(_is_root(arg, peel_exact(arg), root) for arg in operands(node)):
+        elif is_mul(node) and len(both := [arg for arg in operands(node) if isinstance(arg, fx.Node)]) == 2:
+            if root.divides and any(_is_root(arg, peel_exact(arg), root) for arg in both):
                 raise Stop("not_gated_norm", node, "a division by the root of the mean", "a product with it")
-            stack.extend((arg, shape(node), False) for arg in reversed(operands(node)))
+            stack.extend((arg, shape(node), False) for arg in reversed(both))
         elif root.divides and _divides_by(node, root):
-            stack.append((node.args[1], shape(node), False))
-            stack.append((node.args[0], shape(node), False))
+            stack.append((input_of(node, 1), shape(node), False))
+            stack.append((input_of(node), shape(node), False))
         else:
             found.append((operand, target))
     return found
@@ -283,19 +290,18 @@ def _divides_by(node: fx.Node, root: Root) -> bool:
 
 
 def _is_root(operand: fx.Node, node: fx.Node, root: Root) -> bool:
-    return node is root.node or (is_call(node, aten.expand.default) and peel_exact(node.args[0]) is root.node)
+    return node is root.node or (is_call(node, aten.expand.default) and peel_exact(input_of(node)) is root.node)
 
 
-def _is_part(operand: fx.Node, node: fx.Node, target: tuple) -> bool:
+def _is_part(operand: fx.Node, node: fx.Node, target: Shape) -> bool:
     """Whether a factor is one part of the norm, although it may itself be a product."""
     return is_vector_of(operand, target) or read_activation(node) is not None
 
 
-def _place(level: _Level, operand: fx.Node, target: tuple, root: Root, spare: list[fx.Node], taken: set[str]) -> None:
+def _place(level: _Level, operand: fx.Node, target: Shape, root: Root, spare: list[fx.Node], taken: set[str]) -> None:
     """Say which part of the norm a factor is, or keep it in `spare` or as the next level."""
     node = peel_exact(operand)
     label: str | None = None
-    part: object = node
     if _is_root(operand, node, root):
         label = "root"
         if not repeats_along(root, operand, target):
@@ -303,7 +309,7 @@ def _place(level: _Level, operand: fx.Node, target: tuple, root: Root, spare: li
     elif same(node, root.value):
         label = "x"
     elif (act := read_activation(node)) is not None:
-        label, part = "gate", act
+        label = "gate"
     elif is_vector_of(operand, target):
         label = "weight"
     if label is None and ((dtype(node) in NARROW and _holds(node)) or _biased(node) is not None):
@@ -315,7 +321,8 @@ def _place(level: _Level, operand: fx.Node, target: tuple, root: Root, spare: li
     elif label in taken:
         raise Stop("order", node, _SHOULD_BE, f"a second {label}: {describe(node)}")
     else:
-        level.factors[label] = part
+        level.factors[label] = node
+        level.act = act if label == "gate" else level.act
 
 
 def _holds(node: fx.Node) -> bool:
@@ -326,9 +333,9 @@ def _holds(node: fx.Node) -> bool:
 def _settle(level: _Level, spare: list[fx.Node], root: Root) -> None:
     """A spare factor is the z of z * sigmoid(z) taken apart by association; anything else is refused."""
     for operand in spare:
-        act = level.factors.get("gate")
-        if isinstance(act, Activation) and act.kind == "sigmoid" and same(operand, act.gate) and act.rounded is None:
-            level.factors["gate"] = Activation("silu", act.gate, None, act.node)
+        act = level.act
+        if act is not None and act.kind == "sigmoid" and same(operand, act.gate) and act.rounded is None:
+            level.act = Activation("silu", act.gate, None, act.node)
             continue
         if "root" in level.factors and "x" not in level.factors:
             raise Stop(
@@ -359,8 +366,9 @@ def _biased(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if not is_add(node):
         return None
     for value, vector in (operands(node), operands(node)[::-1]):
-        both = isinstance(value, fx.Node) and isinstance(vector, fx.Node)
-        if both and is_vector_of(vector, shape(node)) and find_root(value) is not None:
+        if not isinstance(value, fx.Node) or not isinstance(vector, fx.Node):
+            continue
+        if is_vector_of(vector, shape(node)) and find_root(value) is not None:
             return value, peel_exact(vector)
     return None
 
@@ -371,7 +379,7 @@ def _foreign_activation(operand: object) -> bool:
     while queue and seen < 8:
         node, seen = queue.popleft(), seen + 1
         node = peel_exact(node) if isinstance(node, fx.Node) else node
-        node = peel_exact(node.args[0]) if is_narrowing(node) else node
+        node = peel_exact(input_of(node)) if is_narrowing(node) else node
         if is_call(node, *OTHER_ACTIVATIONS):
             return True
         if is_mul(node) or is_add(node):
@@ -400,7 +408,7 @@ def _has_gate(y: fx.Node, root: Root | None) -> bool:
         if _is_activation(node):
             return True
         if is_narrowing(node) or is_call(node, aten.expand.default):
-            stack.append((node.args[0], whole_counts))
+            stack.append((input_of(node), whole_counts))
         elif is_mul(node) or is_div(node) or is_add(node):
             factors = (arg for arg in operands(node) if isinstance(arg, fx.Node))
             stack.extend((arg, whole_counts and not is_add(node)) for arg in factors)
@@ -409,7 +417,7 @@ def _has_gate(y: fx.Node, root: Root | None) -> bool:
     if root is None:
         return False
     normed = peel_exact(root.value)
-    product = peel_exact(normed.args[0]) if is_narrowing(normed) else normed
+    product = peel_exact(input_of(normed)) if is_narrowing(normed) else normed
     return is_mul(product) and any(_is_activation(arg) for arg in operands(product))
 
 
@@ -438,5 +446,5 @@ def _without_root(y: fx.Node) -> Stop | NotMine:
         elif is_mul(node) or is_div(node) or is_add(node):
             queue.extend(arg for arg in operands(node) if isinstance(arg, fx.Node))
     if layer_norm is not None and gated:
-        return Stop("layer_norm", layer_norm.args[0], "a mean of squares", describe(layer_norm.args[0]))
+        return Stop("layer_norm", input_of(layer_norm), "a mean of squares", describe(input_of(layer_norm)))
     return NotMine()

@@ -103,7 +103,7 @@ def may_contract(constants: dict[str, Any]) -> bool:
 
 def scale_strides(scale: torch.Tensor) -> tuple[int, int]:
     """Elements from one token's scale to the next, and from one group's (or word of four) to the next."""
-    return scale.stride() if scale.ndim == 2 else (*scale.stride(), 0)
+    return (scale.stride(0), scale.stride(1)) if scale.ndim == 2 else (scale.stride(0), 0)
 
 
 def launch_fused(
@@ -126,6 +126,7 @@ def launch_fused(
         return
     config = config or gated_norm.choose_launch(units, unit, threads_per_warp(amd_arch(codes.device)))
     x_layout, gate_layout = row_layout(x), row_layout(gate)
+    assert x_layout is not None and gate_layout is not None  # the contract's strides_problem
     constants = fused_constants(
         norm,
         quant,

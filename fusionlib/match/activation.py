@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from fusionlib.match.graph import (
     aten,
     describe,
     dtype,
+    input_of,
     is_add,
     is_call,
     is_div,
@@ -26,6 +28,7 @@ from fusionlib.match.graph import (
 )
 from fusionlib.match.reasons import Stop
 from fusionlib.match.sizes import equal
+from fusionlib.spec import Activation as ActivationKind
 
 #: Elementwise operations that are activations, none of them ours; named so that a refusal can say so.
 OTHER_ACTIVATIONS = {
@@ -39,7 +42,7 @@ OTHER_ACTIVATIONS = {
 class Activation:
     """An activation of `gate`; `rounded` is the 16-bit dtype its value is rounded to, if any."""
 
-    kind: str
+    kind: ActivationKind
     gate: fx.Node
     rounded: torch.dtype | None
     node: fx.Node
@@ -50,8 +53,8 @@ def read_activation(node: fx.Node) -> Activation | None:
     top = peel_exact(node)
     inner, rounded = top, None
     if is_narrowing(top) and dtype(top) in NARROW:
-        inner, rounded = peel_exact(top.args[0]), dtype(top)
-    for kind, reader in (("silu", _silu), ("sigmoid", _sigmoid)):
+        inner, rounded = peel_exact(input_of(top)), dtype(top)
+    for kind, reader in _READERS:
         read = reader(inner)
         if read is None:
             continue
@@ -70,23 +73,31 @@ def read_activation(node: fx.Node) -> Activation | None:
 def _silu(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
     """(gate, nodes whose value must not be rounded) of silu."""
     if is_call(node, aten.silu.default):
-        return node.args[0], []
+        return input_of(node), []
     if is_mul(node):
         for gate, other in (operands(node), operands(node)[::-1]):
-            read = _sigmoid(peel_exact(other)) if isinstance(other, fx.Node) else None
+            if not isinstance(gate, fx.Node) or not isinstance(other, fx.Node):
+                continue
+            read = _sigmoid(peel_exact(other))
             if read is not None and same(gate, read[0]) and equal(numel(gate), numel(node)):
                 return gate, [peel_exact(other), *read[1]]
-    if is_div(node) and isinstance(node.args[0], fx.Node):
+    if is_div(node) and isinstance(numerator := node.args[0], fx.Node):
         read = _one_plus_exp_neg(node.args[1])
-        if read is not None and same(node.args[0], read[0]) and equal(numel(node.args[0]), numel(node)):
+        if read is not None and same(numerator, read[0]) and equal(numel(numerator), numel(node)):
             return read
     return None
 
 
 def _sigmoid(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
     if is_call(node, aten.sigmoid.default):
-        return node.args[0], []
+        return input_of(node), []
     return _one_plus_exp_neg(one_over(node))
+
+
+_READERS: tuple[tuple[ActivationKind, Callable[[fx.Node], tuple[fx.Node, list[fx.Node]] | None]], ...] = (
+    ("silu", _silu),
+    ("sigmoid", _sigmoid),
+)
 
 
 def _one_plus_exp_neg(node: object) -> tuple[fx.Node, list[fx.Node]] | None:
@@ -97,9 +108,9 @@ def _one_plus_exp_neg(node: object) -> tuple[fx.Node, list[fx.Node]] | None:
     exp = peel_exact(pair[0]) if pair is not None and pair[1] == 1.0 else None
     if not is_call(exp, aten.exp.default):
         return None
-    negated = peel_exact(exp.args[0])
+    negated = peel_exact(input_of(exp))
     if is_call(negated, aten.neg.default):
-        return negated.args[0], [node, exp]
+        return input_of(negated), [node, exp]
     scaled = with_literal(negated) if is_mul(negated) else None
     return (scaled[0], [node, exp]) if scaled is not None and scaled[1] == -1.0 else None
 

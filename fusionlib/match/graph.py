@@ -8,12 +8,14 @@ in row-major order, whatever its shape: every reshape, squeeze, flatten or clone
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from math import prod
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
 
-from fusionlib.match.sizes import equal, plain, same_shape
+from fusionlib.match.sizes import Shape, Size, equal, plain, same_shape
 from fusionlib.match.source_lines import source_line as source_line
 
 aten, prims = torch.ops.aten, torch.ops.prims
@@ -45,7 +47,7 @@ _VIEWS_IF_SAME_SHAPE = {aten.expand.default, aten.slice.Tensor, aten.copy.defaul
 _CASTS = {prims.convert_element_type.default, aten._to_copy.default, aten.to.dtype}
 
 #: Tensors filled with one number, and which argument it is.
-_FILLS = {
+_FILLS: dict[object, int] = {
     aten.full.default: 1,
     aten.full_like.default: 1,
     aten.new_full.default: 2,
@@ -56,25 +58,43 @@ _MUL = {aten.mul.Tensor, aten.mul.Scalar}
 _ADD = {aten.add.Tensor, aten.add.Scalar}
 _DIV = {aten.div.Tensor, aten.div.Scalar}
 
+#: (value, low, high) of a clamp; None for a side that is open.
+Clamp = tuple[fx.Node, float | None, float | None]
 
-def is_call(node: object, *targets: object) -> bool:
+
+def is_call(node: object, *targets: object) -> TypeGuard[fx.Node]:
     """Whether `node` is an FX node that calls one of `targets`."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
 
-def is_mul(node: object) -> bool:
+def is_mul(node: object) -> TypeGuard[fx.Node]:
     """Whether `node` multiplies."""
     return is_call(node, *_MUL)
 
 
-def is_div(node: object) -> bool:
+def is_div(node: object) -> TypeGuard[fx.Node]:
     """Whether `node` divides without rounding to integers (`rounding_mode` is another overload)."""
     return is_call(node, *_DIV)
 
 
-def is_add(node: object) -> bool:
+def is_add(node: object) -> TypeGuard[fx.Node]:
     """Whether `node` adds two operands unscaled."""
-    return is_call(node, *_ADD) and node.kwargs.get("alpha", 1) == 1 and len(node.args) == 2
+    return is_call(node, *_ADD) and bool(node.kwargs.get("alpha", 1) == 1) and len(node.args) == 2
+
+
+def input_of(node: fx.Node, index: int = 0) -> fx.Node:
+    """The node that is an argument of `node`: one that the op's schema calls a tensor. Raises TypeError for others."""
+    argument = node.args[index]
+    if not isinstance(argument, fx.Node):
+        raise TypeError(f"argument {index} of {describe(node)} is {argument!r} and no node")
+    return argument
+
+
+def listed(argument: object) -> list[Any]:
+    """The elements of an argument that is a list, such as dimensions of a reduction. Raises TypeError for others."""
+    if not isinstance(argument, Sequence):
+        raise TypeError(f"{argument!r} is no list")
+    return list(argument)
 
 
 def value(node: fx.Node) -> torch.Tensor | None:
@@ -83,35 +103,43 @@ def value(node: fx.Node) -> torch.Tensor | None:
     return val if isinstance(val, torch.Tensor) else None
 
 
+def tensor_of(node: fx.Node) -> torch.Tensor:
+    """The fake tensor of a node that is known to stand for one. Raises TypeError for others."""
+    val = value(node)
+    if val is None:
+        raise TypeError(f"{describe(node)} is no tensor")
+    return val
+
+
 def dtype(node: fx.Node) -> torch.dtype | None:
     """The dtype of a tensor node, None for others."""
     val = value(node)
     return None if val is None else val.dtype
 
 
-def shape(node: fx.Node) -> tuple:
+def shape(node: fx.Node) -> Shape:
     """The shape of a tensor node, sizes as numbers where they are; `()` where it is none."""
     val = value(node)
     return () if val is None else tuple(plain(size) for size in val.shape)
 
 
-def numel(node: fx.Node):
+def numel(node: fx.Node) -> Size:
     """The number of elements of a tensor node, maybe symbolic."""
     return prod(shape(node))
 
 
-def is_cast(node: object) -> bool:
+def is_cast(node: object) -> TypeGuard[fx.Node]:
     """Whether `node` does nothing but change the dtype."""
     return is_call(node, *_CASTS)
 
 
-def is_narrowing(node: object) -> bool:
+def is_narrowing(node: object) -> TypeGuard[fx.Node]:
     """Whether `node` is a cast that rounds."""
     return is_cast(node) and not _widens(node)
 
 
 def _widens(node: fx.Node) -> bool:
-    source, target = dtype(node.args[0]), dtype(node)
+    source, target = dtype(input_of(node)), dtype(node)
     return source is not None and (source == target or (source in FLOATS and target is torch.float32))
 
 
@@ -120,11 +148,11 @@ def _copy_source(node: fx.Node) -> fx.Node | None:
     if is_call(node, *_VIEWS):
         return node.args[0] if isinstance(node.args[0], fx.Node) else None
     if is_call(node, *_VIEWS_IF_SAME_SHAPE):
-        source = node.args[1] if node.target is aten.copy.default else node.args[0]
+        source = input_of(node, 1 if node.target is aten.copy.default else 0)
         if same_shape(shape(source), shape(node)) and dtype(source) == dtype(node):
             return source
-    if is_cast(node) and dtype(node.args[0]) == dtype(node):
-        return node.args[0]
+    if is_cast(node) and dtype(input_of(node)) == dtype(node):
+        return input_of(node)
     return None
 
 
@@ -147,7 +175,7 @@ def peel_views(node: fx.Node) -> fx.Node:
 def below(node: fx.Node) -> fx.Node | None:
     """The node of which `node` is a reshape, a copy or a cast that loses nothing, or None where it is its own value."""
     source = _view_source(node)
-    return node.args[0] if source is None and is_cast(node) and _widens(node) else source
+    return input_of(node) if source is None and is_cast(node) and _widens(node) else source
 
 
 def peel_exact(node: fx.Node) -> fx.Node:
@@ -164,7 +192,7 @@ def same(a: object, b: object) -> bool:
 
 def literal(arg: object) -> float | None:
     """The number that `arg` is: a Python number, or a tensor filled with one; None if only known at run time."""
-    dtypes: list[torch.dtype] = []  # what the number is cast to on its way, outermost first
+    dtypes: list[torch.dtype | None] = []  # what the number is cast to on its way, outermost first
     while isinstance(arg, fx.Node):
         node = arg
         while (source := _copy_source(node)) is not None:
@@ -193,8 +221,9 @@ def _constant(node: fx.Node) -> float | None:
     if node.op != "get_attr" or module is None or not str(node.target).startswith("_tensor_constant"):
         return None
     tensor = getattr(module, str(node.target), None)
-    real = isinstance(tensor, torch.Tensor) and type(tensor) is torch.Tensor and tensor.numel() == 1
-    return float(tensor) if real and tensor.dtype.is_floating_point else None
+    if not isinstance(tensor, torch.Tensor) or type(tensor) is not torch.Tensor or tensor.numel() != 1:
+        return None
+    return float(tensor) if tensor.dtype.is_floating_point else None
 
 
 def is_scalar(arg: object) -> bool:
@@ -214,7 +243,7 @@ def with_literal(node: fx.Node) -> tuple[fx.Node, float] | None:
     a, b = operands(node)
     for tensor, number in ((a, b), (b, a)):
         read = literal_beside(node, tensor, number)
-        if read is not None:
+        if read is not None and isinstance(tensor, fx.Node):
             return tensor, read
     return None
 
@@ -235,25 +264,27 @@ def divided_by_literal(node: object) -> tuple[fx.Node, float] | None:
     if not is_div(node):
         return None
     read = literal_beside(node, *operands(node))
-    return None if read is None else (node.args[0], read)
+    return None if read is None else (input_of(node), read)
 
 
 def one_over(node: object) -> fx.Node | None:
     """What `node` is the reciprocal of: `reciprocal(v)`, or `1 / v`."""
     if is_call(node, aten.reciprocal.default):
-        return node.args[0]
+        return input_of(node)
     if is_div(node) and literal_beside(node, node.args[1], node.args[0]) == 1.0:
-        return node.args[1]
+        return input_of(node, 1)
     return None
 
 
 def result_of(node: object, *targets: object) -> tuple[fx.Node, int] | None:
     """(call, index) where `node` takes one result of a call of `targets`, which has several; else None."""
-    taken = isinstance(node, fx.Node) and node.op == "call_function" and node.target is operator.getitem
-    return (node.args[0], node.args[1]) if taken and is_call(node.args[0], *targets) else None
+    if not is_call(node, operator.getitem):
+        return None
+    call, index = operands(node)
+    return (call, index) if is_call(call, *targets) and isinstance(index, int) else None
 
 
-def broadcast_last(operand: fx.Node, target: tuple) -> tuple[fx.Node, int] | None:
+def broadcast_last(operand: fx.Node, target: Shape) -> tuple[fx.Node, int] | None:
     """(root, n) if `operand`, used with an operand of shape `target`, repeats every element of root n times in a row.
 
     Either the operation broadcasts a last dimension of 1, or an `expand` before it did (what `repeat_interleave` and
@@ -264,20 +295,21 @@ def broadcast_last(operand: fx.Node, target: tuple) -> tuple[fx.Node, int] | Non
         node = peel_exact(operand)
         if not is_call(node, aten.expand.default):
             return None
-        wide, node = shape(node), node.args[0]
-    if not _only_last_dimension_is_one(shape(node), wide) or not isinstance(wide[-1], int):
+        wide, node = shape(node), input_of(node)
+    if not _only_last_dimension_is_one(shape(node), wide):
         return None
-    return peel_exact(node), wide[-1]
+    times = wide[-1]
+    return (peel_exact(node), times) if isinstance(times, int) else None
 
 
-def _only_last_dimension_is_one(narrow: tuple, wide: tuple) -> bool:
+def _only_last_dimension_is_one(narrow: Shape, wide: Shape) -> bool:
     if len(narrow) > len(wide) or not narrow:
         return False
     narrow = (1,) * (len(wide) - len(narrow)) + narrow
     return equal(narrow[-1], 1) and same_shape(narrow[:-1], wide[:-1])
 
 
-def is_vector_of(operand: fx.Node, target: tuple) -> bool:
+def is_vector_of(operand: fx.Node, target: Shape) -> bool:
     """Whether `operand` is broadcast over leading dimensions only: the same vector for every row of `target`."""
     own = shape(operand)
     stripped = own
@@ -290,12 +322,14 @@ def is_vector_of(operand: fx.Node, target: tuple) -> bool:
     return len(own) < len(target) or not same_shape(own, target)
 
 
-def clamp_bounds(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | None:
+def clamp_bounds(node: fx.Node) -> Clamp | None:
     """(value, low, high) if `node` clamps by literals, through any run of clamps; None if it does not clamp.
 
     Bounds of values with 16 bits are rounded to their dtype, as PyTorch does.
     """
-    low, high, current, found = None, None, peel_views(node), False
+    low: float | None = None
+    high: float | None = None
+    current, found = peel_views(node), False
     while (step := _clamp_step(current)) is not None:
         current, step_low, step_high = step
         # Outer bounds win over inner ones: clamp(clamp(x, a), b).
@@ -306,22 +340,26 @@ def clamp_bounds(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | 
     return (current, low, high) if found else None
 
 
-def _clamp_step(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | None:
+def _clamp_step(node: fx.Node) -> Clamp | None:
     if is_narrowing(node) and dtype(node) in NARROW:
         # Inductor spells a clamp of 16 bits as widen, clamp, narrow: that rounds nothing but the bounds.
-        step = _clamp_step(peel_exact(node.args[0]))
+        step = _clamp_step(peel_exact(input_of(node)))
         if step is None or dtype(peel_exact(step[0])) != dtype(node):
             return None
-        return peel_exact(step[0]), *(None if b is None else _as_stored(node, b) for b in step[1:])
+        inner, low, high = step
+        return peel_exact(inner), _bound_as_stored(node, low), _bound_as_stored(node, high)
     if is_call(node, aten.clamp.default):
-        bounds = [*node.args[1:], None, None][:2]
-        bounds = [bounds[0] if len(node.args) > 1 else node.kwargs.get("min"), bounds[1]]
-        bounds[1] = bounds[1] if len(node.args) > 2 else node.kwargs.get("max")
-        if any(b is not None and literal(b) is None for b in bounds):
+        given = [node.args[1] if len(node.args) > 1 else node.kwargs.get("min")]
+        given += [node.args[2] if len(node.args) > 2 else node.kwargs.get("max")]
+        low, high = map(literal, given)
+        if any(b is not None and literal(b) is None for b in given):
             return None
-        return node.args[0], *(None if b is None else _as_stored(node, literal(b)) for b in bounds)
+        return input_of(node), _bound_as_stored(node, low), _bound_as_stored(node, high)
     if is_call(node, aten.hardtanh.default) and len(node.args) == 3:
-        return node.args[0], *(_as_stored(node, float(b)) for b in node.args[1:])
+        low, high = map(literal, node.args[1:])
+        if low is None or high is None:
+            return None
+        return input_of(node), _as_stored(node, low), _as_stored(node, high)
     for targets, is_low in (
         ((aten.clamp_min.default, aten.clamp_min.Tensor, aten.maximum.default), True),
         ((aten.clamp_max.default, aten.clamp_max.Tensor, aten.minimum.default), False),
@@ -335,17 +373,17 @@ def _clamp_step(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | N
     return _chosen_bound(node) if is_call(node, aten.where.self) else None
 
 
-def _chosen_bound(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | None:
+def _chosen_bound(node: fx.Node) -> Clamp | None:
     """(v, low, high) of `where(v < low, low, v)` or `where(v > high, high, v)`, which keep NaN as a clamp does."""
-    condition, chosen, kept = node.args
+    condition, chosen, kept = input_of(node, 0), node.args[1], input_of(node, 2)
     low = is_call(condition, aten.lt.Scalar, aten.lt.Tensor, aten.le.Scalar, aten.le.Tensor)
     high = is_call(condition, aten.gt.Scalar, aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor)
     if not (low or high) or not isinstance(condition.args[0], fx.Node):
         return None
-    bound = literal_beside(node, kept, chosen)
-    if bound is None or literal_beside(condition, *operands(condition)) is None:
+    bound, threshold = literal_beside(node, kept, chosen), literal_beside(condition, *operands(condition))
+    if bound is None or threshold is None:
         return None
-    compared, against = peel_exact(condition.args[0]), _as_stored(kept, literal(condition.args[1]))
+    compared, against = peel_exact(condition.args[0]), _as_stored(kept, threshold)
     if compared is not peel_exact(kept) or dtype(kept) != dtype(node) or torch.tensor(against) != torch.tensor(bound):
         return None
     return (kept, bound, None) if low else (kept, None, bound)
@@ -354,6 +392,10 @@ def _chosen_bound(node: fx.Node) -> tuple[fx.Node, float | None, float | None] |
 def _as_stored(node: fx.Node, number: float) -> float:
     """`number` as an operation on values of 16 bits sees it; float32 keeps the number as it was written."""
     return float(torch.tensor(number, dtype=dtype(node))) if dtype(node) in NARROW else number
+
+
+def _bound_as_stored(node: fx.Node, bound: float | None) -> float | None:
+    return None if bound is None else _as_stored(node, bound)
 
 
 def describe(node: object) -> str:

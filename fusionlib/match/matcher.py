@@ -13,6 +13,7 @@ from fusionlib.match.graph import (
     clamp_bounds,
     describe,
     dtype,
+    input_of,
     is_div,
     is_mul,
     is_narrowing,
@@ -34,7 +35,9 @@ log = logging.getLogger(__name__)
 class Reads(Protocol):
     """What matching needs of a fusion."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How reports call it."""
 
     def read(self, value: fx.Node, trail: Trail) -> Reading:
         """The producer whose value is `value`. Raises NotMine or Stop."""
@@ -122,13 +125,13 @@ def _quantised_values(anchor: fx.Node) -> list[fx.Node]:
     if not is_fp8_cast(anchor):
         nodes = [node for node in anchor.all_input_nodes if value(node) is not None]
         return sorted(nodes, key=lambda node: dtype(node) not in FLOATS or is_scalar(node))  # scales and buffers last
-    quotient = peel_exact(anchor.args[0])
+    quotient = peel_exact(input_of(anchor))
     while True:  # the clamp, and roundings in front of the cast
         clamped = clamp_bounds(quotient)
         if clamped is not None:
             quotient = peel_exact(clamped[0])
         elif is_narrowing(quotient):
-            quotient = peel_exact(quotient.args[0])
+            quotient = peel_exact(input_of(quotient))
         else:
             break
     if is_mul(quotient) or is_div(quotient):
@@ -140,5 +143,5 @@ def _producer(node: fx.Node) -> fx.Node:
     """The node that computed a value, below reshapes and casts."""
     node = peel_exact(node)
     while is_narrowing(node):
-        node = peel_exact(node.args[0])
+        node = peel_exact(input_of(node))
     return node

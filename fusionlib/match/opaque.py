@@ -11,16 +11,16 @@ import contextlib
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
-from fusionlib.match.graph import aten, describe, dtype, is_call, shape, value
+from fusionlib.match.graph import aten, describe, is_call, listed, shape, tensor_of, value
 from fusionlib.match.quant import read_scaled
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import QuantRead, Trail
-from fusionlib.match.sizes import same_shape
+from fusionlib.match.sizes import Shape, same_shape
 from fusionlib.reference import scale_storage
 from fusionlib.spec import GroupQuant, SpecError
 
@@ -55,7 +55,7 @@ _STRIDED_VIEWS = (
     aten.view.default, aten.alias.default,
 )  # fmt: skip
 
-Reader = Callable[[dict[str, object]], OpaqueQuant | OpaqueCast]
+Reader = Callable[[dict[str, Any]], OpaqueQuant | OpaqueCast]
 
 
 class Registered(NamedTuple):
@@ -112,27 +112,33 @@ def registered() -> dict[str, Registered]:
 def functionalised(node: fx.Node) -> torch._ops.OpOverload | None:
     """The mutating op that `node` calls behind `auto_functionalized`, None where it calls no such wrapper."""
     wrappers = (torch.ops.higher_order.auto_functionalized, torch.ops.higher_order.auto_functionalized_v2)
-    return node.args[0] if node.op == "call_function" and node.target in wrappers else None
+    op = node.args[0] if node.op == "call_function" and node.target in wrappers else None
+    return op if isinstance(op, torch._ops.OpOverload) else None
 
 
-def _reader(node: fx.Node) -> Reader | None:
+def _read_by(node: fx.Node) -> tuple[torch._ops.OpOverload, Reader] | None:
+    """(the op that `node` calls, its reader); None where it has none."""
     target = functionalised(node) or node.target
-    found = _READERS.get(target.name()) if isinstance(target, torch._ops.OpOverload) else None
-    return None if found is None else found.reader
+    if not isinstance(target, torch._ops.OpOverload) or (found := _READERS.get(target.name())) is None:
+        return None
+    return target, found.reader
 
 
 def is_opaque_quant(node: fx.Node) -> bool:
     """Whether `node` calls a registered op, by itself or functionalised."""
-    return node.op == "call_function" and _reader(node) is not None
+    return node.op == "call_function" and _read_by(node) is not None
 
 
 def read_opaque_quant(node: fx.Node, trail: Trail) -> QuantRead:
     """The quantisation that `node` computes, as its reader says."""
     trail.add("opaque quantisation", node)
-    target = functionalised(node) or node.target
+    known = _read_by(node)
+    if known is None:
+        raise TypeError(f"{describe(node)} has no reader")
+    target, reader = known
     arguments = _arguments(node, target)
     try:
-        read = _reader(node)(arguments)
+        read = reader(arguments)
     except SpecError as error:
         raise Stop("opaque_quant", node, "arguments that fusionlib.GroupQuant can spell", str(error)) from error
     if isinstance(read, OpaqueCast):
@@ -147,29 +153,29 @@ def read_opaque_quant(node: fx.Node, trail: Trail) -> QuantRead:
         raise Stop("opaque_quant", node, "codes that are used", "an output that nobody reads")
     _check_outputs(node, read, codes, scale)
     spec = read.spec
-    if dtype(read.value) is torch.float32:  # rounded to the dtype of the value, a scale keeps what it is
+    if tensor_of(read.value).dtype is torch.float32:  # rounded to the dtype of the value, a scale keeps what it is
         spec = replace(spec, round_scale=False)
-    spec = replace(spec, floor=spec.floor_in(dtype(read.value)))
+    spec = replace(spec, floor=spec.floor_in(tensor_of(read.value).dtype))
     return QuantRead(node, read.value, spec, codes, scale, row)
 
 
 def _check_outputs(node: fx.Node, read: OpaqueQuant, codes: fx.Node, scale: fx.Node | None) -> None:
     """What the call returns must be what the fused op would put there, strides of the scale included."""
     tokens, hidden = shape(read.value)
-    wanted = [(codes, (tokens, hidden), None, read.spec.dtype)]
+    wanted: list[tuple[fx.Node, Shape, Shape | None, torch.dtype]] = [(codes, (tokens, hidden), None, read.spec.dtype)]
     if scale is not None:
         wanted.append((scale, *scale_storage(tokens, hidden // read.spec.group_size, read.spec)))
     for output, size, stride, kind in wanted:
         found = value(output)
-        fits = found is not None and found.dtype == kind and same_shape(tuple(found.shape), size)
-        if not fits or (stride is not None and not same_shape(tuple(found.stride()), stride)):
+        alike = found is not None and found.dtype == kind and same_shape(tuple(found.shape), size)
+        if found is None or not alike or (stride is not None and not same_shape(tuple(found.stride()), stride)):
             expected = f"an output of {kind}, shape {list(size)}" + (f", strides {list(stride)}" if stride else "")
             raise Stop("opaque_quant", node, expected, describe(output))
 
 
-def _arguments(node: fx.Node, target: torch._ops.OpOverload) -> dict[str, object]:
+def _arguments(node: fx.Node, target: torch._ops.OpOverload) -> dict[str, Any]:
     names = [argument.name for argument in target._schema.arguments]
-    given = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+    given: dict[str, Any] = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
     if target is node.target:
         given.update(zip(names, node.args, strict=False))
     given.update(node.kwargs)
@@ -187,7 +193,8 @@ def _output(node: fx.Node, target: torch._ops.OpOverload, which: int | str) -> f
     first = max(len(target._schema.returns), 1)
     if "_all_bases" not in node.kwargs:
         return _taken(node, first + mutated.index(which))
-    base = _taken(node, first + node.kwargs[f"_{which}_base_index"])
+    index = node.kwargs[f"_{which}_base_index"]
+    base = _taken(node, first + index) if isinstance(index, int) else None
     return base if base is None or _is_whole(node, which) else _written_view(node, which, base)
 
 
@@ -213,11 +220,11 @@ def _written_view(node: fx.Node, name: str, base: fx.Node) -> fx.Node | None:
     size, stride, offset = (node.kwargs.get(f"_{name}_{what}") for what in ("size", "stride", "storage_offset"))
     if size is None or offset != 0:
         raise Stop("opaque_quant", node, f"a view for {name} that starts where its tensor does", "a slice of one")
-    size, stride = (tuple(s.meta["val"] if isinstance(s, fx.Node) else s for s in each) for each in (size, stride))
+    size, stride = (tuple(s.meta["val"] if isinstance(s, fx.Node) else s for s in listed(a)) for a in (size, stride))
     found, stack = [], [base]
     while stack:
         view = stack.pop()
-        val = value(view)
+        val = tensor_of(view)
         if same_shape(tuple(val.shape), size) and same_shape(val.stride(), stride) and val.storage_offset() == 0:
             found.append(view)
             continue
@@ -227,9 +234,9 @@ def _written_view(node: fx.Node, name: str, base: fx.Node) -> fx.Node | None:
     return found[0]
 
 
-def _read_own(arguments: dict[str, object]) -> OpaqueQuant:
-    names = ("group_size", "dtype", "floor", "floor_on", "division")
-    names += ("scale_format", "scale_layout", "round_scale", "fp8_max", "scale_division")
+def _read_own(arguments: dict[str, Any]) -> OpaqueQuant:
+    names = ["group_size", "dtype", "floor", "floor_on", "division"]
+    names += ["scale_format", "scale_layout", "round_scale", "fp8_max", "scale_division"]
     return OpaqueQuant(arguments["y"], GroupQuant(*(arguments[name] for name in names)))
 
 

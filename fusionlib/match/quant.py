@@ -13,6 +13,7 @@ from fusionlib.match.graph import (
     clamp_bounds,
     describe,
     dtype,
+    input_of,
     is_call,
     is_cast,
     is_div,
@@ -25,25 +26,34 @@ from fusionlib.match.graph import (
     peel_exact,
     same,
     shape,
+    tensor_of,
 )
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import QuantRead, Trail
 from fusionlib.match.scale import ScaleRead, read_scale
 from fusionlib.match.sizes import equal, same_shape
-from fusionlib.spec import FP8_MAXIMA, GroupQuant
+from fusionlib.spec import FP8_MAXIMA, Division, GroupQuant
 
-FP8_DTYPES = {torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz}
+FP8_DTYPES: set[torch.dtype | None] = {
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+}
+
+#: Of a clamp, low and high; None for a side that is open.
+Bounds = tuple[float | None, float | None]
 
 
 def is_fp8_cast(node: fx.Node) -> bool:
     """Whether `node` casts floats to FP8: where a quantisation ends. (Exponent-only scales are no codes.)"""
-    return is_cast(node) and dtype(node) in FP8_DTYPES and dtype(node.args[0]) not in FP8_DTYPES
+    return is_cast(node) and dtype(node) in FP8_DTYPES and dtype(input_of(node)) not in FP8_DTYPES
 
 
 def read_fp8_cast(cast: fx.Node, trail: Trail) -> QuantRead:
     """The quantisation that ends in `cast`. Raises Stop where it is none that `GroupQuant` can spell."""
     code_dtype = dtype(cast)
-    if code_dtype not in FP8_MAXIMA:
+    if code_dtype is None or code_dtype not in FP8_MAXIMA:
         raise Stop("fp8_dtype", cast, "one of the FP8 dtypes of fusionlib.GroupQuant", str(code_dtype))
     trail.add("cast", cast)
     quotient, bounds = _below_clamp(cast, trail)
@@ -64,7 +74,7 @@ def read_scaled(call: fx.Node, numerator: fx.Node, scale: object, trail: Trail) 
     `scale` has the rank of `numerator`, with one element for each group of the last dimension, as torchao spells it.
     """
     code_dtype = dtype(call)
-    if code_dtype not in FP8_MAXIMA:
+    if code_dtype is None or code_dtype not in FP8_MAXIMA:
         raise Stop("fp8_dtype", call, "one of the FP8 dtypes of fusionlib.GroupQuant", str(code_dtype))
     if not isinstance(scale, fx.Node) or literal(scale) is not None:
         raise _static(call, scale)
@@ -82,8 +92,8 @@ def _elements_per_scale(scale: fx.Node, value: fx.Node) -> int | None:
     narrow, wide = shape(scale), shape(value)
     if len(narrow) != len(wide) or not same_shape(narrow[:-1], wide[:-1]):
         return None
-    sizes = narrow[-1], wide[-1]
-    return wide[-1] // narrow[-1] if all(isinstance(size, int) for size in sizes) else None
+    scales, elements = narrow[-1], wide[-1]
+    return elements // scales if isinstance(scales, int) and isinstance(elements, int) else None
 
 
 def _read_own_scale(root: fx.Node, group: int, code_dtype: torch.dtype, value: fx.Node, trail: Trail) -> ScaleRead:
@@ -99,7 +109,7 @@ def _read_own_scale(root: fx.Node, group: int, code_dtype: torch.dtype, value: f
     return read
 
 
-def _spec(read: ScaleRead, code_dtype: torch.dtype, division: str) -> GroupQuant:
+def _spec(read: ScaleRead, code_dtype: torch.dtype, division: Division) -> GroupQuant:
     spec = GroupQuant(
         read.group_size,
         code_dtype,
@@ -111,11 +121,11 @@ def _spec(read: ScaleRead, code_dtype: torch.dtype, division: str) -> GroupQuant
         scale_division=read.division,
         fp8_max=None if read.fp8_max == FP8_MAXIMA[code_dtype][0] else read.fp8_max,
     )
-    return replace(spec, floor=spec.floor_in(dtype(read.value)))
+    return replace(spec, floor=spec.floor_in(tensor_of(read.value).dtype))
 
 
-def _below_clamp(cast: fx.Node, trail: Trail) -> tuple[fx.Node, tuple[float | None, float | None] | None]:
-    clamped = peel_exact(cast.args[0])
+def _below_clamp(cast: fx.Node, trail: Trail) -> tuple[fx.Node, Bounds | None]:
+    clamped = peel_exact(input_of(cast))
     read = clamp_bounds(clamped)
     if read is None:
         return clamped, None
@@ -123,7 +133,7 @@ def _below_clamp(cast: fx.Node, trail: Trail) -> tuple[fx.Node, tuple[float | No
     return peel_exact(read[0]), read[1:]
 
 
-def _check_clamp(cast: fx.Node, bounds: tuple | None, read: ScaleRead) -> None:
+def _check_clamp(cast: fx.Node, bounds: Bounds | None, read: ScaleRead) -> None:
     """The clamp must be to ±fp8_max.
 
     Without one the codes are the same only while |y| / scale cannot exceed fp8_max by more than its own rounding: not
@@ -146,7 +156,7 @@ def _in_float32(node: fx.Node, what: str) -> None:
         raise Stop("rounding", node, f"{what} in float32", describe(node))
 
 
-def _scaled(quotient: fx.Node) -> tuple[fx.Node, object, object, str]:
+def _scaled(quotient: fx.Node) -> tuple[fx.Node, object, object, Division]:
     """(value, scale, the operand that is repeated along the group, division) of a scaled value."""
     expected = "value / scale or value * (1 / scale)"
     if is_div(quotient) and isinstance(quotient.args[0], fx.Node):
@@ -154,8 +164,10 @@ def _scaled(quotient: fx.Node) -> tuple[fx.Node, object, object, str]:
     if not is_mul(quotient):
         raise Stop("quant_division", quotient, expected, describe(quotient))
     for factor, other in (operands(quotient), operands(quotient)[::-1]):
-        scale = _reciprocal_of(factor) if isinstance(factor, fx.Node) else None
-        if scale is not None and isinstance(other, fx.Node):
+        if not isinstance(factor, fx.Node) or not isinstance(other, fx.Node):
+            continue
+        scale = _reciprocal_of(factor)
+        if scale is not None:
             _in_float32(peel_exact(factor), "the reciprocal of the scale")
             return other, scale, factor, "reciprocal"
     for factor in operands(quotient):
@@ -168,7 +180,7 @@ def _reciprocal_of(factor: fx.Node) -> fx.Node | None:
     """The scale whose reciprocal `factor` is, maybe repeated along the group."""
     node = peel_exact(factor)
     if is_call(node, aten.expand.default):
-        node = peel_exact(node.args[0])
+        node = peel_exact(input_of(node))
     return one_over(node)
 
 
@@ -184,11 +196,11 @@ def _scale_root(quotient: fx.Node, scale: object, repeated: object, code_dtype: 
     target = shape(quotient)
     below = peel_exact(scale)
     while is_call(below, aten.expand.default):
-        below = peel_exact(below.args[0])
+        below = peel_exact(input_of(below))
     for operand in (repeated, scale):
-        read = broadcast_last(operand, target)
-        if read is not None:
-            return below, read[1]
+        run = broadcast_last(operand, target) if isinstance(operand, fx.Node) else None
+        if run is not None:
+            return below, run[1]
     # Not one number per run: reading it on says more precisely what it is.
     read = read_scale(below, code_dtype, Trail())
     code = "per_tensor_dynamic" if is_scalar(scale) else "group_crosses_tokens"

@@ -20,7 +20,7 @@ class Pair(NamedTuple):
     node: fx.Node
 
 
-class Trail(list):
+class Trail(list[Pair]):
     """The pairs found so far, in the order in which matching found them: how far it got."""
 
     def add(self, role: str, node: fx.Node) -> None:

@@ -16,11 +16,13 @@ from fusionlib.match.graph import (
     describe,
     divided_by_literal,
     dtype,
+    input_of,
     is_add,
     is_call,
     is_div,
     is_mul,
     is_narrowing,
+    listed,
     literal,
     numel,
     one_over,
@@ -34,7 +36,7 @@ from fusionlib.match.graph import (
 )
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Trail
-from fusionlib.match.sizes import equal
+from fusionlib.match.sizes import Shape, Size, equal
 from fusionlib.spec import LEAST_EPS
 
 _LIMIT = 64  # nodes looked at: a norm has a dozen, and a search without an end would not be linear in the graph
@@ -59,9 +61,9 @@ def find_root(y: fx.Node) -> fx.Node | None:
         if _is_reciprocal_root(node):
             return node
         if is_narrowing(node) or is_call(node, aten.expand.default):
-            queue.append(node.args[0])
+            queue.append(input_of(node))
         elif is_div(node) and _is_square_root(node.args[1]):
-            return peel_exact(node.args[1])
+            return peel_exact(input_of(node, 1))
         elif (is_mul(node) or is_div(node) or is_add(node)) and not _is_activation(node):
             factors = operands(node)[:1] if is_div(node) else operands(node)
             queue.extend(arg for arg in factors if isinstance(arg, fx.Node))
@@ -90,8 +92,9 @@ def _is_reciprocal_root(node: fx.Node) -> bool:
 def read_root(node: fx.Node, trail: Trail) -> Root:
     """Read the mean of squares below a root found by `find_root`. Raises Stop where it is no RMS norm."""
     # Either one operation is the root, or a reciprocal and a square root are it together.
-    root = peel_exact(one_over(node)) if one_over(node) is not None else node
-    below = peel_exact(root.args[0])
+    inverted = one_over(node)
+    root = peel_exact(inverted) if inverted is not None else node
+    below = peel_exact(input_of(root))
     trail.add("rsqrt", node)
     mean, eps = _below_eps(below)
     squared, size = _mean(mean, trail)
@@ -112,9 +115,9 @@ def _below_eps(node: fx.Node) -> tuple[fx.Node, float]:
         if eps != 0 and not LEAST_EPS <= eps <= FLOAT32_MAX:
             raise Stop("eps", node, "an epsilon of 0, or a normal float32 number above it", f"{eps:g}")
         return peel_exact(pair[0]), eps
-    for mean, eps in (operands(node), operands(node)[::-1]):
+    for mean, other in (operands(node), operands(node)[::-1]):
         if isinstance(mean, fx.Node) and is_call(peel_exact(mean), aten.mean.dim, aten.sum.dim_IntList):
-            raise Stop("scalar_not_literal", node, "a literal epsilon", describe(eps))
+            raise Stop("scalar_not_literal", node, "a literal epsilon", describe(other))
     return node, 0.0
 
 
@@ -137,19 +140,19 @@ def _mean(node: fx.Node, trail: Trail) -> tuple[fx.Node, int]:
     if divided is not None and divided != size:
         raise Stop("mean_axis", node, f"a sum of {size} squares divided by {size}", f"divided by {divided:g}")
     trail.add("mean", total)
-    return peel_exact(total.args[0]), size
+    return peel_exact(input_of(total)), size
 
 
 def _trailing(mean: fx.Node) -> int:
     """The number of elements that a reduction over trailing dimensions covers."""
-    sizes, dims = shape(mean.args[0]), mean.args[1]
+    sizes = shape(input_of(mean))
     rank = len(sizes)
-    reduced = sorted(d % rank for d in dims or range(rank))
+    reduced = sorted(d % rank for d in listed(mean.args[1] or range(rank)))
     if reduced != list(range(rank - len(reduced), rank)):
         raise Stop("mean_axis", mean, "a mean over the last dimension", f"over dimensions {reduced} of {rank}")
     if len(reduced) == rank:
         raise Stop("mean_axis", mean, "a mean over the last dimension", "over all elements")
-    size = 1
+    size: Size = 1
     for d in reduced:
         size = size * sizes[d]
     if not isinstance(size, int):
@@ -161,7 +164,7 @@ def _square(node: fx.Node, trail: Trail) -> fx.Node:
     squares = is_call(node, aten.pow.Tensor_Scalar) and literal(node.args[1]) == 2.0
     if squares or is_call(node, aten.square.default) or (is_mul(node) and same(*operands(node))):
         trail.add("square", node)
-        value = node.args[0]
+        value = input_of(node)
         if not equal(numel(value), numel(node)):  # v[:, None] * v[None] has the same v twice, and is no square
             raise Stop("mean_of_squares", node, "squares of single elements", describe(node))
         if _is_centred(peel_exact(value)):
@@ -176,7 +179,7 @@ def _is_centred(node: fx.Node) -> bool:
     return any(isinstance(arg, fx.Node) and is_call(peel_exact(arg), aten.mean.dim) for arg in operands(node))
 
 
-def repeats_along(root: Root, operand: fx.Node, target: tuple) -> bool:
+def repeats_along(root: Root, operand: fx.Node, target: Shape) -> bool:
     """Whether the root, used with a value of shape `target`, scales each run of `root.size` elements by its own."""
     read = broadcast_last(operand, target)
     return read is not None and read[1] == root.size

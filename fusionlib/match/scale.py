@@ -15,12 +15,14 @@ from fusionlib.match.graph import (
     describe,
     divided_by_literal,
     dtype,
+    input_of,
     is_add,
     is_call,
     is_cast,
     is_div,
     is_mul,
     is_narrowing,
+    listed,
     literal,
     numel,
     operands,
@@ -29,13 +31,13 @@ from fusionlib.match.graph import (
     result_of,
     shape,
     shortest,
-    value,
+    tensor_of,
     with_literal,
 )
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Trail
-from fusionlib.match.sizes import equal
-from fusionlib.spec import FP8_MAXIMA, GREATEST_FLOOR, LEAST_FLOOR
+from fusionlib.match.sizes import Size, equal
+from fusionlib.spec import FP8_MAXIMA, GREATEST_FLOOR, LEAST_FLOOR, Division, FloorOn
 
 _MAX_DIM = getattr(aten.max, "dim")  # noqa: B009  (`max.dim` reads like an attribute of the builtin)
 _MAXIMA = (aten.amax.default, aten.max.default, _MAX_DIM)
@@ -49,10 +51,10 @@ class ScaleRead:
     group_size: int
     fp8_max: float
     floor: float | None = None
-    floor_on: str = "amax"
+    floor_on: FloorOn = "amax"
     round_scale: bool = False
     ue8m0: bool = False
-    division: str = "divide"
+    division: Division = "divide"
 
 
 def read_scale(scale: fx.Node, code_dtype: torch.dtype, trail: Trail) -> ScaleRead:
@@ -102,11 +104,11 @@ def _floor(node: fx.Node, trail: Trail) -> tuple[fx.Node, float | None]:
 
 def _below_rounding(node: fx.Node) -> tuple[fx.Node, torch.dtype | None]:
     if is_narrowing(node) and dtype(node) in NARROW:
-        return peel_exact(node.args[0]), dtype(node)
+        return peel_exact(input_of(node)), dtype(node)
     return node, None
 
 
-def _below_division(node: fx.Node, code_dtype: torch.dtype) -> tuple[fx.Node, fx.Node, float, str]:
+def _below_division(node: fx.Node, code_dtype: torch.dtype) -> tuple[fx.Node, fx.Node, float, Division]:
     """(the node that is amax over fp8_max, amax, fp8_max, `GroupQuant.scale_division`)."""
     maxima = FP8_MAXIMA[code_dtype]
     listed = " or ".join(f"{m:g}" for m in maxima)
@@ -117,8 +119,8 @@ def _below_division(node: fx.Node, code_dtype: torch.dtype) -> tuple[fx.Node, fx
         if pair[1] not in maxima:
             raise Stop("fp8_max", node, f"amax divided by {listed}", f"a division by {pair[1]:g}")
         return node, *pair, "reciprocal" if _multiplies(node) else "divide"
-    if is_div(node) and isinstance(node.args[1], fx.Node) and numel(node.args[1]) == 1:
-        raise Stop("scalar_not_literal", node, "a literal FP8 maximum", describe(node.args[1]))
+    if is_div(node) and isinstance(divisor := node.args[1], fx.Node) and numel(divisor) == 1:
+        raise Stop("scalar_not_literal", node, "a literal FP8 maximum", describe(divisor))
     if is_mul(node) and (pair := with_literal(node)) is not None:
         for fp8_max in maxima:
             if torch.tensor(pair[1]) == torch.tensor(1.0 / fp8_max):
@@ -130,8 +132,8 @@ def _below_division(node: fx.Node, code_dtype: torch.dtype) -> tuple[fx.Node, fx
 def _multiplies(division: fx.Node) -> bool:
     """Whether PyTorch makes a product of a division by a literal: on a GPU, by a number or a scalar on the CPU."""
     divisor = division.args[1]
-    on_cpu = not isinstance(divisor, fx.Node) or (shape(divisor) == () and value(divisor).device.type == "cpu")
-    return on_cpu and value(division).device.type != "cpu"
+    on_cpu = not isinstance(divisor, fx.Node) or (shape(divisor) == () and tensor_of(divisor).device.type == "cpu")
+    return on_cpu and tensor_of(division).device.type != "cpu"
 
 
 def _has_maximum(scale: fx.Node) -> bool:
@@ -149,17 +151,17 @@ def _amax(node: fx.Node, trail: Trail) -> tuple[fx.Node, int]:
     """(value, group size) of a maximum of magnitudes over the last dimension."""
     maximum = node
     if is_call(node, aten.amax.default):
-        source, dims = node.args[0], node.args[1] if len(node.args) > 1 else []
+        source, dims = input_of(node), listed(node.args[1]) if len(node.args) > 1 else []
     elif is_call(node, aten.max.default):
-        source, dims = node.args[0], []
+        source, dims = input_of(node), []
     elif (taken := result_of(node, _MAX_DIM)) is not None:
         maximum, result = taken
         if result != 0:
             raise Stop("scale_arithmetic", node, "the maximum of the magnitudes of a group", "where it stands in it")
-        source, dims = maximum.args[0], [maximum.args[1]]
+        source, dims = input_of(maximum), [maximum.args[1]]
     else:
         if is_call(node, aten.expand.default):
-            _amax(peel_exact(node.args[0]), Trail())  # of what is repeated, reading on may say more
+            _amax(peel_exact(input_of(node)), Trail())  # of what is repeated, reading on may say more
         raise Stop("scale_arithmetic", node, "the maximum of the magnitudes of a group", describe(node))
     magnitude = peel_exact(source)
     if is_call(magnitude, *_MAXIMA) or result_of(magnitude, _MAX_DIM) is not None:
@@ -168,7 +170,7 @@ def _amax(node: fx.Node, trail: Trail) -> tuple[fx.Node, int]:
     if not is_call(magnitude, aten.abs.default):
         raise Stop("amax_source", maximum, "the maximum of magnitudes: abs before amax", describe(magnitude))
     trail.add("amax", maximum)
-    return peel_exact(magnitude.args[0]), group
+    return peel_exact(input_of(magnitude)), group
 
 
 def _group_of(maximum: fx.Node, source: fx.Node, dims: list[int]) -> int:
@@ -181,7 +183,7 @@ def _group_of(maximum: fx.Node, source: fx.Node, dims: list[int]) -> int:
     if reduced != list(range(rank - len(reduced), rank)):
         code = "block_group" if rank - 1 in reduced else "group_crosses_tokens"
         raise Stop(code, maximum, "a maximum over the last dimension", f"over dimensions {reduced} of {rank}")
-    group = 1
+    group: Size = 1
     for d in reduced:
         group = group * sizes[d]
     if not isinstance(group, int):
@@ -192,7 +194,7 @@ def _group_of(maximum: fx.Node, source: fx.Node, dims: list[int]) -> int:
 def _is_power_of_two(node: fx.Node) -> bool:
     """Whether `node` looks like a scale rounded to a power of two, whichever way."""
     if is_call(node, aten.where.self):
-        return is_call(peel_views(node.args[0]), aten.isnan.default)
+        return is_call(peel_views(input_of(node)), aten.isnan.default)
     return is_call(node, aten.exp2.default, aten.pow.Scalar, aten.view.dtype)
 
 
@@ -203,10 +205,11 @@ def _below_power_of_two(node: fx.Node) -> fx.Node:
         code = "ue8m0" if _power_by_bits(node) is None else "ue8m0_nan"
         raise Stop(code, node, expected, describe(node))
     condition, kept, power = (peel_views(arg) if isinstance(arg, fx.Node) else arg for arg in node.args)
-    same_scale = peel_exact(condition.args[0]) is peel_exact(kept) if isinstance(kept, fx.Node) else False
-    if not same_scale or _power_by_bits(power) is not peel_exact(kept):
+    scale = peel_exact(kept) if isinstance(kept, fx.Node) else None
+    same_scale = isinstance(condition, fx.Node) and peel_exact(input_of(condition)) is scale
+    if scale is None or not same_scale or _power_by_bits(power) is not scale:
         raise Stop("ue8m0", node, expected, describe(power))
-    return peel_exact(kept)
+    return scale
 
 
 def _power_by_bits(power: object) -> fx.Node | None:
@@ -233,7 +236,7 @@ def _carry_of(node: object) -> fx.Node | None:
     """The scale of which `node` says, as 0 or 1, whether its mantissa has a bit set."""
     if not is_cast(node) or dtype(node) is not torch.int32:
         return None
-    unequal = peel_views(node.args[0])
+    unequal = peel_views(input_of(node))
     if is_cast(unequal) and dtype(unequal) is torch.bool:
         return _scale_of(_mask(unequal.args[0], 0x7FFFFF))
     if not is_call(unequal, aten.ne.Scalar) or unequal.args[1] != 0:
@@ -249,15 +252,15 @@ def _scale_of(bits: object) -> fx.Node | None:
 
 def _bitcast(node: object, target: torch.dtype) -> fx.Node | None:
     node = peel_views(node) if isinstance(node, fx.Node) else node
-    return node.args[0] if is_call(node, aten.view.dtype) and dtype(node) is target else None
+    return input_of(node) if is_call(node, aten.view.dtype) and dtype(node) is target else None
 
 
-def _shift(node: object, targets: tuple, amount: int) -> fx.Node | None:
+def _shift(node: object, targets: tuple[object, ...], amount: int) -> fx.Node | None:
     node = peel_views(node) if isinstance(node, fx.Node) else node
-    return node.args[0] if is_call(node, *targets) and literal(node.args[1]) == amount else None
+    return input_of(node) if is_call(node, *targets) and literal(node.args[1]) == amount else None
 
 
 def _mask(node: object, mask: int) -> fx.Node | None:
     node = peel_views(node) if isinstance(node, fx.Node) else node
     targets = (aten.bitwise_and.Scalar, aten.__and__.Scalar)
-    return node.args[0] if is_call(node, *targets) and literal(node.args[1]) == mask else None
+    return input_of(node) if is_call(node, *targets) and literal(node.args[1]) == mask else None

@@ -10,8 +10,12 @@ from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 from torch.utils._sympy.functions import FloorDiv
 
+#: A size that is a number, or one that is only known at run time.
+Size = int | torch.SymInt
+Shape = tuple[Size, ...]
 
-def equal(a, b) -> bool:
+
+def equal(a: Size, b: Size) -> bool:
     """Whether two sizes are equal for every value of the symbols in them."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
@@ -21,12 +25,12 @@ def equal(a, b) -> bool:
     return isinstance(difference, torch.SymInt) and _without_divisions(difference) == 0
 
 
-def same_shape(a: tuple, b: tuple) -> bool:
+def same_shape(a: Shape, b: Shape) -> bool:
     """Whether two shapes are equal for every value of the symbols in them."""
     return len(a) == len(b) and all(equal(p, q) for p, q in zip(a, b, strict=True))
 
 
-def plain(size: int | torch.SymInt) -> int | torch.SymInt:
+def plain(size: Size) -> Size:
     """A size as a number where it is the same one for every value of its symbols.
 
     `reshape(-1, 128)` of [tokens, 64] has a last dimension of `64 * (tokens // (tokens // 2))`: 128 for all even

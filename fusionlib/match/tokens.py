@@ -38,7 +38,8 @@ def hidden_size(reading: Reading, quant: QuantRead) -> int:
 
 def _rows(reading: Reading, quant: QuantRead) -> list[int]:
     """Static last dimensions of the forms that the value takes from the producer to the codes."""
-    forms, form = list(reading.rows.values())[:1], quant.value
+    forms = list(reading.rows.values())[:1]
+    form: fx.Node | None = quant.value
     while form is not None:
         forms.append(form)
         form = below(form)
@@ -68,7 +69,6 @@ def _with_vector(vector: fx.Node, reading: Reading, hidden: int, rows: list[int]
     count, size = numel(vector), reading.run
     if count in (size, hidden):
         return hidden
-    fits = not fixed and isinstance(count, int) and (count in rows or count % max(rows) == 0)
-    if fits and count % size == 0:
+    if not fixed and isinstance(count, int) and (count in rows or count % max(rows) == 0) and count % size == 0:
         return count
     raise Stop("weight_shape", vector, f"{size} or {hidden} elements", f"shape {list(shape(vector))}")

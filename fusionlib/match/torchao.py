@@ -16,6 +16,8 @@ The `*_3d_*`, `*_transposed_*`, `*_rhs` and `*_grouped_*` ops quantise weights, 
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from fusionlib.match.opaque import OpaqueCast, register_quant_op
@@ -24,11 +26,11 @@ from fusionlib.match.reasons import Stop
 _BY_PRODUCT = ("triton::quantize_fp8_row", "torchao::triton_fp8_rowwise_2d_scale_and_cast")
 
 
-def _read_affine(arguments: dict[str, object]) -> OpaqueCast:
+def _read_affine(arguments: dict[str, Any]) -> OpaqueCast:
     return OpaqueCast(arguments["tensor"], arguments["scale"])
 
 
-def _refuse_product(arguments: dict[str, object]) -> OpaqueCast:
+def _refuse_product(arguments: dict[str, Any]) -> OpaqueCast:
     value = next(argument for argument in arguments.values() if isinstance(argument, fx.Node))
     raise Stop("quant_division", value, "an op that divides by the scale", "one that multiplies by fp8_max / amax")
 

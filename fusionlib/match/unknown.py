@@ -13,10 +13,11 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_iter
 
-from fusionlib.match.graph import aten, dtype, equal, is_call, numel, peel_views, tensor_text, value
+from fusionlib.match.graph import aten, describe, dtype, is_call, listed, numel, peel_views, tensor_text, value
 from fusionlib.match.opaque import functionalised
 from fusionlib.match.quant import FP8_DTYPES
 from fusionlib.match.reasons import Stop
+from fusionlib.match.sizes import equal
 
 #: Namespaces of ops that compute as they are called, move data or are read as what they are.
 _KNOWN = {"aten", "prims", "inductor", "_c10d_functional", "fusionlib"}
@@ -39,7 +40,10 @@ def is_unknown_quant(node: fx.Node) -> bool:
 
 def unknown_quant(node: fx.Node) -> Stop:
     """Why the quantisation by `node` is refused."""
-    name, codes, source = _quantises(node)
+    read = _quantises(node)
+    if read is None:
+        raise TypeError(f"{describe(node)} is no quantisation")
+    name, codes, source = read
     found = f"{name}, which makes {str(codes).removeprefix('torch.')} codes of %{source.name} ({tensor_text(source)})"
     return Stop("unknown_quant_op", node, "an op that a reader is registered for", found)
 
@@ -50,9 +54,9 @@ def _quantises(node: fx.Node) -> tuple[str, torch.dtype, fx.Node] | None:
     if call is None or any(dtype(read) in FP8_DTYPES for read in call.reads):
         return None
     sources = [read for read in call.reads if dtype(read) in _FLOATS and not equal(numel(read), 1)]
-    made = [val.dtype for val in tree_iter(call.returned) if isinstance(val, torch.Tensor)]
+    made: list[torch.dtype | None] = [v.dtype for v in tree_iter(call.returned) if isinstance(v, torch.Tensor)]
     made += [dtype(written) for written in call.writes if not _is_cache(written, sources)]
-    codes = [kind for kind in made if kind in FP8_DTYPES]
+    codes = [kind for kind in made if kind is not None and kind in FP8_DTYPES]
     return (call.name, codes[0], sources[0]) if codes and sources else None
 
 
@@ -67,8 +71,9 @@ def _call(node: fx.Node) -> _Call | None:
     if is_call(node, aten.copy.default):  # into FP8, it is a cast that no reader of casts sees
         return _Call("aten::copy", _nodes(node.args[1]), (), node.meta.get("val"))
     if is_call(node, torch.ops.higher_order.triton_kernel_wrapper_functional):
-        arguments, written = node.kwargs["kwargs"], set(node.kwargs["tensors_to_clone"])
-        reads, writes = (_nodes([a for n, a in arguments.items() if (n in written) == w]) for w in (False, True))
+        passed: Any = node.kwargs["kwargs"]
+        cloned = set(listed(node.kwargs["tensors_to_clone"]))
+        reads, writes = (_nodes([a for n, a in passed.items() if (n in cloned) == w]) for w in (False, True))
         return _Call("a Triton kernel", reads, writes, None)
     wrapped = functionalised(node)
     op = wrapped or node.target
@@ -78,11 +83,11 @@ def _call(node: fx.Node) -> _Call | None:
     positional = () if wrapped else node.args
     arguments = dict(zip((a.name for a in schema), positional, strict=False)) | node.kwargs
     written = [a.name for a in schema if a.alias_info is not None and a.alias_info.is_write]
-    writes = [arguments.pop(name, None) for name in ("_all_bases", *written)]
-    returned = node.meta.get("val")
+    into = [arguments.pop(name, None) for name in ("_all_bases", *written)]
+    returned: Any = node.meta.get("val")
     if wrapped:  # gives back what it wrote, too
         returned = returned[: len(op._schema.returns)]
-    return _Call(op.name(), _nodes(list(arguments.values())), _nodes(writes), returned)
+    return _Call(op.name(), _nodes(list(arguments.values())), _nodes(into), returned)
 
 
 def _nodes(arguments: Any) -> tuple[fx.Node, ...]:

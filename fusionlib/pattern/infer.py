@@ -101,6 +101,7 @@ def _projection_inputs(parent: nn.Module) -> int | None:
         projection = getattr(parent, name, None)
         if isinstance(projection, BlockFP8Linear):
             return projection.codes.shape[1]
-        if isinstance(getattr(projection, "in_features", None), int):
-            return projection.in_features
+        features = getattr(projection, "in_features", None)
+        if isinstance(features, int):
+            return features
     return None

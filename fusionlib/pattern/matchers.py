@@ -39,9 +39,9 @@ class MatcherRMSNormGated:
 
     def __call__(self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """x, gate [..., head_dim] -> [..., head_dim]; like `layers.RMSNormGated`."""
-        rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, gate)]
+        x_rows, gate_rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, gate)]
         compute = rms_norm_gated if self.custom_op else reference.rms_norm_gated
-        return compute(*rows, weight, self.norm).view(x.shape)
+        return compute(x_rows, gate_rows, weight, self.norm).view(x.shape)
 
     def inputs(self, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> list[torch.Tensor]:
         """Example inputs to trace with: x and gate [tokens, heads, head_dim], weight [head_dim]."""

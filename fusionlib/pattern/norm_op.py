@@ -11,11 +11,11 @@ from fusionlib.spec import GatedNorm
 _NAME = "fusionlib::rms_norm_gated"
 
 
-def _compute(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, *scalars) -> torch.Tensor:
+def _compute(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, *scalars: object) -> torch.Tensor:
     return reference.rms_norm_gated(x, gate, weight, schema.from_scalars(GatedNorm, scalars))
 
 
-def _fake(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, *scalars) -> torch.Tensor:
+def _fake(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, *scalars: object) -> torch.Tensor:
     return x.flatten(1).new_empty(
         x.flatten(1).shape, dtype=schema.from_scalars(GatedNorm, scalars).output_dtype(x.dtype)
     )

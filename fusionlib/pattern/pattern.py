@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import fx
 from torch._inductor import pattern_matcher
 from torch._inductor.pattern_matcher import Match, PatternMatcherPass
 
-from fusionlib.match.sizes import same_shape
+from fusionlib.match.sizes import Size, same_shape
 from fusionlib.op import rms_norm_gated_group_quant, unsupported
 from fusionlib.pattern.matchers import MatcherGroupQuant, MatcherRMSNormGated
 from fusionlib.spec import GatedNorm, GroupQuant
@@ -55,7 +56,7 @@ def _is_reshape(node: object) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target is aten.reshape.default
 
 
-def trace_fn(fn: Callable, args: Sequence, **kwargs) -> fx.GraphModule:
+def trace_fn(fn: Callable[..., Any], args: Sequence[Any], **kwargs: Any) -> fx.GraphModule:
     """Trace a pattern or a replacement into the normal form that `TracedPass` also gives the searched graph.
 
     Keyword arguments are passed through: torch 2.13 passes `get_decomp_fn`, torch 2.11 passes nothing. Writes into
@@ -76,7 +77,7 @@ def group_problem(head_dim: int, group_size: int) -> str | None:
     return None
 
 
-def guard_problem(shape: Sequence, heads: int, head_dim: int, group_size: int) -> str | None:
+def guard_problem(shape: Sequence[Size], heads: int, head_dim: int, group_size: int) -> str | None:
     """Why a pattern traced for `heads` of `head_dim` must not be applied to an x of `shape`, or None.
 
     The search does not compare shapes, only the number of dimensions. Without this check, a pattern for heads of 128
@@ -137,10 +138,8 @@ class TracedPattern:
         rows = normed.flatten(1) if normed.ndim > 2 else normed.reshape(normed.shape[0] // self.heads, self.hidden)
         return self._quant(rows)
 
-    def replacement(
-        self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What it is replaced by."""
+    def replacement(self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What takes its place."""
         heads = (-1, self.heads, self.norm.norm_size)
         return rms_norm_gated_group_quant(
             x.reshape(heads), gate.reshape(heads), weight, norm=self.norm, quant=self.quant
@@ -160,10 +159,10 @@ class TracedPattern:
         """Add this pattern to `patterns`, and to nothing else."""
 
         # Plain functions: not every supported torch takes bound methods here.
-        def search(x, gate, weight):
+        def search(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return self.search(x, gate, weight)
 
-        def replacement(x, gate, weight):
+        def replacement(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return self.replacement(x, gate, weight)
 
         pattern_matcher.register_replacement(

@@ -2,7 +2,7 @@
 
 from fusionlib.rewrite.chain import Chain
 from fusionlib.rewrite.demand import FusionError
-from fusionlib.rewrite.fusion import FusionPass
+from fusionlib.rewrite.fusion_pass import FusionPass
 from fusionlib.rewrite.report import CompileRecord, Report, Site
 
 __all__ = ["Chain", "CompileRecord", "FusionError", "FusionPass", "Report", "Site"]

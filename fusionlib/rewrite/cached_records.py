@@ -51,8 +51,9 @@ def settle() -> None:
         if (loads := count - _settled[name]) > 0:
             _, key, text = name.split(":")
             owner = _asked[key]() if key in _asked else None
-            for _ in range(loads if owner is not None else 0):
-                owner.take(CompileRecord.decode(text))
+            if owner is not None:
+                for _ in range(loads):
+                    owner.take(CompileRecord.decode(text))
     # What is gone was cleared by somebody. It cannot have been counted anew since: before a load, `asked` comes here.
     _settled.clear()
     _settled.update(names)

@@ -8,6 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import groupby
+from types import FrameType
 
 from torch._dynamo.utils import counters
 from torch._guards import CompileContext
@@ -26,16 +27,18 @@ class FusionError(RuntimeError):
 
 def checked_expectation(expect: Expected, names: Iterable[str]) -> Expected:
     """`expect` itself. Raises ValueError where it is no number of fused sites, in all or by the names of fusions."""
-    known, by_name = list(names), isinstance(expect, Mapping)
-    for name, count in expect.items() if by_name else [("", expect)]:
-        if by_name and name not in known:
+    known, by_name = list(names), dict(expect) if isinstance(expect, Mapping) else None
+    counts: list[tuple[str, object]] = [("", expect)] if by_name is None else [*by_name.items()]
+    for name, count in counts:
+        if by_name is not None and name not in known:
             raise ValueError(f"expect={expect!r}: this pass has no fusion {name!r}; it has {known}")
-        if (count is not None or by_name) and (type(count) is not int or count < 0):  # True is no number of sites
+        wanted = count is not None or by_name is not None
+        if wanted and (type(count) is not int or count < 0):  # True is no number of sites
             raise ValueError(
                 f"expect={expect!r} must be a number of fused sites, 0 or more, a dict of such numbers by the names of "
                 "fusions, or None"
             )
-    return dict(expect) if by_name else expect
+    return expect if by_name is None else by_name
 
 
 def expects_nothing(expect: Expected) -> bool:
@@ -51,7 +54,7 @@ def graph_breaks() -> int:
 def current_origin(breaks_before: int) -> Origin | None:
     """Which compile is going on; `cut` if there were graph breaks since `breaks_before`. None outside of Dynamo."""
     compiling, compile_id = CompileContext.try_get(), CompileContext.current_compile_id()
-    if compiling is None or compile_id is None or compile_id.frame_id is None:
+    if compiling is None or compile_id is None or compile_id.frame_id is None or compile_id.frame_compile_id is None:
         return None
     number = _numbers.setdefault(compiling, next(_next_number))
     return Origin(compile_id.frame_id, compile_id.frame_compile_id, number, graph_breaks() > breaks_before)
@@ -59,9 +62,11 @@ def current_origin(breaks_before: int) -> Origin | None:
 
 def demand(expect: Expected, strict: bool, report: Report, *, more: bool = False) -> None:
     """Raise FusionError where `report`, of one compile, is not what is demanded; `more`: graphs of it may follow."""
-    by_name = isinstance(expect, Mapping)
-    found = Counter(report.fused_by) if by_name else Counter({"": len(report.fused)})
-    for name, count in (expect if by_name else {} if expect is None else {"": expect}).items():
+    if isinstance(expect, Mapping):
+        wanted, found = expect, Counter(report.fused_by)
+    else:
+        wanted, found = {} if expect is None else {"": expect}, Counter({"": len(report.fused)})
+    for name, count in wanted.items():
         if found[name] > count or (found[name] < count and not more):
             raise FusionError(f"expected {count} fused {name + ' ' if name else ''}sites, got {found[name]}\n{report}")
     if strict and report.refused:
@@ -78,12 +83,12 @@ def by_compile(records: Iterable[CompileRecord]) -> list[Report]:
     """
     records = list(records)
     reports = [Report((record,)) for record in records if record.origin is None]
-    known = sorted((r for r in records if r.origin is not None), key=lambda r: r.origin.number)
+    known = [(record.origin, record) for record in records if record.origin is not None]
     models: list[dict[int, tuple[CompileRecord, ...]]] = [{}]  # of each model that was cut, its parts by their frames
-    for _, group in groupby(known, key=lambda r: r.origin.number):
-        graphs = tuple(group)
-        origin = graphs[0].origin
-        if not any(graph.origin.cut for graph in graphs):
+    for _, group in groupby(sorted(known, key=lambda pair: pair[0].number), key=lambda pair: pair[0].number):
+        origins, graphs = zip(*group, strict=True)
+        origin = origins[0]
+        if not any(each.cut for each in origins):
             reports.append(Report(graphs))
             continue
         if origin.frame in models[-1] and origin.attempt == 0:  # a frame's first compile comes once, or after a reset
@@ -98,7 +103,8 @@ def is_part_of_a_graph() -> bool:
 
     Nothing that a pass gets says so, but that Inductor's function for it calls itself.
     """
-    depth, frame = 0, sys._getframe()
+    depth = 0
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         depth += frame.f_code.co_name == "_recursive_post_grad_passes"
         frame = frame.f_back

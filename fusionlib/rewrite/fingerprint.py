@@ -39,7 +39,8 @@ _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...), type(Not
 _TORCH_ATOMS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator)
 _CONTAINERS = (dict, list, tuple, set, frozenset, int, float, str, bytes)
-_GETTERS = (operator.itemgetter, operator.attrgetter, operator.methodcaller, collections._tuplegetter)
+_TUPLE_GETTER = collections._tuplegetter  # type: ignore[attr-defined]  # the stubs leave out what namedtuple uses
+_GETTERS = (operator.itemgetter, operator.attrgetter, operator.methodcaller, _TUPLE_GETTER)
 _C_DESCRIPTORS = (types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
 # What a class statement, `abc`, `dataclass` and `typing` leave in a class, and what follows from the rest of it.
 _BOOKKEEPING = {
@@ -199,14 +200,14 @@ class _Walk:
             elif name in cells and isinstance(held := cells[name].cell_contents, types.ModuleType):
                 self._reached(held, name, attributes, where)
 
-    def _is_trusted_world(self, namespace: dict) -> bool:
+    def _is_trusted_world(self, namespace: dict[str, Any]) -> bool:
         """Whether these are the globals of a module that is known by its name, as a function has that was made in one:
         what `dataclass` wraps around `__repr__`, say."""
-        name = namespace.get("__name__")
+        name: str = namespace.get("__name__", "")
         own = getattr(sys.modules.get(name), "__dict__", None) is namespace
         return own and (name in PURE_MODULES or self._covered(name))
 
-    def _global(self, namespace: dict, name: str, attributes: tuple[str, ...], where: str) -> None:
+    def _global(self, namespace: dict[str, Any], name: str, attributes: tuple[str, ...], where: str) -> None:
         if name in namespace:
             self._reached(namespace[name], name, attributes, where)
         elif hasattr(builtins, name):
@@ -279,7 +280,7 @@ class _Walk:
         if isinstance(obj, (types.BuiltinMethodType, types.MethodWrapperType)):
             if isinstance(obj.__self__, types.ModuleType) or obj.__self__ is None:
                 raise NoFingerprint(f"{where} is {obj!r}, which may depend on more than its arguments")
-            state: tuple = (obj.__name__, obj.__self__)
+            state: tuple[object, ...] = (obj.__name__, obj.__self__)
         elif isinstance(obj, _C_DESCRIPTORS):
             state = obj.__name__, obj.__objclass__
             if self._known_name(obj.__objclass__) is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from fusionlib.match.graph import describe, source_line, value
+from fusionlib.match.graph import describe, source_line, tensor_of
 from fusionlib.match.reasons import Stop
 from fusionlib.rewrite.plan import SitePlan, outside_users
 
@@ -63,7 +63,7 @@ def check(site: SitePlan, facts: GraphFacts, devices: tuple[str, ...]) -> None:
     (data/benchmarks).
     """
     first = next(iter(site.reading.rows.values()))
-    device = value(first).device
+    device = tensor_of(first).device
     if device.type not in devices:
         raise Stop("device", first, f"a tensor on {' or '.join(devices)}", f"one on {device.type}")
     if facts.training:

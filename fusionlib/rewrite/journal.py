@@ -7,6 +7,7 @@ holds the same nodes in the same order, with the same arguments and the same ord
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import fx
 
@@ -21,9 +22,12 @@ class Journal:
         self._graph = graph
         self._undo: list[Callable[[], None]] = []
 
-    def insert(self, before: fx.Node, target: Callable, args: tuple, kwargs: dict) -> fx.Node:
+    def insert(
+        self, before: fx.Node, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> fx.Node:
         """A call of `target` right before the node `before`."""
-        last, inputs = before.prev, []
+        last = before.prev
+        inputs: list[fx.Node] = []
         fx.map_arg((args, kwargs), inputs.append)
         orders = _orders_of_users(inputs)
 
@@ -75,7 +79,7 @@ class Journal:
         while len(self._undo) > changes:
             self._undo.pop()()
 
-    def _tell(self, hooks: str, *args, **kwargs) -> None:
+    def _tell(self, hooks: str, *args: object, **kwargs: object) -> None:
         """Let those who listen to changes of the module's graph know of one that FX has no call for."""
         for hook in getattr(self._graph.owning_module, hooks, ()):
             hook(*args, **kwargs)

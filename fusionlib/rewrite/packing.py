@@ -10,9 +10,21 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from fusionlib.match.graph import aten, dtype, is_call, is_cast, literal, numel, peel_views, shape, value
+from fusionlib.match.graph import (
+    aten,
+    dtype,
+    input_of,
+    is_call,
+    is_cast,
+    listed,
+    literal,
+    numel,
+    peel_views,
+    shape,
+    tensor_of,
+)
 from fusionlib.match.result import Match
-from fusionlib.match.sizes import equal, same_shape
+from fusionlib.match.sizes import Shape, Size, equal, same_shape
 from fusionlib.reference import scale_storage
 
 _SHIFTS = (aten.__rshift__.Scalar, aten.bitwise_right_shift.Tensor_Scalar)
@@ -37,16 +49,16 @@ def packed_copy(user: fx.Node, match: Match) -> fx.Node | None:
     return None
 
 
-def _lies(node: fx.Node, stride: tuple) -> bool:
-    return same_shape(tuple(value(node).stride()), stride)
+def _lies(node: fx.Node, stride: Shape) -> bool:
+    return same_shape(tuple(tensor_of(node).stride()), stride)
 
 
-def _packs(node: fx.Node, scale: fx.Node, tokens, groups: int) -> bool:
+def _packs(node: fx.Node, scale: fx.Node | None, tokens: Size, groups: int) -> bool:
     """Whether the words are the exponents of `scale`, in order, and zeros."""
     words = peel_views(_copied(_below_slice(node)))
-    if not is_call(words, aten.view.dtype) or dtype(words.args[0]) is not torch.uint8:
+    if not is_call(words, aten.view.dtype) or dtype(input_of(words)) is not torch.uint8:
         return False
-    octets = peel_views(words.args[0])
+    octets = peel_views(input_of(words))
     if len(shape(octets)) != 2 or not equal(shape(octets)[1], (groups + 3) // 4 * 4):
         return False
     narrow = _below_padding(octets)
@@ -60,13 +72,14 @@ def _packs(node: fx.Node, scale: fx.Node, tokens, groups: int) -> bool:
 def _below_slice(node: fx.Node) -> fx.Node:
     """What `node` is the first rows of."""
     first = is_call(node, aten.slice.Tensor) and [*node.args[1:], 0, 0][:2] in ([0, 0], [0, None])
-    return node.args[0] if first and len(node.args) <= 4 else node
+    return input_of(node) if first and len(node.args) <= 4 else node
 
 
 def _copied(node: fx.Node) -> fx.Node:
     if is_call(node, aten.copy.default):
-        return node.args[1] if same_shape(shape(node.args[1]), shape(node)) else node
-    return node.args[0] if is_call(node, aten.clone.default) else node
+        source = input_of(node, 1)
+        return source if same_shape(shape(source), shape(node)) else node
+    return input_of(node) if is_call(node, aten.clone.default) else node
 
 
 def _below_padding(node: fx.Node) -> fx.Node:
@@ -76,22 +89,23 @@ def _below_padding(node: fx.Node) -> fx.Node:
         if not same_shape(shape(top), shape(node)):
             return node
         if is_call(top, aten.constant_pad_nd.default):
-            ends_only = all(isinstance(n, int) and n >= 0 for n in top.args[1]) and not any(top.args[1][::2])
+            pads = listed(top.args[1])
+            ends_only = all(isinstance(n, int) and n >= 0 for n in pads) and not any(pads[::2])
             if not ends_only or literal([*top.args[2:], 0][0]) != 0:
                 return node
-            node = top.args[0]
+            node = input_of(top)
         elif is_call(top, aten.slice_scatter.default):
-            into, source, _, start = (*top.args, 0, 0)[:4]
-            if not _is_zeros(into) or start not in (0, None) or len(top.args) > 5:
+            start = (*top.args, 0, 0)[3]
+            if not _is_zeros(input_of(top)) or start not in (0, None) or len(top.args) > 5:
                 return node
-            node = _copied(source)
+            node = _copied(input_of(top, 1))
         else:
             return node
 
 
 def _is_zeros(node: fx.Node) -> bool:
     while is_call(node, aten.slice.Tensor):
-        node = node.args[0]
+        node = input_of(node)
     return is_call(node, aten.full.default) and literal(node.args[1]) == 0
 
 
@@ -100,10 +114,10 @@ def _exponents(octets: fx.Node) -> fx.Node | None:
     octets = peel_views(octets)
     if not is_cast(octets) or dtype(octets) is not torch.uint8:
         return None
-    shifted = peel_views(octets.args[0])
+    shifted = peel_views(input_of(octets))
     if is_call(shifted, *_MASKS) and literal(shifted.args[1]) == 0xFF:
-        shifted = peel_views(shifted.args[0])
+        shifted = peel_views(input_of(shifted))
     if not is_call(shifted, *_SHIFTS) or literal(shifted.args[1]) != 23:
         return None
-    bits = peel_views(shifted.args[0])
-    return bits.args[0] if is_call(bits, aten.view.dtype) and dtype(bits) is torch.int32 else None
+    bits = peel_views(input_of(shifted))
+    return input_of(bits) if is_call(bits, aten.view.dtype) and dtype(bits) is torch.int32 else None

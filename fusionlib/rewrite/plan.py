@@ -6,6 +6,7 @@ Guards ask the plan, the replacement carries it out; neither works anything out 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -14,16 +15,16 @@ from torch import fx
 
 from fusionlib.fusions.fusion import VALUE, Fusion
 from fusionlib.kernels.row_layout import row_layout
-from fusionlib.match.graph import aten, below, describe, is_call, numel, shape, value
+from fusionlib.match.graph import aten, below, describe, input_of, is_call, numel, shape, tensor_of, value
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Match, Reading
-from fusionlib.match.sizes import equal, same_shape
+from fusionlib.match.sizes import Shape, equal, same_shape
 from fusionlib.rewrite.scale_layout import ScaleTarget, scale_target
 from fusionlib.spec import GroupQuant
 
 #: A size of a reshape: a number, a node that is one, or dimension `dim` of a node.
 Size = int | fx.Node | tuple[fx.Node, int]
-Sizes = list[Size] | None
+Sizes = Sequence[Size] | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class SitePlan:
         """Whether a node of the cone may have users outside: it stays valid, or the call gives it back."""
         root = self.roots[node]
         while is_call(root, aten.expand.default):
-            root = self.roots.get(root.args[0], root.args[0])
+            root = self.roots.get(input_of(root), input_of(root))
         return self.is_given_back(root) or root in self.reading.inputs or node not in self.dependent
 
 
@@ -191,28 +192,28 @@ def _row_input(node: fx.Node, site: SitePlan) -> Input:
     """
     hidden = site.match.hidden
     forms = (n for n in site.cone if n is not node and value(n) is not None and site.roots[n] is node)
-    for form in (node, *sorted(n for n in forms if value(n).dtype == value(node).dtype)):
+    for form in (node, *sorted(n for n in forms if tensor_of(n).dtype == tensor_of(node).dtype)):
         sizes = _input_sizes(form, hidden)
-        fake = _reshaped(value(form), sizes)
+        fake = _reshaped(tensor_of(form), sizes)
         if equal(fake.stride(-1), 1) and row_layout(fake) is not None:
             return Input(form, False, sizes, fake)
     sizes = _input_sizes(node, hidden)
-    copy = value(node).clone(memory_format=torch.contiguous_format)
+    copy = tensor_of(node).clone(memory_format=torch.contiguous_format)
     return Input(node, True, sizes, _reshaped(copy, sizes))
 
 
 def _vector_input(node: fx.Node | None) -> Input | None:
     if node is None:
         return None
-    return Input(node, False, None if len(shape(node)) == 1 else [-1], value(node).reshape(-1))
+    return Input(node, False, None if len(shape(node)) == 1 else [-1], tensor_of(node).reshape(-1))
 
 
 def _input_sizes(node: fx.Node, hidden: int) -> list[int] | None:
     """The sizes to reshape a tensor of tokens to, a view where that can be; None where it is [tokens, ...] already."""
     sizes = shape(node)
     for lead in range(1, len(sizes)):
-        tail = sizes[lead:]
-        if all(isinstance(size, int) for size in tail) and prod(tail) == hidden and len(tail) <= 3:
+        tail = [size for size in sizes[lead:] if isinstance(size, int)]
+        if len(tail) == len(sizes) - lead and prod(tail) == hidden and len(tail) <= 3:
             return None if lead == 1 else [-1, *tail]
     for lead in range(1, len(sizes)):
         # [tokens * heads, head_dim]: no dimension ends where a token does.
@@ -244,7 +245,7 @@ def _outputs(site: SitePlan) -> dict[fx.Node, Sizes]:
     return {node: _output_sizes(node, site, flat) for node, flat in wanted.items()}
 
 
-def _output_sizes(node: fx.Node, site: SitePlan, flat: tuple) -> Sizes:
+def _output_sizes(node: fx.Node, site: SitePlan, flat: Shape) -> Sizes:
     """The sizes that bring a fused result of shape `flat` to that of `node`; None where it has it already."""
     wanted = shape(node)
     if same_shape(wanted, flat):
@@ -255,13 +256,14 @@ def _output_sizes(node: fx.Node, site: SitePlan, flat: tuple) -> Sizes:
         listed = ", ".join(str(wanted[i]) for i in missing)
         raise Stop("symbolic_shape", node, "sizes that the graph computes before it", f"{listed}, computed nowhere")
     inferred = next(iter(missing or found), None)
-    sizes: list[Size] = [found.get(i, size) for i, size in enumerate(wanted)]
-    if inferred is not None:
-        sizes[inferred] = -1
+    sizes: list[Size] = []
+    for i, size in enumerate(wanted):
+        given = size if isinstance(size, int) else found[i]
+        sizes.append(-1 if i == inferred or given is None else given)
     return sizes
 
 
-def _size_node(size, node: fx.Node, site: SitePlan) -> Size | None:
+def _size_node(size: int | torch.SymInt, node: fx.Node, site: SitePlan) -> Size | None:
     """Where a dynamic size comes from: a dimension of an input, or a number that the graph computes anyway."""
     for source in site.reading.rows.values():
         for dim, candidate in enumerate(shape(source)):

@@ -7,14 +7,16 @@ stops a rewrite before its end, the graph is as it was.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fusionlib import schema
 from fusionlib.fusions.fusion import VALUE
-from fusionlib.match.graph import aten, dtype, prims, value
+from fusionlib.match.graph import aten, dtype, prims, tensor_of, value
 from fusionlib.match.reasons import Stop
 from fusionlib.match.sizes import equal, same_shape
 from fusionlib.rewrite.journal import Journal
@@ -30,7 +32,7 @@ class Editor:
     def __init__(self, journal: Journal, before: fx.Node, origin: fx.Node, mode: FakeTensorMode) -> None:
         self._journal, self._before, self._origin, self._mode = journal, before, origin, mode
 
-    def call(self, target, *args, **kwargs) -> fx.Node:
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A call of `target`; its fake implementation decides its shapes and strides."""
         node = self._journal.insert(self._before, target, args, kwargs)
         fakes = fx.map_arg(args, lambda arg: arg.meta["val"])
@@ -62,7 +64,7 @@ class Editor:
             return node
         return self.call(aten.reshape.default, node, [self._size(size) for size in sizes])
 
-    def _size(self, size: Size):
+    def _size(self, size: Size) -> int | fx.Node:
         return self.call(aten.sym_size.int, *size) if isinstance(size, tuple) else size
 
     def cast(self, node: fx.Node, wanted: torch.dtype) -> fx.Node:
@@ -78,7 +80,9 @@ def rewrite_site(site: SitePlan, journal: Journal) -> None:
 
     Whatever is raised, `journal.undo()` brings the graph back.
     """
-    editor = Editor(journal, site.end, site.match.anchor, value(site.end).fake_mode)
+    fake = tensor_of(site.end)
+    assert isinstance(fake, FakeTensor)
+    editor = Editor(journal, site.end, site.match.anchor, fake.fake_mode)
     replacements = _new_values(editor, site)
     for old, new in replacements:
         _check_alike(old, new)
@@ -118,7 +122,7 @@ def _insert_input(editor: Editor, given: Input | None) -> fx.Node | None:
 
 def _check_alike(old: fx.Node, new: fx.Node) -> None:
     """Nobody may see another tensor than before: its users were traced with these shapes, this dtype, these strides."""
-    was, now = value(old), value(new)
+    was, now = tensor_of(old), tensor_of(new)
     if was.dtype == now.dtype and same_shape(was.shape, now.shape) and _same_strides(was, now):
         return
     raise Stop("replacement_differs", old, _layout(was), _layout(now))
@@ -156,7 +160,9 @@ def _quant_call(editor: Editor, value: fx.Node, spec: GroupQuant) -> tuple[fx.No
     return editor.item(call, 0), editor.item(call, 1)
 
 
-def _quant_values(editor: Editor, quant: QuantPlan, results: tuple[fx.Node, fx.Node], sizes: dict) -> list:
+def _quant_values(
+    editor: Editor, quant: QuantPlan, results: tuple[fx.Node, fx.Node], sizes: dict[fx.Node, Sizes]
+) -> list[tuple[fx.Node, fx.Node]]:
     """Codes and scale of one quantisation, each with what comes in its place."""
     read, (codes, scale) = quant.match.quant, results
     values = [(read.codes, editor.at(read.codes).reshape(codes, sizes[read.codes]))]
@@ -170,7 +176,7 @@ def _quant_values(editor: Editor, quant: QuantPlan, results: tuple[fx.Node, fx.N
             values.append((node, turned))
         return values
     here = editor.at(read.scale)
-    return [*values, (read.scale, here.cast(here.reshape(scale, sizes[read.scale]), dtype(read.scale)))]
+    return [*values, (read.scale, here.cast(here.reshape(scale, sizes[read.scale]), tensor_of(read.scale).dtype))]
 
 
 def _erase(site: SitePlan, journal: Journal) -> None:
@@ -185,7 +191,7 @@ def _erase(site: SitePlan, journal: Journal) -> None:
             journal.erase(node)
 
 
-def _between(node: fx.Node, scale: fx.Node) -> set[fx.Node]:
+def _between(node: fx.Node, scale: fx.Node | None) -> set[fx.Node]:
     found, stack = set(), [node]
     while stack:
         current = stack.pop()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fusionlib.match.graph import aten, below, dtype, is_call, numel, peel_exact, shape, value
+from fusionlib.match.graph import aten, below, dtype, input_of, is_call, listed, numel, peel_exact, shape, tensor_of
 from fusionlib.match.result import Match
 from fusionlib.match.sizes import same_shape
 from fusionlib.reference import scale_storage
@@ -20,6 +20,7 @@ from fusionlib.rewrite.packing import packed_copy
 from fusionlib.spec import ScaleLayout
 
 _TRANSPOSES = (aten.permute.default, aten.t.default, aten.transpose.int)
+_BY_COLUMN: tuple[ScaleLayout, ...] = ("column_major", "column_major_padded")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class ScaleTarget:
 def scale_target(match: Match) -> ScaleTarget | None:
     """The layout of the scale that the consumers of a native quantisation want; None for row-major."""
     root = match.quant.scale
+    if root is None:
+        return None
     inside = _quotient_side(match)
     copies: list[tuple[fx.Node, bool]] = []
     layouts: set[ScaleLayout] = set()
@@ -79,18 +82,20 @@ def _column_copy(node: fx.Node, match: Match) -> tuple[ScaleLayout, bool] | None
     """(layout, transposed) where `node` copies the scale column by column: as it is, or as its transpose."""
     if not is_call(node, aten.clone.default, aten.copy.default) or dtype(node) is not torch.float32:
         return None
-    turned = _is_turned(node.args[1] if node.target is aten.copy.default else node.args[0], match.quant.scale)
+    turned = _is_turned(input_of(node, 1 if node.target is aten.copy.default else 0), match.quant.scale)
+    if turned is None:
+        return None
     tokens, groups = numel(match.value) // match.hidden, match.hidden // match.quant.spec.group_size
-    for layout in ("column_major", "column_major_padded") if turned is not None else ():
+    for layout in _BY_COLUMN:
         size, stride, _ = scale_storage(tokens, groups, match.quant.spec.with_layout(layout))
         if turned:
             size, stride = size[::-1], stride[::-1]
-        if same_shape(shape(node), size) and same_shape(value(node).stride(), stride):
+        if same_shape(shape(node), size) and same_shape(tensor_of(node).stride(), stride):
             return layout, turned
     return None
 
 
-def _is_turned(node: fx.Node, scale: fx.Node) -> bool | None:
+def _is_turned(node: fx.Node, scale: fx.Node | None) -> bool | None:
     """Whether `node` is the scale transposed (True), the scale (False), or something else (None)."""
     turned = False
     node = peel_exact(node)
@@ -98,11 +103,12 @@ def _is_turned(node: fx.Node, scale: fx.Node) -> bool | None:
         if not is_call(node, *_TRANSPOSES) or len(shape(node)) != 2:
             return None
         turned = not turned if _swaps(node) else turned
-        node = peel_exact(node.args[0])
+        node = peel_exact(input_of(node))
     return turned
 
 
 def _swaps(node: fx.Node) -> bool:
     if node.target is aten.permute.default:
-        return [d % 2 for d in node.args[1]] == [1, 0]
-    return node.target is aten.t.default or node.args[1] % 2 != node.args[2] % 2
+        return [d % 2 for d in listed(node.args[1])] == [1, 0]
+    first, second = (0, 1) if node.target is aten.t.default else listed(node.args[1:])
+    return first % 2 != second % 2

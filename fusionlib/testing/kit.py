@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import fx
@@ -82,18 +83,18 @@ def _checks(case: Case, mutants: int, seed: int) -> Iterator[tuple[str, Callable
     first = next(iter(case.spellings.values()))
     yield "the op by itself", lambda: _op_problem(case, first)
     for name, producer in case.spellings.items():
-        yield f"spelling {name}", lambda p=producer: _fuses(case, _quantised(p))
+        yield f"spelling {name}", partial(_fuses, case, _quantised(producer))
     for name, site in _sites(first).items():
-        yield name, lambda s=site: _fuses(case, s)
+        yield name, partial(_fuses, case, site)
     yield "dynamic tokens", lambda: _fuses(case, _quantised(first), dynamic=case.dynamic)
     yield "one token", lambda: _fuses(case, _quantised(first), tokens=1)
     yield "a value that somebody else reads inside", lambda: _leaves_alone(case, _with_codes_used(first))
     for name, producer in case.must_not.items():
-        yield f"must not: {name}", lambda p=producer: _leaves_alone(case, _quantised(p))
+        yield f"must not: {name}", partial(_leaves_alone, case, _quantised(producer))
     yield "a warm cache", lambda: _cache_problem(case, _quantised(first))
     yield f"{mutants} mutants", lambda: _mutants_problem(case, mutants, seed)
     if case.test is not None:
-        yield "the author's own test", lambda: _test_problem(case, first)
+        yield "the author's own test", partial(_test_problem, case.fusion.op, case.test)
 
 
 # Sites behind a producer.
@@ -238,7 +239,7 @@ def _mutants_problem(case: Case, count: int, seed: int) -> str | None:
 
 def mutants_problem(bases: list[Base], fusions: tuple[Fusion, ...], count: int, seed: int) -> str | None:
     """The first of `count` mutants of `bases` that fuses wrongly, in words; None where there is none."""
-    draw, tried = random.Random(seed), Counter()
+    draw, tried = random.Random(seed), Counter[str]()
     while tried.total() - tried["no program"] - tried["no site"] < count:
         base = draw.choice(bases)
         made = mutate(base, draw)
@@ -290,13 +291,12 @@ def broken_op(op: Op, kind: str) -> Op:
     return broken
 
 
-def _test_problem(case: Case, producer: Producer) -> str | None:
-    right = case.fusion.op
-    case.test(right)
+def _test_problem(right: Op, test: Callable[[Op], None]) -> str | None:
+    test(right)
     survivors = []
     for kind in BROKEN:
         try:
-            case.test(broken_op(right, kind))
+            test(broken_op(right, kind))
         except Exception:
             continue
         survivors.append(kind)

@@ -33,7 +33,7 @@ def run_edited(
         grad: trace with gradients enabled; `edit` then gets the graph that saves values for the backward pass.
     """
 
-    def inner_compile(module: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+    def inner_compile(module: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Any:
         edit(module.graph)
         module.recompile()
 
@@ -45,7 +45,7 @@ def run_edited(
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
 
-    def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         from torch._inductor.compile_fx import compile_fx
 
         return compile_fx(module, example_inputs, inner_compile=inner_compile)

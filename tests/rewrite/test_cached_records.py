@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
-from fusionlib.rewrite import FusionPass, cached_records, fusion
+from fusionlib.rewrite import FusionPass, cached_records
 from fusionlib.rewrite.report import CompileRecord
 from tests.rewrite.test_fusion_pass import PATH, compiled
 from tests.spellings import inputs

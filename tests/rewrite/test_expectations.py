@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch._dynamo.config as dynamo_config
-from fusionlab.roundings import roundings_kept
 from torch._inductor.utils import fresh_cache
 
 from fusionlib.fusions import BUILT_IN, GatedNormQuant
 from fusionlib.rewrite import FusionError, FusionPass
+from fusionlib.testing.roundings import roundings_kept
 from tests.rewrite.test_fusion_pass import NOT_OURS, PATH
 from tests.spellings import QuantSpelling, inputs, run_rewritten
 

@@ -80,7 +80,7 @@ class FusionPass(CustomGraphPass):
     def __copy__(self) -> FusionPass:
         return self
 
-    def __deepcopy__(self, memo: dict) -> FusionPass:
+    def __deepcopy__(self, memo: dict[int, object]) -> FusionPass:
         return self
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -113,7 +113,8 @@ class FusionPass(CustomGraphPass):
         return CompileRecord(tuple(sites[result.anchor] for result in results), nodes)
 
     def _apply_all(self, matches: list[Match], journal: Journal) -> dict[fx.Node, Site]:
-        facts, sites = GraphFacts.of(matches[0].anchor.graph), {}
+        facts = GraphFacts.of(matches[0].anchor.graph)
+        sites: dict[fx.Node, Site] = {}
         # All plans come first: what one rewrite makes is nothing that the plan of another should see.
         for group, plan in [(group, _planned(group)) for group in group_by_value(matches)]:
             sites |= _refusals(group, plan) if isinstance(plan, Stop) else self._apply(plan, facts, journal)
@@ -147,8 +148,8 @@ class FusionPass(CustomGraphPass):
     def _demand(self, record: CompileRecord) -> None:
         """Raise FusionError where it is known that the compile which is going on is not what was asked for."""
         made_in = record.origin
-        known = [r for r in self._records if r.origin is not None and made_in is not None]
-        earlier = [r for r in known if r.origin.number == made_in.number]
+        number = None if made_in is None else made_in.number
+        earlier = [r for r in self._records if r.origin is not None and r.origin.number == number]
         more = (made_in is not None and made_in.cut) or is_part_of_a_graph() or not record.recognised
         demand(self.expect, self.strict, Report((*earlier, record)), more=more)
 
@@ -189,9 +190,9 @@ class FusionPass(CustomGraphPass):
         """
         readers, fusions = readers_hash(), fusions_hash(self.fusions)
         options = f"{sorted(self.devices)} {self.expect} {self.strict}"
-        known = readers is not None and fusions is not None
-        self._key = combined((source_hash(), readers, fusions, options)) if known else None
-        if self._key is not None:
+        self._key = None
+        if readers is not None and fusions is not None:
+            self._key = combined((source_hash(), readers, fusions, options))
             cached_records.asked(self, self._key)
         self._asked_in = current_origin(self._breaks)
         return self._key
