@@ -104,8 +104,8 @@ def test_records_hash_nothing(monkeypatch):
     """Counted: the key is made once for each time that Inductor asks, whatever was recorded before."""
     hashed = []
     for name in ("readers_hash", "combined"):
-        original = getattr(fusion, name)
-        monkeypatch.setattr(fusion, name, lambda *a, original=original, name=name: hashed.append(name) or original(*a))
+        original = getattr(fusion_pass, name)
+        monkeypatch.setattr(fusion_pass, name, lambda *a, original=original, name=name: hashed.append(name) or original(*a))
     passes = [FusionPass(("cpu",)) for _ in range(10)]
     for i, each in enumerate(passes):
         assert each.uuid() is not None
