@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
-from fusionlib.rewrite import FusionPass, cached_records
+from fusionlib.rewrite import FusionPass, cached_records, fusion_pass
 from fusionlib.rewrite.report import CompileRecord
 from tests.rewrite.test_fusion_pass import PATH, compiled
 from tests.spellings import inputs
@@ -105,7 +105,9 @@ def test_records_hash_nothing(monkeypatch):
     hashed = []
     for name in ("readers_hash", "combined"):
         original = getattr(fusion_pass, name)
-        monkeypatch.setattr(fusion_pass, name, lambda *a, original=original, name=name: hashed.append(name) or original(*a))
+        monkeypatch.setattr(
+            fusion_pass, name, lambda *a, original=original, name=name: hashed.append(name) or original(*a)
+        )
     passes = [FusionPass(("cpu",)) for _ in range(10)]
     for i, each in enumerate(passes):
         assert each.uuid() is not None
