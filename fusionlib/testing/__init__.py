@@ -4,7 +4,7 @@ findings = fusionlib.testing.judge(Case(SiluAndMulQuant(), {"silu * up": spelled
 assert not any(finding.problem for finding in findings), report(findings)
 """
 
-from fusionlib.testing.kit import BROKEN, Case, Finding, broken_op, judge, report
+from fusionlib.testing.judgement import BROKEN, Case, Finding, broken_op, judge, report
 from fusionlib.testing.mutants import Base, capture, mutate, verdict
 from fusionlib.testing.roundings import roundings_kept
 from fusionlib.testing.run_edited import run_edited
