@@ -49,8 +49,8 @@ def _page(args: argparse.Namespace) -> int:
 
 
 def _beside_the_site() -> Path:
+    from fusionlab.checkout import repository_root
     from fusionlab.exercises.progress_page import FILE
-    from fusionlab.notebooks.catalogue import repository_root
 
     return repository_root() / "build" / "site" / FILE
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fusionlib
 from fusionlib.commands.errors import UsageError
 from fusionlib.commands.parser import did_you_mean
 
@@ -34,29 +32,6 @@ class Notebook:
         """The number that the file name begins with; None if there is none."""
         digits = re.match(r"\d+", self.name)
         return int(digits[0]) if digits else None
-
-
-def repository_root(start: Path | None = None) -> Path:
-    """Return the checkout that contains `start` (default: the working directory), else this package's own."""
-    start = (start or Path.cwd()).resolve()
-    package_parent = Path(fusionlib.__file__).resolve().parent.parent
-    for folder in (start, *start.parents, package_parent):
-        if _is_checkout(folder):
-            return folder
-    raise UsageError(
-        f"no checkout of fusionlib found at or above {start}, and this installation is not an editable one; "
-        "the notebooks are not part of the wheel: clone the repository and run the command inside it"
-    )
-
-
-def _is_checkout(folder: Path) -> bool:
-    project = folder / "pyproject.toml"
-    if not project.is_file() or not (folder / "notebooks").is_dir():
-        return False
-    try:
-        return tomllib.loads(project.read_text(encoding="utf-8")).get("project", {}).get("name") == "fusionlib"
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        return False
 
 
 def find_notebooks(root: Path) -> list[Notebook]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusionlab.files import locked, require_writable
 from fusionlab.notebooks.failures import SiteError, missing_extra
-from fusionlab.notebooks.files import locked, require_writable
 from fusionlib.commands.errors import UsageError
 
 LAB = "lab"  # the readers' copies, in the checkout but not under version control
@@ -110,7 +110,8 @@ def _guarded(function):
 
 
 def _list(args: argparse.Namespace) -> int:
-    from fusionlab.notebooks.catalogue import find_notebooks, repository_root
+    from fusionlab.checkout import repository_root
+    from fusionlab.notebooks.catalogue import find_notebooks
     from fusionlab.notebooks.parameters import parameters_of
 
     for notebook in find_notebooks(repository_root()):
@@ -121,9 +122,10 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from fusionlab.checkout import repository_root
     from fusionlab.notebooks import runner
     from fusionlab.notebooks.audit import audit
-    from fusionlab.notebooks.catalogue import find_notebooks, repository_root, select_notebooks
+    from fusionlab.notebooks.catalogue import find_notebooks, select_notebooks
     from fusionlab.notebooks.parameters import parse_assignments, resolve_parameters
 
     root = repository_root()
@@ -149,14 +151,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _site(args: argparse.Namespace) -> int:
-    from fusionlab.notebooks.catalogue import repository_root
+    from fusionlab.checkout import repository_root
 
     root = repository_root()
     return _report_problems(_publish(root, Places.of(args.output, root)))
 
 
 def _lab(args: argparse.Namespace) -> int:
-    from fusionlab.notebooks.catalogue import find_notebooks, repository_root, select_notebooks
+    from fusionlab.checkout import repository_root
+    from fusionlab.notebooks.catalogue import find_notebooks, select_notebooks
     from fusionlab.notebooks.lab import open_lab, refresh_copies
 
     root = repository_root()
@@ -172,7 +175,8 @@ def _lab(args: argparse.Namespace) -> int:
 
 
 def _picture(args: argparse.Namespace) -> int:
-    from fusionlab.notebooks.catalogue import find_notebooks, repository_root, select_notebooks
+    from fusionlab.checkout import repository_root
+    from fusionlab.notebooks.catalogue import find_notebooks, select_notebooks
     from fusionlab.notebooks.png import take_pictures
 
     root = repository_root()

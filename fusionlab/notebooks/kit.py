@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nbconvert.filters import markdown2html
 
-from fusionlab.notebooks.catalogue import repository_root
+from fusionlab.checkout import repository_root
 from fusionlab.notebooks.contents import with_contents
 from fusionlib.commands.errors import UsageError
 

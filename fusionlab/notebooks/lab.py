@@ -17,7 +17,7 @@ from pathlib import Path
 
 import nbformat
 
-from fusionlab.notebooks.files import write_whole
+from fusionlab.files import write_whole
 from fusionlab.notebooks.jupyter_kernel import KERNELSPEC, argv
 
 ORIGINS = ".origins.json"  # for each copy, the digest of the cells that it was made from

@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from fusionlab.checkout import git_commit
 from fusionlib.commands.doctor import installed_version
 
 LIBRARIES = ("torch", "triton", "transformers", "numpy", "plotly", "ipykernel")
@@ -50,21 +50,3 @@ def device_name() -> str:
     except (ImportError, OSError, RuntimeError):
         pass  # a broken torch has already failed the notebook; the page still says where it ran
     return f"CPU ({platform.machine()}, {os.cpu_count()} cores), no GPU"
-
-
-def git_commit(root: Path, apart_from: Sequence[str] = ()) -> str | None:
-    """Return the short hash of the commit, marked if files differ from it; None outside a git checkout.
-
-    `apart_from` names folders whose files may differ.
-    """
-    try:
-        commit = _git(root, "rev-parse", "--short=12", "HEAD")
-        status = ["status", "--porcelain", "--", ".", *(f":!{folder}" for folder in apart_from)]
-        return f"{commit}, with local changes" if _git(root, *status) else commit
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()

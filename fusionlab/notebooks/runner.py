@@ -25,8 +25,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 import fusionlab
 import fusionlib
+from fusionlab.files import locked
 from fusionlab.notebooks.catalogue import Notebook
-from fusionlab.notebooks.files import locked
 from fusionlab.notebooks.given import conceal_paths, identified, shown
 from fusionlab.notebooks.jupyter_kernel import KERNELSPEC, OwnKernel
 from fusionlab.notebooks.output_folder import Results

@@ -23,12 +23,12 @@ from plotly.offline import get_plotlyjs
 from traitlets.config import Config
 
 from fusionlab.exercises import progress_page
+from fusionlab.files import replace_folder
 from fusionlab.notebooks import kit, search
 from fusionlab.notebooks.catalogue import describe
 from fusionlab.notebooks.contents import with_contents
 from fusionlab.notebooks.failures import SiteError
 from fusionlab.notebooks.figures import figure_html
-from fusionlab.notebooks.files import replace_folder
 from fusionlab.notebooks.landing import Lesson, front_figure, lesson, render_index
 from fusionlab.notebooks.output_folder import failed_since, notebook_name
 from fusionlab.notebooks.page_links import page_links

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionlab.notebooks.catalogue import repository_root
+from fusionlab.checkout import repository_root
 from fusionlab.observe.manifest import MANIFEST_NAME, Manifest, ManifestError, from_json, read_manifest, verify
 from fusionlab.observe.references import Reference, read_reference
 from fusionlab.observe.trace import Trace, read_trace

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fusionlab.notebooks.provenance import git_commit
+from fusionlab.checkout import git_commit
 from fusionlab.observe.hardware import cpu_name, driver_version
 from fusionlab.observe.privacy import command_text, leaks
 from fusionlib.commands.doctor import installed_version

@@ -14,7 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from fusionlab.notebooks.files import replace_folder, require_writable
+from fusionlab.files import replace_folder, require_writable
 from fusionlib.commands.errors import UsageError
 from fusionlib.commands.failure import in_a_line
 

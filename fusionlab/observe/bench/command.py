@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fusionlab.notebooks.files import require_writable
+from fusionlab.files import require_writable
 from fusionlib.commands.errors import UsageError
 
 VARIANTS = ("eager", "two_kernel", "inductor", "aiter", "fla", "fused", "light", "reciprocal")

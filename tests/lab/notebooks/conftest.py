@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from fusionlab.checkout import repository_root
 from fusionlab.notebooks import png
-from fusionlab.notebooks.catalogue import repository_root
 from fusionlib.commands.errors import UsageError
 from tests.lab.notebooks.jupyterlab import PATIENCE, jupyterlab
 

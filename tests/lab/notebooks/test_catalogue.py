@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 import fusionlib
-from fusionlab.notebooks.catalogue import describe, find_notebooks, repository_root, select_notebooks
+from fusionlab.checkout import repository_root
+from fusionlab.notebooks.catalogue import describe, find_notebooks, select_notebooks
 from fusionlib.commands.errors import UsageError
 
 

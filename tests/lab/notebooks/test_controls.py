@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from fusionlab.notebooks.catalogue import repository_root
+from fusionlab.checkout import repository_root
 from tests.lab.notebooks.jupyterlab import open_notebook, run_all, wait_for_the_end
 
 NOTEBOOKS = repository_root(Path(__file__)) / "notebooks"

@@ -8,8 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from fusionlab.checkout import repository_root
 from fusionlab.notebooks import landing
-from fusionlab.notebooks.catalogue import repository_root
 from fusionlab.notebooks.landing import Lesson, lesson, minutes, time_label
 from fusionlab.observe import evidence
 from tests.lab.notebooks.support import Elements, build, executed, figure_cell

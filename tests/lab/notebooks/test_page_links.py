@@ -8,9 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from fusionlab.checkout import repository_root
 from fusionlab.notebooks import site
 from fusionlab.notebooks.audit import broken_links
-from fusionlab.notebooks.catalogue import repository_root
 from fusionlab.notebooks.page_links import page_links
 
 v4 = nbformat.v4

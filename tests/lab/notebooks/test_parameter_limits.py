@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fusionlab.notebooks.catalogue import find_notebooks, repository_root
+from fusionlab.checkout import repository_root
+from fusionlab.notebooks.catalogue import find_notebooks
 from fusionlab.notebooks.parameter_limits import broken_limit
 from fusionlab.notebooks.parameters import parameters_of, parse_assignments, resolve_parameters
 from fusionlib.commands.errors import UsageError

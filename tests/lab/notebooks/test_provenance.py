@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from fusionlab.notebooks.provenance import git_commit
+from fusionlab.checkout import git_commit
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("plotly", reason="the notebooks extra is not installed")
 
-from fusionlab.notebooks.catalogue import repository_root
+from fusionlab.checkout import repository_root
 from tests.lab.observe.test_trace_sources import GEMM, H200, mark, record
 from tests.lab.observe.traces import GEOMETRY, kernel, launch, op
 from tests.lab.show import traces as synthetic

@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
+from fusionlab.checkout import repository_root
 from fusionlab.exercises import instructions as exercises
-from fusionlab.notebooks.catalogue import repository_root
 from fusionlab.observe.census import census
 from fusionlab.observe.codegen import TARGETS, Listing, compile_fused
 from fusionlab.observe.machine_code import by_kind, machine_code
