@@ -253,7 +253,7 @@ def _level(node: fx.Node, root: Root, trail: Trail, taken: set[str]) -> _Level:
     spare: list[fx.Node] = []
     for operand, target in _factors(top, root):
         _place(level, operand, target, root, spare, taken | set(level.factors))
-    _settle(level, spare, root)
+    _resolve_spare(level, spare, root)
     if level.factors:
         names = ("rsqrt" if label == "root" else label for label in level.factors)
         trail.add(f"product of {', '.join(names)}", level.node)
@@ -330,7 +330,7 @@ def _holds(node: fx.Node) -> bool:
     return (is_narrowing(node) or is_mul(node) or is_div(node) or is_add(node)) and find_root(node) is not None
 
 
-def _settle(level: _Level, spare: list[fx.Node], root: Root) -> None:
+def _resolve_spare(level: _Level, spare: list[fx.Node], root: Root) -> None:
     """A spare factor is the z of z * sigmoid(z) taken apart by association; anything else is refused."""
     for operand in spare:
         act = level.act

@@ -26,34 +26,34 @@ class Owner(Protocol):
         """Take a record that was loaded from a cache."""
 
 
-_settled: Counter[str] = Counter()  # how often each name was counted when it was last looked at
-_asked: dict[str, weakref.ReferenceType[Owner]] = {}  # key -> the pass that was asked for it last
+_collected: Counter[str] = Counter()  # how often each name was counted when it was last looked at
+_owners: dict[str, weakref.ReferenceType[Owner]] = {}  # key -> the pass that was asked for it last
 
 
-def asked(owner: Owner, key: str) -> None:
+def looked_up(owner: Owner, key: str) -> None:
     """Inductor is about to look for an artefact under `key`, which it asked `owner` for."""
-    settle()
-    _asked[key] = weakref.ref(owner)
+    collect()
+    _owners[key] = weakref.ref(owner)
 
 
 def write(key: str, record: CompileRecord) -> None:
     """Put the record of the compile that is going on, for an artefact under `key`, into its counters."""
-    settle()
+    collect()
     name = f"{_PREFIX}{key}:{record.encode()}"
     counters["inductor"][name] += 1
-    _settled[name] = counters["inductor"][name]
+    _collected[name] = counters["inductor"][name]
 
 
-def settle() -> None:
-    """Give every load since the last call to the pass that it was for; one that is gone takes it with it."""
+def collect() -> None:
+    """Hand every load since the last call to the pass that it was for; the load of a pass that is gone is dropped."""
     names = {name: count for name, count in counters["inductor"].items() if name.startswith(_PREFIX)}
     for name, count in names.items():
-        if (loads := count - _settled[name]) > 0:
+        if (loads := count - _collected[name]) > 0:
             _, key, text = name.split(":")
-            owner = _asked[key]() if key in _asked else None
+            owner = _owners[key]() if key in _owners else None
             if owner is not None:
                 for _ in range(loads):
                     owner.take(CompileRecord.decode(text))
-    # What is gone was cleared by somebody. It cannot have been counted anew since: before a load, `asked` comes here.
-    _settled.clear()
-    _settled.update(names)
+    # A missing name was cleared by somebody, and cannot have been counted anew: each load is preceded by `looked_up`.
+    _collected.clear()
+    _collected.update(names)

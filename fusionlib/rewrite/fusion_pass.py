@@ -174,7 +174,7 @@ class FusionPass(CustomGraphPass):
 
     def report(self) -> Report:
         """What this pass did in all compiles so far, those answered by a compile cache included."""
-        cached_records.settle()
+        cached_records.collect()
         return Report(tuple(self._records))
 
     def take(self, record: CompileRecord) -> None:
@@ -193,7 +193,7 @@ class FusionPass(CustomGraphPass):
         self._key = None
         if readers is not None and fusions is not None:
             self._key = combined((source_hash(), readers, fusions, options))
-            cached_records.asked(self, self._key)
+            cached_records.looked_up(self, self._key)
         self._asked_in = current_origin(self._breaks)
         return self._key
 

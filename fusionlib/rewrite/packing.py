@@ -41,7 +41,7 @@ def packed_copy(user: fx.Node, match: Match) -> fx.Node | None:
     size, stride, _ = scale_storage(tokens, groups, quant.spec.with_layout("packed_int32"))
     node = user
     for _ in range(_LONGEST):
-        if dtype(node) is torch.int32 and same_shape(shape(node), size) and _lies(node, stride):
+        if dtype(node) is torch.int32 and same_shape(shape(node), size) and _has_strides(node, stride):
             return node if _packs(node, quant.scale, tokens, groups) else None
         if len(node.users) != 1:
             return None
@@ -49,7 +49,7 @@ def packed_copy(user: fx.Node, match: Match) -> fx.Node | None:
     return None
 
 
-def _lies(node: fx.Node, stride: Shape) -> bool:
+def _has_strides(node: fx.Node, stride: Shape) -> bool:
     return same_shape(tuple(tensor_of(node).stride()), stride)
 
 

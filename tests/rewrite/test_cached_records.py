@@ -17,9 +17,9 @@ from tests.spellings import inputs
 @pytest.fixture(autouse=True)
 def own_counters():
     """The ledger of a process that has compiled nothing yet."""
-    cached_records.settle()
+    cached_records.collect()
     counters.clear()
-    cached_records.settle()
+    cached_records.collect()
 
 
 class Owner:
@@ -40,51 +40,51 @@ def loaded(key: str, nodes: int) -> None:
 
 def test_a_load_belongs_to_who_was_asked_for_its_key_last():
     first, second, other = Owner(), Owner(), Owner()
-    cached_records.asked(first, "key")
+    cached_records.looked_up(first, "key")
     loaded("key", 1)
-    cached_records.asked(second, "key")
+    cached_records.looked_up(second, "key")
     loaded("key", 2)
     loaded("key", 2)
-    cached_records.asked(other, "another")
+    cached_records.looked_up(other, "another")
     loaded("another", 3)
     loaded("key", 1)
-    cached_records.settle()
+    cached_records.collect()
     assert (first.taken, sorted(second.taken), other.taken) == ([1], [1, 2, 2], [3])
 
 
 def test_several_passes_of_one_artefact_each_get_their_record():
     owners = [Owner() for _ in range(3)]
     for i, owner in enumerate(owners):
-        cached_records.asked(owner, f"key{i}")
+        cached_records.looked_up(owner, f"key{i}")
     for i in range(3):
         loaded(f"key{i}", i)
-    cached_records.settle()
+    cached_records.collect()
     assert [owner.taken for owner in owners] == [[0], [1], [2]]
 
 
 def test_what_a_collected_pass_did_is_nobody_elses():
     gone, fresh = Owner(), Owner()
-    cached_records.asked(gone, "key")
+    cached_records.looked_up(gone, "key")
     loaded("key", 1)
     del gone
     gc.collect()
-    cached_records.settle()
-    cached_records.asked(fresh, "key")
+    cached_records.collect()
+    cached_records.looked_up(fresh, "key")
     loaded("key", 2)
-    cached_records.settle()
+    cached_records.collect()
     assert fresh.taken == [2]
 
 
 def test_a_record_that_was_written_here_is_no_load_and_outlives_cleared_counters():
     owner, record = Owner(), CompileRecord((), 5)
-    cached_records.asked(owner, "key")
+    cached_records.looked_up(owner, "key")
     cached_records.write("key", record)
-    cached_records.settle()
+    cached_records.collect()
     assert owner.taken == []
     counters.clear()
-    cached_records.asked(owner, "key")
+    cached_records.looked_up(owner, "key")
     loaded("key", 5)
-    cached_records.settle()
+    cached_records.collect()
     assert owner.taken == [5]
 
 
@@ -124,9 +124,9 @@ def test_an_old_record_is_not_read_again(monkeypatch):
     monkeypatch.setattr(CompileRecord, "decode", lambda text: decoded.append(text) or original(text))
     owner = Owner()
     for nodes in range(50):
-        cached_records.asked(owner, "key")
+        cached_records.looked_up(owner, "key")
         loaded("key", nodes)
-        cached_records.settle()
+        cached_records.collect()
     assert owner.taken == list(range(50)) and len(decoded) == 50
 
 
