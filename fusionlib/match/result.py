@@ -111,9 +111,10 @@ class Match:
 
 @dataclass(frozen=True)
 class Unclaimed:
-    """A site that no fusion starts from: `producer` made what is quantised; `why` the quantisation was not read.
+    """A site that no fusion starts from: `producer` made what is quantised.
 
-    `value` is what is quantised, as stored: `producer` or its value rounded.
+    `value` is what is quantised, as stored: `producer` or its value rounded. `why` is the reason code for a quantisation
+    that could not be read.
     """
 
     anchor: fx.Node

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import fx
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)[^\n]*(?:\n[ \t]+(?![ \t]|File ")([^\n]+))?')
-_CALLERS = {str(Path(__file__).parents[1] / name) for name in ("op.py", "quant_op.py")}  # callers of our ops, not the model
+_CALLERS = {str(Path(__file__).parents[1] / name) for name in ("op.py", "quant_op.py")}  # of our ops, not the model
 _CELL = re.compile(r"ipykernel_\d+[/\\][^/\\]+\.py$")
 
 
@@ -24,7 +24,7 @@ def source_line(node: fx.Node) -> str | None:
 
 
 def source_text(node: fx.Node) -> str:
-    """The text of that line, empty if tracing did not record it."""
+    """The text of the line that `source_line` names, empty if tracing did not record it."""
     frame = _last_frame(node)
     return frame[2].strip() if frame else ""
 

@@ -9,9 +9,9 @@ its reciprocal, which rounds differently from a division by the scale. They are 
 (mslk/quantize/triton/fp8_quantize.py), which torchao's Float8Tensor calls per row if MSLK is installed, and
 `torchao::triton_fp8_rowwise_2d_scale_and_cast` (prototype/moe_training/kernels/float8_rowwise.py).
 
-Not seen: `torchao::triton_fp8_blockwise_act_quant_*` multiply the same way, and are no longer ops when a pass runs, since
-torch.compile looks inside a `triton_op`. The mxfp8 and nvfp4 ops store formats other than FP8 codes with float32 scales.
-The `*_3d_*`, `*_transposed_*`, `*_rhs` and `*_grouped_*` ops quantise weights, gradients or columns.
+Not seen: `torchao::triton_fp8_blockwise_act_quant_*` multiply the same way, but are no longer ops when a pass runs,
+since torch.compile looks inside a `triton_op`. The mxfp8 and nvfp4 ops store formats other than FP8 codes with float32
+scales. The `*_3d_*`, `*_transposed_*`, `*_rhs` and `*_grouped_*` ops quantise weights, gradients or columns.
 """
 
 from __future__ import annotations

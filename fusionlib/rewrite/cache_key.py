@@ -71,7 +71,7 @@ def fusions_hash(fusions: Iterable[Fusion]) -> str | None:
 
 
 def readers_hash() -> str | None:
-    """SHA-256 over the registered readers of opaque ops: their names, and their versions or everything they compute with.
+    """SHA-256 over the registered readers of opaque ops: names, and versions or everything they compute with.
 
     None if a reader without a version cannot be hashed faithfully; a warning says so once, and what to do.
     """

@@ -185,8 +185,8 @@ class FusionPass(CustomGraphPass):
     def uuid(self) -> str | None:
         """The key for Inductor's caches: a hash over everything that can change the result.
 
-        That is the sources, the readers of opaque ops, the fusions and the options. None if a reader or a fusion cannot be
-        hashed faithfully; Inductor then caches nothing.
+        That is the sources, the readers of opaque ops, the fusions and the options. None if a reader or a fusion cannot
+        be hashed faithfully; Inductor then caches nothing.
         """
         readers, fusions = readers_hash(), fusions_hash(self.fusions)
         options = f"{sorted(self.devices)} {self.expect} {self.strict}"

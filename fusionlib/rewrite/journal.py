@@ -90,7 +90,7 @@ def _orders_of_users(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
 
 
 def _restore(orders: dict[fx.Node, list[fx.Node]]) -> None:
-    """Restore the order of users: setting a node's arguments moves it to the end of its inputs' users, even if it fails."""
+    """Setting a node's arguments moves it to the end of its inputs' users; a node whose creation failed stays there."""
     for node, users in orders.items():
         for user in node.users.keys() - set(users):
             del node.users[user]

@@ -33,7 +33,7 @@ _LONGEST = 12  # operations from the scale to the packed words
 
 
 def packed_copy(user: fx.Node, match: Match) -> fx.Node | None:
-    """The node that holds the scales packed, if `user` begins the packing and nothing else reads the steps in between."""
+    """The node that holds the scales packed, if `user` begins the packing and nothing else reads the steps."""
     quant = match.quant
     if quant.spec.scale_format != "ue8m0":  # packing keeps only the exponent, which is not all of any other number
         return None

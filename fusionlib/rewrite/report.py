@@ -35,8 +35,8 @@ class Site:
         line: the source line of `node`.
         pairs: the (role, node name) pairs that matching found, in order: how far it got.
         what: what was read at a fused site, or what fusing an unclaimed one would save.
-        code, expected, found: of a refusal. For an unclaimed site, `found` is what produced the value, and `code` is why
-            its quantisation could not be read, if it could not.
+        code, expected, found: of a refusal. For an unclaimed site, `found` is what produced the value, and `code` is
+            why its quantisation could not be read, if it could not.
         nodes: (name, operation, dtype and shape, source text) of each of these nodes, before any rewriting.
         fusion: the name of the fusion that fused or refused it.
     """

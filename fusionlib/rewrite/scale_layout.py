@@ -60,7 +60,7 @@ def scale_target(match: Match) -> ScaleTarget | None:
 
 
 def _follows(user: fx.Node, node: fx.Node) -> bool:
-    """Whether a user of the scale is the scale reshaped or transposed, so that what leaves the site comes further on."""
+    """Whether a user of the scale is the scale reshaped or transposed: what leaves the site comes further on."""
     return (is_call(user, *_TRANSPOSES) and len(shape(user)) == 2) or (
         user.op == "call_function" and below(user) is node
     )

@@ -150,7 +150,7 @@ def _with_codes_used(producer: Producer) -> Callable:
 
 
 def _run(case: Case, site: Callable, tokens: int, dynamic: tuple[int, ...] = ()) -> tuple[list, list, FusionPass, list]:
-    """(results with the pass, results without, the pass, its records); without the pass the same graph runs unchanged."""
+    """(results with the pass, results without, the pass, its records); without it the same graph runs unchanged."""
     fusion, records = FusionPass("cpu", fusions=(case.fusion,)), []
     tensors = case.tensors(tokens)
     want = tensors_of(run_edited(lambda graph: None, site, *tensors, dynamic=dynamic))
