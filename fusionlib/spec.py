@@ -25,7 +25,8 @@ ROUNDING_POINTS: tuple[str, ...] = get_args(RoundingPoint)
 #: The least eps other than 0: the smallest normal float32 number.
 LEAST_EPS = torch.finfo(torch.float32).tiny
 
-#: Of a floor on amax or scale: between them a scale (amax / 57344 at the least) and its reciprocal are normal in float32.
+#: Limits of `floor`, on amax or scale: a scale between them (at least amax / 57344) and its reciprocal are normal
+#: float32 numbers.
 LEAST_FLOOR, GREATEST_FLOOR = 1e-30, 1e30
 
 #: The most elements of a norm or group: a token's row is addressed with 32 bits.

@@ -113,8 +113,8 @@ class Match:
 class Unclaimed:
     """A site that no fusion starts from: `producer` made what is quantised.
 
-    `value` is what is quantised, as stored: `producer` or its value rounded. `why` is the reason code for a quantisation
-    that could not be read.
+    `value` is what is quantised, as stored: `producer` or its value rounded. `why` is the reason code if the
+    quantisation could not be read.
     """
 
     anchor: fx.Node
