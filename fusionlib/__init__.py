@@ -1,8 +1,8 @@
 """fusionlib: RMSNormGated -> reshape -> FP8 group quantisation as one kernel, explained and proved.
 
-The names below are the public face; each is imported when it is first used, so that a command that needs no tensor does
-not wait for torch. `torch.ops.fusionlib` is registered with the first of them, and at once where torch is imported
-already; `import fusionlib.op` registers it alone, for a process that only loads what another one compiled. Nothing of
+The names below are the public API; each is imported on first use, so that a command that needs no tensors does not
+wait for torch. `torch.ops.fusionlib` is registered with the first of them, and at once if torch is already
+imported; `import fusionlib.op` registers it alone, for a process that only loads what another one compiled. Nothing of
 Jupyter or plotly is imported, Triton only at the first launch on a GPU, and Inductor only when the pass is used.
 """
 
@@ -47,7 +47,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """A public name, imported from its home together with the ops."""
+    """A public name, imported from its module together with the ops."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fusionlib' has no attribute {name!r}")
     importlib.import_module("fusionlib.op")

@@ -1,7 +1,7 @@
 """The `fusionlib` command.
 
-It is built on argparse from the standard library, not on typer or click: `fusionlib doctor` is what a person runs when
-an installation is incomplete, so it must start where only the core dependencies exist.
+It is built on argparse from the standard library, not on typer or click: `fusionlib doctor` is what people run when
+an installation is incomplete, so it must start with only the core dependencies.
 
 Exit codes:
 
@@ -10,7 +10,7 @@ Exit codes:
 - 2: it could not start: an unknown option, notebook or parameter, an extra that is not installed, a folder that cannot
   be written.
 - 130: interrupted from the keyboard.
-- 141: whatever read the output did not want the rest, as in `fusionlib notebooks list | head -1`.
+- 141: the reader of the output closed it early, as in `fusionlib notebooks list | head -1`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from fusionlib.commands.errors import UsageError
 from fusionlib.commands.parser import Parser
 
 # A subcommand is a module with `register(subparsers)`, which adds its parser and sets `run` to a function from the
-# namespace to the exit code. Such a module imports at its top only what is cheap and always installed: torch is not.
-# Modules outside of the library join by an entry point of this group.
+# namespace to the exit code. Such a module imports at its top only what is cheap and always installed; torch is not.
+# Modules outside the library join through an entry point of this group.
 COMMANDS = (doctor, explain, cost)
 JOINING = "fusionlib.commands"
 
@@ -55,7 +55,7 @@ def _joining() -> Iterator[ModuleType]:
 
 
 class _Version(argparse.Action):
-    """Prints versions; they are looked up only when somebody asks."""
+    """Prints versions, looked up only on request."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
@@ -74,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = build_parser().parse_args(argv)
             return args.run(args)
         finally:
-            sys.stdout.flush()  # here, where a reader that is gone can be told from a fault
+            sys.stdout.flush()  # here, where a closed reader can be told from an error
     except UsageError as error:
         print(f"fusionlib: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush at exit
         return 141
     except OSError as error:
         print(f"fusionlib: error: {_in_words(error)}", file=sys.stderr)
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _in_words(error: OSError) -> str:
-    """A full disk, a folder that cannot be written: which file, and what the system said."""
+    """The error in words (a full disk, an unwritable folder): which file, and what the system said."""
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 

@@ -1,7 +1,7 @@
 """Whether tensors fit their specs, and whether a device can run them with the kernel.
 
-Every answer is None or one sentence that names the value, the limit and the way out. The op raises or falls back by
-these answers and the rewrite refuses a site by them; nobody else decides. They work on fake tensors too.
+Every answer is None or one sentence that names the value, the limit and the way out. The op raises or falls back on
+these answers and the rewrite refuses a site on them; nothing else decides. They work on fake tensors too.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from fusionlib.spec import GatedNorm, GroupQuant
 
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-#: Longest unit (elements) one program holds: 16 warps of 32 elements a thread.
+#: Longest unit (elements) one program holds: 16 warps of 32 elements per thread.
 MAX_UNIT = 16384
 
-#: Most units of one launch: the row index has 32 bits, and the last program may count up to 63 rows beyond.
+#: Most units of one launch: the row index has 32 bits, and the last program may count up to 63 rows past the end.
 MAX_UNITS = 2**31 - 64
 
 
 def unit_size(norm: GatedNorm, quant: GroupQuant) -> int:
-    """Elements of a unit, what one row of the kernel covers: the fewest that are whole norms and whole groups."""
+    """Elements of a unit, which one row of the kernel covers: the fewest that are whole norms and whole groups."""
     return lcm(norm.norm_size, quant.group_size)
 
 
 def _differ(a: int, b: int) -> bool:
-    """a != b, where a symbolic size that cannot be decided while tracing counts as equal."""
+    """a != b; a symbolic size that cannot be decided while tracing counts as equal."""
     if isinstance(a, int) and isinstance(b, int):
         return a != b
     from torch.fx.experimental.symbolic_shapes import guard_or_false
@@ -62,7 +62,7 @@ def _division_problem(hidden: int, field: str, size: int) -> str | None:
 
 
 def _stored_problem(hidden: int, y_dtype: torch.dtype, quant: GroupQuant) -> str | None:
-    """What rows of `hidden` elements of `y_dtype` cannot be quantised to."""
+    """Why rows of `hidden` elements of `y_dtype` cannot be quantised by `quant`, or None."""
     if quant.scale_layout == "vector" and _differ(hidden, quant.group_size):
         return (
             f"scale_layout='vector' holds one scale a token, and group_size={quant.group_size} makes several of its "
@@ -102,11 +102,11 @@ def quant_problem(y: torch.Tensor, quant: GroupQuant) -> str | None:
 def rows_problem(
     rows: Mapping[str, torch.Tensor], quant: GroupQuant, output_dtype: torch.dtype, run: tuple[str, int] | None = None
 ) -> str | None:
-    """Why `rows`, tensors of one value's tokens by their names, cannot be computed with and quantised, or None.
+    """Why `rows`, tensors of one value's tokens by name, cannot be computed with and quantised, or None.
 
     Args:
         output_dtype: of the value that is quantised.
-        run: a spec's field and the elements that belong together by it, such as ("norm_size", 128).
+        run: a field of the spec and the number of elements it groups, such as ("norm_size", 128).
     """
     for name, tensor in rows.items():
         problem = _tensor_problem(name, tensor, ACTIVATION_DTYPES)
@@ -128,7 +128,7 @@ def rows_problem(
 
 
 def places_problem(first: torch.Tensor, *others: torch.Tensor | None) -> str | None:
-    """Why an op cannot run tensors where they are, or None: they are on one device, which has an implementation."""
+    """Why an op cannot run tensors on their device, or None if they share one that has an implementation."""
     devices = {str(tensor.device) for tensor in (first, *others) if tensor is not None}
     if len(devices) > 1:
         return f"tensors are on {', '.join(sorted(devices))}; move them to one device"
@@ -146,7 +146,7 @@ def contract_problem(
     norm: GatedNorm,
     quant: GroupQuant,
 ) -> str | None:
-    """Why these tensors do not fit these specs on any device, or None. The op raises ValueError with it."""
+    """Why these tensors do not fit these specs on any device, or None. The op raises ValueError with this text."""
     rows, run = {"x": x, "gate": gate}, ("norm_size", norm.norm_size)
     problem = rows_problem(rows, quant, norm.output_dtype(x.dtype), run)
     if problem is not None:
@@ -182,7 +182,7 @@ def kernel_problem(
 
 
 def strides_problem(rows: Mapping[str, torch.Tensor]) -> str | None:
-    """Which of `rows`, by their names, lies such that a kernel cannot follow it by two strides a token, or None."""
+    """Which of `rows`, by name, a kernel cannot address with two strides per token, or None."""
     for name, tensor in rows.items():
         if row_layout(tensor) is None:
             return (
@@ -193,7 +193,7 @@ def strides_problem(rows: Mapping[str, torch.Tensor]) -> str | None:
 
 
 def device_problem(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What the GPU, or this process' way to it, lacks for codes of `dtype`, or None."""
+    """What the GPU, or this process's access to it, lacks for codes of `dtype`, or None."""
     try:
         import triton  # noqa: F401
     except ImportError as error:
@@ -206,7 +206,7 @@ def device_problem(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def amd_arch(device: torch.device | int | None = None) -> str | None:
-    """The architecture of an AMD GPU, such as gfx942; None where this torch is NVIDIA's."""
+    """The architecture of an AMD GPU, such as gfx942; None if torch is built for NVIDIA."""
     if not torch.version.hip:
         return None
     return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]

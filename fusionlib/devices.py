@@ -1,14 +1,14 @@
 """What a GPU can do, decided from plain facts about it: the one place that says which devices the kernels are for.
 
-It imports nothing, so that `fusionlib doctor` can ask where torch is broken.
+It imports nothing, so that `fusionlib doctor` can use it even if torch is broken.
 """
 
 from __future__ import annotations
 
-#: The least compute capability with a conversion to FP8 (NVIDIA's PTX ISA: cvt to e4m3x2 needs sm_89).
+#: The lowest compute capability with a conversion to FP8 (NVIDIA's PTX ISA: cvt to e4m3x2 needs sm_89).
 NVIDIA_FP8 = (8, 9)
 
-#: AMD's architectures with conversions to FP8, by the prefix of their name, and which e4m3 they convert to. Sources:
+#: AMD's architectures with conversions to FP8, by name prefix, and which e4m3 they convert to. Sources:
 #: the CDNA3 (MI300: fnuz), CDNA4 (MI350) and RDNA4 ISA documents.
 AMD_E4M3 = {"gfx94": "float8_e4m3fnuz", "gfx95": "float8_e4m3fn", "gfx12": "float8_e4m3fn"}
 
@@ -44,5 +44,5 @@ def converts_to_fp8(capability: tuple[int, int], arch: str | None = None) -> boo
 
 
 def threads_per_warp(arch: str | None = None) -> int:
-    """Lanes of a warp on a GPU of AMD's `arch`, or of NVIDIA's where it is None."""
+    """Lanes of a warp on a GPU of AMD's `arch`, or of NVIDIA's if it is None."""
     return 64 if arch is not None and arch.startswith(_WIDE_WARPS) else 32

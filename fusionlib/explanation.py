@@ -1,8 +1,8 @@
 """explain(fn, *args): what FusionPass would do with a function, without generating code for it.
 
-Dynamo traces the function, AOTAutograd and Inductor make of it what the pass would get, subgraphs included, and
-there it ends. What runs in place of a compiled graph is the graph as it was traced, call by call with PyTorch's own
-kernels: what comes behind a graph break gets the values that it would get, and what the function writes is written.
+Dynamo traces the function, AOTAutograd and Inductor turn it into what the pass would get, subgraphs included, and it
+stops there. In place of a compiled graph, the traced graph runs, call by call with PyTorch's own kernels: code after a
+graph break gets the values it would get, and what the function writes is written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fusionlib.rewrite.report import CompileRecord, Report
 
 log = logging.getLogger(__name__)
 
-#: Called with every graph before and after the pass: for figures and for the command line.
+#: Called with every graph before and after the pass: for figures and the command line.
 Watcher = Callable[[fx.GraphModule, CompileRecord], None]
 
 
@@ -34,12 +34,12 @@ def explain(
 ) -> Report:
     """The report that `FusionPass(devices)` would give for `fn(*args, **kwargs)`.
 
-    The function runs once, as if it were called: its asserts see true values, and a cache that it writes is
-    written. Where a graph holds an op that has no kernel for its device, the rest cannot be seen; a warning says so.
+    The function runs once, as if it were called: its asserts see real values, and a cache that it writes is
+    written. If a graph holds an op that has no kernel for its device, the rest cannot be seen; a warning says so.
 
     Args:
         fn: a function or module.
-        devices: where the pass would rewrite; by default wherever the tensors are.
+        devices: where the pass would rewrite; by default, wherever the tensors are.
         dynamic: as in `torch.compile`.
         watch: called with each graph, rewritten, and its record.
 
@@ -75,20 +75,20 @@ def explain(
 
 
 class NoKernel(NotImplementedError):
-    """A graph that was traced cannot run, since an op has no kernel for its device; what is behind it is not seen."""
+    """A traced graph cannot run, since an op has no kernel for its device; what comes after it is not seen."""
 
 
 class _PassRan(Exception):
-    """Ends Inductor's passes over one graph behind ours, so that the graph stays what ours left."""
+    """Ends Inductor's passes over one graph after ours, so that the graph stays as ours left it."""
 
 
 def to_the_pass(
     module: fx.GraphModule, example_inputs: Sequence[Any], graph_pass: Callable[[fx.Graph], Any], *, is_inference: bool
 ) -> None:
-    """Run `graph_pass` on every graph on which Inductor runs `post_grad_custom_pre_pass`, in its order and state.
+    """Run `graph_pass` on every graph that Inductor runs `post_grad_custom_pre_pass` on, in its order and state.
 
     These are the bodies of conditions, loops, maps, regions and score functions, each before the graph that calls it,
-    and each cleaned and reordered as Inductor does it first.
+    and each first cleaned and reordered as Inductor does.
     """
     import torch._inductor.config as inductor_config
     from torch._dynamo.utils import count_calls
@@ -116,7 +116,7 @@ def to_the_pass(
 
 @contextlib.contextmanager
 def apart_from_caches() -> Iterator[None]:
-    """Neither reads nor fills the caches of real compiles."""
+    """Neither read nor fill the caches of real compiles."""
     import torch._functorch.config as functorch_config
     import torch._inductor.config as inductor_config
 
@@ -148,7 +148,7 @@ def stand_in_for(module: fx.GraphModule) -> Callable[..., Any]:
 
 
 def _twin(module: fx.GraphModule) -> fx.GraphModule:
-    """A module with the same tensors and graphs of its own, those of the modules in it included."""
+    """A module with the same tensors and its own graphs, including those of its submodules."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
     twin = fx.GraphModule(module, graph)

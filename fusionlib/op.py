@@ -3,7 +3,7 @@
 `rms_norm_gated_group_quant` is what the rewrite puts into a graph; `group_quant` is an opaque quantisation op like the
 ones serving engines use. Both are functional, carry their specs as plain scalars, and have a fake implementation with
 the exact shapes and strides. On CPU they *are* the reference. On a GPU they launch the Triton kernel where
-`fusionlib.contract` finds nothing against it, and otherwise run the reference there and warn once with the reason.
+`fusionlib.contract` finds no problem, and otherwise run the reference there and warn once with the reason.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _quant_cuda(y: torch.Tensor, *scalars: object) -> tuple[torch.Tensor, torch.
 
 
 def _register_group_quant() -> None:
-    """Define the op once a process, however often this module is imported or reloaded."""
+    """Define the op once per process, however often this module is imported or reloaded."""
     name, scalars = "fusionlib::group_quant", schema.declared(GroupQuant)
     if hasattr(torch.ops.fusionlib, "group_quant"):
         return
@@ -107,19 +107,19 @@ def rms_norm_gated_group_quant(
 
     Args:
         x: [tokens, hidden], [tokens, heads, head_dim] or [tokens, groups, heads_per_group, head_dim]; bf16, fp16 or
-            fp32. Any strides with a contiguous last dimension; the dimensions behind the first are one row of `hidden`.
+            fp32. Any strides with a contiguous last dimension; the dimensions after the first are one row of `hidden`.
         gate: as many tokens and elements per token as x, in its own shape, strides and dtype.
         weight: [norm.norm_size] or [hidden]; bf16, fp16 or fp32.
         norm, quant: what to compute.
-        bias: like weight, added behind it.
-        return_normed: also return the normed value, for a second consumer.
+        bias: like weight, added after it.
+        return_normed: also return the normalised value, for a second consumer.
 
     Returns:
-        codes [tokens, hidden] of `quant.dtype`; scale in `quant.scale_layout`; and, if asked for, the normed value
+        codes [tokens, hidden] of `quant.dtype`; scale in `quant.scale_layout`; and, if asked for, the normalised value
         [tokens, hidden] of `norm.output_dtype(x.dtype)`.
 
     Raises:
-        ValueError: where tensors and specs do not fit; the message names the value, the limit and the way out.
+        ValueError: if tensors and specs do not fit; the message names the value, the limit and the way out.
     """
     return GATED_NORM(x, gate, weight, bias, norm, quant, return_value=return_normed)
 
@@ -132,10 +132,10 @@ def unsupported(
     quant: GroupQuant,
     bias: torch.Tensor | None = None,
 ) -> str | None:
-    """Why `rms_norm_gated_group_quant` cannot run these tensors with these specs where they are, or None if it can.
+    """Why `rms_norm_gated_group_quant` cannot run these tensors with these specs on their device, or None if it can.
 
-    On CPU that is the tensor contract alone; on a GPU also whether the kernel and the device can do it. The rewrite
-    refuses a site by this answer, and the op falls back to the reference by its second half.
+    On CPU only the tensor contract counts; on a GPU the kernel and the device must also be able to do it. The rewrite
+    refuses a site on this answer, and the op falls back to the reference on the kernel and device part.
     """
     return GATED_NORM.unsupported(x, gate, weight, bias, norm, quant)
 
@@ -143,6 +143,6 @@ def unsupported(
 def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch.Tensor]:
     """FP8 group quantisation of `y` [tokens, hidden] as one opaque op: the unfused second half.
 
-    Returns codes [tokens, hidden] and scale in `quant.scale_layout`. Raises ValueError where `y` does not fit `quant`.
+    Returns codes [tokens, hidden] and scale in `quant.scale_layout`. Raises ValueError if `y` does not fit `quant`.
     """
     return torch.ops.fusionlib.group_quant(y, *schema.scalars(quant))

@@ -1,8 +1,7 @@
 """An op that computes a value and quantises it: schema, fake, implementations and gradient from one declaration.
 
 The op is functional and carries its specs as scalars. On CPU it *is* the reference. On a GPU it launches the fusion's
-kernel where there is one and nothing speaks against it, and otherwise runs the reference there and warns once with the
-reason.
+kernel if there is one and nothing prevents it, and otherwise runs the reference there and warns once with the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from fusionlib import gradient, reference, schema
 from fusionlib.contract import device_problem
 from fusionlib.spec import GroupQuant
 
-#: Strided inputs are the point: Inductor must hand them over as they are.
+#: Strided inputs are the point: Inductor must pass them unchanged.
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 _warned: set[str] = set()
@@ -29,7 +28,7 @@ class QuantOp:
     """`torch.ops.<name>(*tensors, *scalars) -> (codes, scale)`, and `<name><suffix>`, which also returns the value.
 
     Args:
-        name: "namespace::op"; defining it again is an error, except by the same process' import of the same module.
+        name: "namespace::op"; defining it again is an error, except when the same module is imported again.
         tensors: the op's tensors as a schema declares them: "Tensor x, Tensor gate, Tensor? bias". The first one is
             [tokens, ...], with as many elements as the value.
         spec: the type of the frozen dataclass that says what is computed, with a method `output_dtype(dtype)`: the
@@ -38,8 +37,8 @@ class QuantOp:
         problem: (*tensors, spec, quant) -> None, or why these tensors do not fit these specs on any device.
         kernel_problem: the same for the kernel alone: what its tiling or addressing cannot do.
         launch: (*tensors, spec, quant, codes, scale, value or None) runs the kernel into its last three arguments.
-            None where there is no kernel: a GPU then runs the reference, which is right and not fused.
-        suffix: of the name of the op that also returns the value.
+            None if there is no kernel: a GPU then runs the reference, which is right but not fused.
+        suffix: for the name of the op that also returns the value.
     """
 
     def __init__(
@@ -73,11 +72,11 @@ class QuantOp:
         return op(*tensors, *schema.scalars(spec, quant))
 
     def __fingerprint__(self) -> tuple[Any, ...]:
-        """What a compiled graph depends on: not how the op computes, since a graph only calls it by its name."""
+        """What a compiled graph depends on: not how the op computes, since a graph only calls it by name."""
         return self.name, self.spec, self._problem, self._kernel_problem, self._launch is None
 
     def device_problem(self, *arguments: Any) -> str | None:
-        """Why a GPU cannot run the kernel on (*tensors, spec, quant), which fit each other; None where it can."""
+        """Why a GPU cannot run the kernel on (*tensors, spec, quant), which fit each other; None if it can."""
         first, quant = arguments[0], arguments[-1]
         if self._launch is None:
             return f"{self.name} has no kernel"
@@ -85,7 +84,7 @@ class QuantOp:
         return problem or device_problem(first.device, quant.dtype)
 
     def unsupported(self, *arguments: Any) -> str | None:
-        """Why the op cannot run (*tensors, spec, quant) where they are, or None. On CPU only the specs decide."""
+        """Why the op cannot run (*tensors, spec, quant) on their device, or None. On CPU only the specs decide."""
         problem = self._problem(*arguments)
         if problem is not None or arguments[0].device.type == "cpu":
             return problem
@@ -101,11 +100,11 @@ class QuantOp:
         gradient.register(name, lambda *arguments: self._reference(*arguments)[:last])
 
     def _specs(self, *scalars: object) -> tuple[Any, ...]:
-        """The specs of a call; cached, since a model calls with few and a launch takes microseconds."""
+        """The specs of a call; cached, since a model uses few and a launch takes microseconds."""
         return schema.split((self.spec, GroupQuant), scalars)
 
     def _checked(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """(*tensors, spec, quant) of a call. Raises ValueError where they do not fit."""
+        """(*tensors, spec, quant) of a call. Raises ValueError if they do not fit."""
         checked = *arguments[: self._count], *self.specs(*arguments[self._count :])
         problem = self._problem(*checked)
         if problem is not None:
@@ -131,14 +130,14 @@ class QuantOp:
         first, *_, spec, quant = checked
         codes, scale = empty_quantised(first, quant)
         value = torch.empty_like(codes, dtype=spec.output_dtype(first.dtype)) if keeps_value else None
-        assert self._launch is not None  # else device_problem had a reason
+        assert self._launch is not None  # otherwise device_problem gave a reason
         with torch.cuda.device(first.device):
             self._launch(*checked, codes, scale, value)
         return codes, scale, value
 
 
 def warn_once(reason: str) -> None:
-    """Say that a GPU runs the unfused reference, once for each reason."""
+    """Warn that a GPU runs the unfused reference, once for each reason."""
     if reason not in _warned:
         _warned.add(reason)
         warnings.warn(f"fusionlib runs the unfused reference: {reason}", RuntimeWarning, stacklevel=4)

@@ -1,7 +1,7 @@
 """A spec as an op's scalars: the schema's declaration, a call's arguments, and the spec read back from them.
 
 All three follow from the fields of the frozen dataclass, in their order. A set of words becomes one text, in the order
-in which its `Literal` lists them, so that equal specs make equal calls.
+of its `Literal`, so that equal specs make equal calls.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Spec = TypeVar("Spec")
 
 _NAMES = {int: "int", float: "float", bool: "bool", str: "str", torch.dtype: "ScalarType"}
 
-#: Of each declared spec: its fields, and for a set of words all words in their order. A plain dict, which is what the
-#: compiler can look into where a model calls an op with a spec.
+#: For each declared spec, its fields, and for a set of words all words in order. A plain dict, which the compiler can
+#: look into when a model calls an op with a spec.
 _FIELDS: dict[type, tuple[tuple[str, tuple[str, ...] | None], ...]] = {}
 
 
 def declared(*specs: type) -> str:
     """The scalars of specs as an op's schema declares them: "int group_size, ScalarType dtype, float? floor".
 
-    Raises TypeError where a field has a type that no schema can carry.
+    Raises TypeError if a field has a type that no schema can carry.
     """
     parts = []
     for spec in specs:
@@ -58,7 +58,7 @@ def _are_words(hint: Any) -> bool:
 
 
 def _words(hint: Any) -> tuple[str, ...] | None:
-    """All words of a set of words, in their order; None for any other type."""
+    """All words of a set of words, in order; None for any other type."""
     return get_args(get_args(hint)[0]) if get_origin(hint) is frozenset and _are_words(get_args(hint)[0]) else None
 
 
@@ -79,7 +79,7 @@ def from_scalars(spec: type[Spec], values: Sequence[Any]) -> Spec:
 
 
 def split(specs: Sequence[type], values: Sequence[Any]) -> tuple[Any, ...]:
-    """The specs that the scalars of one call stand for, in their order."""
+    """The specs that the scalars of one call stand for, in order."""
     read: list[Any] = []
     begin = 0
     for spec in specs:

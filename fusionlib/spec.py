@@ -1,8 +1,8 @@
 """The vocabulary: what is computed, as two frozen dataclasses.
 
 `GatedNorm` says how a gated RMS norm is computed and where its value is rounded; `GroupQuant` says how a row is cut
-into groups and turned into FP8 codes and scales. The reference, the op, the kernel and the matcher all speak in these
-two words; nothing below this module knows about graphs, devices or launches.
+into groups and turned into FP8 codes and scales. The reference, the op, the kernel and the matcher all use these two
+classes; nothing below this module knows about graphs, devices or launches.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ ScaleLayout = Literal["row_major", "column_major", "column_major_padded", "packe
 
 ROUNDING_POINTS: tuple[str, ...] = get_args(RoundingPoint)
 
-#: The least eps beside 0: what float32 holds as a normal number.
+#: The least eps other than 0: the smallest normal float32 number.
 LEAST_EPS = torch.finfo(torch.float32).tiny
 
-#: Of amax or scale: between them a scale (amax / 57344 at the least) and its reciprocal are normal float32 numbers.
+#: Limits of `floor`, on amax or scale: a scale between them (at least amax / 57344) and its reciprocal are normal
+#: float32 numbers.
 LEAST_FLOOR, GREATEST_FLOOR = 1e-30, 1e30
 
-#: Most elements of a norm or of a group: a token's row is addressed with 32 bits.
+#: The most elements of a norm or group: a token's row is addressed with 32 bits.
 MOST_ELEMENTS = 2**31 - 1
 
-#: What a normed value can be rounded to.
+#: What a normalised value can be rounded to.
 OUTPUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 #: The largest magnitude a code may take, per FP8 dtype; the first is the default. 224 for e4m3fnuz is vLLM's choice on
-#: MI300 (`get_fp8_min_max` in vLLM's quant_utils), the others are the formats' own maxima (OCP OFP8 1.0; the fnuz
+#: MI300 (`get_fp8_min_max` in vLLM's quant_utils); the others are the formats' own maxima (OCP OFP8 1.0; the fnuz
 #: variants of Noune et al., arXiv:2206.02915).
 FP8_MAXIMA: dict[torch.dtype, tuple[float, ...]] = {
     torch.float8_e4m3fn: (448.0,),
@@ -45,20 +46,20 @@ FP8_MAXIMA: dict[torch.dtype, tuple[float, ...]] = {
 
 
 class SpecError(ValueError):
-    """A spec that cannot be: the message names the field, its value, the limit and the way out."""
+    """An invalid spec: the message names the field, its value, the limit and the way out."""
 
 
 def _shown(value: object) -> str:
-    """A value as an error message quotes it: any object, however large."""
+    """A value as an error message quotes it, whatever the object and its size."""
     try:
         text = repr(value)
-    except Exception:  # an int of more digits than Python prints, an object whose repr fails
+    except Exception:  # an int with more digits than Python prints, an object whose repr fails
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _one_of(field: str, value: object, allowed: tuple[object, ...]) -> None:
-    # The type must be the same, too: 1.0 and True equal 1, and an op's schema takes neither for an integer.
+    # The type must match too: 1.0 and True equal 1, but an op's schema accepts neither as an integer.
     if not any(type(value) is type(each) and value == each for each in allowed):
         listed = ", ".join(repr(each) for each in allowed)
         raise SpecError(f"{field}={_shown(value)} is unknown; choose one of {listed}")
@@ -78,12 +79,12 @@ def _flag(field: str, value: object) -> None:
 
 
 def _number(field: str, value: object, needed: str) -> float:
-    """`value` as a float. What float32 holds as infinity is not finite, since all arithmetic is float32."""
+    """`value` as a float. What is infinite in float32 is not finite, since all arithmetic is float32."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise SpecError(f"{field}={_shown(value)} must be a Python number, {needed}; convert it with float(...)")
     if not abs(value) <= torch.finfo(torch.float32).max:
         raise SpecError(f"{field}={_shown(value)} is not finite in float32 (up to 3.4e38); it must be {needed}")
-    return float(value) + 0.0  # +0.0: a -0.0 is 0.0
+    return float(value) + 0.0  # + 0.0 turns -0.0 into 0.0
 
 
 def _rounding_points(value: object) -> frozenset[str]:
@@ -99,8 +100,8 @@ def _rounding_points(value: object) -> frozenset[str]:
 class GatedNorm:
     """A gated RMS norm over runs of `norm_size` elements of the last dimension.
 
-    All arithmetic is float32. With `act` the activation and `w` the weight, and every `round` below happening only if
-    its point is in `rounding`::
+    All arithmetic is float32. `act` is the activation, `w` the weight, and each `round` happens only if its point is
+    in `rounding`::
 
         norm_before_gate:  n = round_norm(x * rsqrt(mean(x*x) + eps))
                            y = round_weight(n * (weight_offset + w) [+ bias])
@@ -110,15 +111,15 @@ class GatedNorm:
                            y = round_output(n * (weight_offset + w) [+ bias])
 
     Args:
-        norm_size: elements one mean is taken over (head_dim for Gated DeltaNet, the group for Mamba2).
+        norm_size: elements that one mean is taken over (head_dim for Gated DeltaNet, the group for Mamba2).
         eps: added to the mean of squares; 0, or at least `LEAST_EPS` and finite in float32.
         activation: `silu` (gate * sigmoid(gate)) or `sigmoid`.
         norm_before_gate: True for Gated DeltaNet, False for the Mamba2 family.
-        weight_offset: 0, or 1 for models that store the weight as its distance from one.
+        weight_offset: 0, or 1 for models that store the weight as its difference from one.
         rounding: the points at which the value is rounded to x's dtype. Points that do not occur in the chosen order
             are refused: `gate` belongs to gate-first, `weight` to norm-first. Without `output` the result is float32.
-        out_dtype: what the point `output` rounds to where that is not x's dtype, as where a float32 x (a residual kept
-            in float32, vLLM's `orig_dtype`) gives a bfloat16 result; None for x's own. Bound to the point `output`.
+        out_dtype: what the point `output` rounds to if that is not x's dtype, as when a float32 x (a residual kept in
+            float32, vLLM's `orig_dtype`) gives a bfloat16 result; None for x's own. Needs the point `output`.
     """
 
     norm_size: int
@@ -150,18 +151,18 @@ class GatedNorm:
             )
 
     def __repr__(self) -> str:
-        # A frozenset prints in another order in every process; a spec reads the same everywhere.
+        # A frozenset prints in a different order in every process; a spec must read the same everywhere.
         points = ", ".join(repr(point) for point in ROUNDING_POINTS if point in self.rounding)
         plain = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "rounding")
         return f"GatedNorm({', '.join(plain)}, rounding={{{points}}})"
 
     def output_dtype(self, activation_dtype: torch.dtype) -> torch.dtype:
-        """The dtype of the normed value for an x of `activation_dtype`; float32 where the output is not rounded."""
+        """The dtype of the normalised value for an x of `activation_dtype`; float32 if the output is not rounded."""
         return (self.out_dtype or activation_dtype) if "output" in self.rounding else torch.float32
 
     @property
     def rounding_text(self) -> str:
-        """The rounding points in the order in which they happen, comma separated: the form an op's schema can carry."""
+        """The rounding points in the order they happen, comma separated: a form that an op's schema can carry."""
         return ",".join(point for point in ROUNDING_POINTS if point in self.rounding)
 
     @classmethod
@@ -198,7 +199,7 @@ class GatedNorm:
 
 
 class _Changes(TypedDict, total=False):
-    """What a preset of `GroupQuant` can be given beside the group size."""
+    """What a preset of `GroupQuant` accepts besides the group size."""
 
     dtype: torch.dtype
     floor: float | None
@@ -222,14 +223,14 @@ class GroupQuant:
                                            [scale = next power of two  if scale_format == "ue8m0"]
         code  = cast(clamp(y / scale, -fp8_max, fp8_max))     `reciprocal`: y * (1 / scale)
 
-    What is not a number stays one. A NaN in a group makes its scale and all its codes NaN; an infinity makes the scale
+    NaNs stay NaNs. A NaN in a group makes its scale and all its codes NaN; an infinity makes the scale
     infinite, its own code NaN and the codes of finite elements zero (under `ue8m0` the scale is 2^127 at most and an
     infinity saturates). With no floor, a group of zeros has scale 0 and NaN codes (as in torchao), except that the
-    least ue8m0 scale is 2^-126. The sign of a NaN code is unspecified, that of a zero is the value's: -0 is 0x80, and
+    least ue8m0 scale is 2^-126. The sign of a NaN code is unspecified, that of a zero is the value's: -0 is 0x80, or
     plain zero in e4m3fnuz, which has no -0.
 
     `round_scale` can undo a floor on amax: 1e-10 / 448 is 0 in float16, and so is every scale that the floor would
-    raise. PyTorch computes just that; where y is float16 the op refuses such a floor (`floor_in`), since None says the
+    raise. PyTorch computes just that; if y is float16 the op refuses such a floor (`floor_in`), since None means the
     same.
 
     Args:
@@ -239,15 +240,15 @@ class GroupQuant:
         floor_on: whether `floor` binds `amax` or `scale`.
         division: `divide` (correctly rounded) or `reciprocal` (one rounding of 1/scale, one of the product).
         scale_format: `float32`, or `ue8m0`: rounded up to a power of two 2^(e-127) with 1 <= e <= 254.
-        scale_layout: for [tokens, groups] scales. `row_major`: strides (groups, 1). `column_major`: strides
+        scale_layout: of [tokens, groups] scales. `row_major`: strides (groups, 1). `column_major`: strides
             (1, tokens), what `torch.nn.functional.scaled_mm` takes for 1x128 scales. `column_major_padded`: strides
             (1, tokens rounded up to 4), so that TMA can read a column: DeepGEMM's on Hopper. `packed_int32`: four ue8m0
             exponents to an int32, lowest byte first, [tokens, ceil(groups / 4)] with strides (1, tokens rounded up to
-            4), unused bytes zero: what DeepGEMM takes on Blackwell. `vector`: [tokens], where one group is a token.
+            4), unused bytes zero: what DeepGEMM takes on Blackwell. `vector`: [tokens], if one group is a token.
         round_scale: the scale is rounded to y's dtype before it is used (torchao's primitives on bf16 input).
         fp8_max: largest magnitude of a code; None for the dtype's own. e4m3fnuz also allows vLLM's 224.
         scale_division: `divide` (correctly rounded), or `reciprocal`: a product with the float32 number 1 / fp8_max.
-            That is what PyTorch makes of `amax / 448.0` on CUDA, where the divisor is a Python number or a scalar on
+            That is what PyTorch makes of `amax / 448.0` on CUDA, if the divisor is a Python number or a scalar on
             the CPU (aten/native/cuda/BinaryDivTrueKernel.cu; Inductor does the same); on CPU it divides.
     """
 
@@ -295,7 +296,7 @@ class GroupQuant:
         return FP8_MAXIMA[self.dtype][0] if self.fp8_max is None else self.fp8_max
 
     def floor_in(self, dtype: torch.dtype) -> float | None:
-        """The floor as it binds where y is of `dtype`: None if the scale's rounding takes the least scale to 0."""
+        """The floor that is in effect for a y of `dtype`: None if the scale's rounding takes the least scale to 0."""
         if self.floor is None or not self.round_scale or self.floor_on == "scale":
             return self.floor
         least = torch.finfo(dtype)
@@ -305,11 +306,11 @@ class GroupQuant:
         """The same quantisation with its scales stored in another layout."""
         return replace(self, scale_layout=scale_layout)
 
-    # Presets. What is written in PyTorch divides by a Python number: on CUDA that is `scale_division="reciprocal"`.
+    # Presets. Those written in PyTorch divide by a Python number: on CUDA that is `scale_division="reciprocal"`.
 
     @classmethod
     def vllm(cls, group_size: int = 128, **changes: Unpack[_Changes]) -> GroupQuant:
-        """vLLM's and SGLang's `per_token_group_quant_fp8`: amax >= 1e-10, division. A kernel, which divides twice.
+        """vLLM's and SGLang's `per_token_group_quant_fp8`: amax >= 1e-10, division. A kernel that divides twice.
 
         Source: vLLM model_executor/layers/quantization/utils/fp8_utils.py, itself after SGLang PR #2575.
         """

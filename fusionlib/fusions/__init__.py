@@ -1,4 +1,4 @@
-"""Fusions, and all that the author of one imports: the door, what reads a graph, and what defines an op.
+"""Fusions, and all that the author of one imports: the base class, what reads a graph, and what defines an op.
 
     class SiluAndMulQuant(Fusion):
         name = "silu_and_mul"
@@ -41,7 +41,7 @@ from fusionlib.match.sizes import equal, same_shape
 from fusionlib.quant_op import QuantOp
 from fusionlib.spec import GroupQuant
 
-#: What `FusionPass` looks for unless it is told otherwise.
+#: What `FusionPass` looks for by default.
 BUILT_IN: tuple[Fusion, ...] = (GatedNormQuant(),)
 
 __all__ = [

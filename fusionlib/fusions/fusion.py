@@ -1,4 +1,4 @@
-"""What a fusion is: how its producer is read from a graph, what its op needs, and what is put into the graph.
+"""What a fusion is: how its producer is read from a graph, what its op needs, and what goes into the graph.
 
 A fusion is a producer of the value that is quantised. Everything else is written once, for all of them: anchors and
 opaque quantisations, scale layouts, several consumers, guards, insertion, report, cache key.
@@ -24,7 +24,7 @@ VALUE = "value"
 
 
 class Calls(Protocol):
-    """What `emit` inserts with: calls, each with its fake result and the history of what it replaces."""
+    """What `emit` inserts calls with, each with its fake result and the history of what it replaces."""
 
     def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A call of `target`."""
@@ -36,14 +36,14 @@ class Calls(Protocol):
 class Fusion(ABC):
     """A producer that the pass fuses with the quantisation of its value.
 
-    A subclass gives `name`, `op` and `read`; its own reasons where it has any. What `problem` and `emit` do by default
-    follows from the op. A subclass whose producer has further results (a sum that the next layer reads) names their
+    A subclass gives `name`, `op` and `read`, and its own reasons if it has any. The default `problem` and `emit` follow
+    from the op. A subclass whose producer has further results (a sum that the next layer reads) names their
     nodes in `Reading.kept`, and returns them from its own `emit`.
     """
 
-    #: How reports and `expect=` call it.
+    #: Its name in reports and `expect=`.
     name: ClassVar[str]
-    #: Reason codes of its own, which its `read` raises Stop with. A code means one thing in all fusions.
+    #: Its own reason codes, which its `read` raises Stop with. A code means the same in all fusions.
     reasons: ClassVar[tuple[Reason, ...]] = ()
     #: The op that computes the producer and quantises its value.
     op: ClassVar[QuantOp]
@@ -58,7 +58,7 @@ class Fusion(ABC):
 
         Raises:
             NotMine: this fusion starts from something else. The site is left to others.
-            Stop: it starts from this, and cannot take it; the reason goes into the report.
+            Stop: it starts from this but cannot take it; the reason goes into the report.
         """
 
     def problem(self, tensors: Mapping[str, torch.Tensor | None], spec: Any, quant: GroupQuant) -> str | None:
@@ -73,10 +73,10 @@ class Fusion(ABC):
         quant: GroupQuant,
         wanted: frozenset[str],
     ) -> dict[str, fx.Node]:
-        """Insert what computes the site: its results by name, "codes", "scale" and all that is `wanted`.
+        """Insert what computes the site; returns its results by name: "codes", "scale" and all `wanted`.
 
-        `wanted` are names of results that somebody reads beside codes and scale: "value", [tokens, hidden], and those
-        of `Reading.kept`, whose shapes they must have.
+        `wanted` names the results read besides codes and scale: "value", [tokens, hidden], and those of
+        `Reading.kept`, whose shapes they must have.
         """
         target = self.op.with_value if VALUE in wanted else self.op.plain
         call = calls.call(target, *tensors.values(), *schema.scalars(spec, quant))

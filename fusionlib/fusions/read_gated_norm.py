@@ -1,8 +1,8 @@
-"""Reading a gated RMS norm off from its value.
+"""Reads a gated RMS norm from its value.
 
-The value is a product, maybe in an odd order and maybe rounded on the way. `_levels` cuts it at its roundings: the
-factors of one level are multiplied in float32, where their order changes no more than the last bit. Which factor stands
-on which side of a cut is what `GatedNorm.rounding` says.
+The value is a product, maybe in an unusual order and maybe rounded along the way. `_levels` cuts it at its roundings:
+the factors of one level are multiplied in float32, where their order changes only the last bit. `GatedNorm.rounding`
+says which factor is on which side of a cut.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from fusionlib.match.root import Root, find_root, read_root, repeats_along
 from fusionlib.match.sizes import Shape, equal
 from fusionlib.spec import GatedNorm, RoundingPoint
 
-_MOST_NODES = 64  # looked at in search of a gate: a search without an end would not be linear in the graph
+_MOST_NODES = 64  # visited in search of a gate: an unbounded search would not be linear in the graph
 _MOST_FACTORS = 16  # a gated norm has five; a value squared k times is a product of 2^k
 _REARRANGING = (
     aten.constant_pad_nd.default, aten.cat.default, aten.slice.Tensor, aten.select.int, aten.index.Tensor,
@@ -55,7 +55,7 @@ _SHOULD_BE = "norm(x) * weight * act(gate), or norm(x * act(gate)) * weight"
 class _Level:
     """Factors multiplied in float32, a bias added to their product, and the dtype that it is rounded to.
 
-    `rounded` is None where it is not rounded: at the top, or where the level ends at a bias inside a larger product.
+    `rounded` is None if it is not rounded: at the top, or if the level ends at a bias inside a larger product.
     """
 
     rounded: torch.dtype | None
@@ -70,8 +70,8 @@ def read_gated_norm(y: fx.Node, trail: Trail) -> Reading:
     """The gated norm whose value is `y`.
 
     Raises:
-        NotMine: no gated norm is quantised, but something else: an RMS norm without a gate, another layer.
-        Stop: a gated norm is, and `GatedNorm` cannot spell it.
+        NotMine: what is quantised is not a gated norm but, say, an RMS norm without a gate or another layer.
+        Stop: it is a gated norm, but `GatedNorm` cannot express it.
     """
     candidate = find_root(y)
     if candidate is None:
@@ -130,7 +130,7 @@ def _gated_product(y: fx.Node, product: fx.Node) -> tuple[fx.Node, Activation]:
 def _cuts(
     y: fx.Node, levels: list[_Level], order: tuple[str, ...], names: dict[str, RoundingPoint]
 ) -> dict[RoundingPoint, torch.dtype]:
-    """The rounding points and their dtypes, from which factors stand on which side of each rounding."""
+    """The rounding points and their dtypes, from which factors are on which side of each rounding."""
     rank = {"root": "core", "x": "core"}
     points: dict[RoundingPoint, torch.dtype] = {}
     if levels[0].rounded is not None:
@@ -159,7 +159,7 @@ def _finish(
     norm_before_gate: bool,
     trail: Trail,
 ) -> Reading:
-    """Check shapes and rounding dtypes, and spell what was read as a `GatedNorm`."""
+    """Check shapes and rounding dtypes, and express what was read as a `GatedNorm`."""
     trail.add("x", x)
     trail.add("gate", act.gate)
     _as_many("gate_shape", act.gate, y, "a gate")
@@ -186,7 +186,7 @@ def _finish(
 
 
 def _bias(levels: list[_Level], trail: Trail) -> fx.Node | None:
-    """The bias, which must be added to the norm times its weight, before a gate that comes behind the norm."""
+    """The bias, which must be added to the norm times its weight, before a gate that follows the norm."""
     biased = [(index, level.bias) for index, level in enumerate(levels) if level.bias is not None]
     if not biased:
         return None
@@ -207,7 +207,7 @@ def _as_many(code: str, node: fx.Node, y: fx.Node, what: str) -> None:
 
 
 def _weight_and_offset(weight: fx.Node) -> tuple[fx.Node, int]:
-    """(the weight, 1) for 1 + weight in float32; any other vector, an addition in 16 bits included, is the weight."""
+    """(the weight, 1) for 1 + weight in float32; any other vector, including an addition in 16 bits, is the weight."""
     if is_add(weight) and dtype(weight) is torch.float32:
         pair = with_literal(weight)
         if pair is not None and pair[1] == 1.0:
@@ -299,7 +299,7 @@ def _is_part(operand: fx.Node, node: fx.Node, target: Shape) -> bool:
 
 
 def _place(level: _Level, operand: fx.Node, target: Shape, root: Root, spare: list[fx.Node], taken: set[str]) -> None:
-    """Say which part of the norm a factor is, or keep it in `spare` or as the next level."""
+    """Assign a factor to a part of the norm, or keep it in `spare` or as the next level."""
     node = peel_exact(operand)
     label: str | None = None
     if _is_root(operand, node, root):
@@ -345,7 +345,7 @@ def _resolve_spare(level: _Level, spare: list[fx.Node], root: Root) -> None:
 
 
 def _foreign(operand: fx.Node, level: _Level) -> Stop:
-    """The reason for a factor that is no part of a gated norm."""
+    """The reason for a factor that does not belong to a gated norm."""
     node = peel_exact(operand)
     if _rearranged(node):
         return Stop("rearranged", node, "the value as the norm leaves it", describe(node))
@@ -374,7 +374,7 @@ def _biased(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 
 def _foreign_activation(operand: object) -> bool:
-    """Whether an operand is an activation that is not ours, in one operation or in the few that it is decomposed to."""
+    """Whether an operand is an activation that is not ours, in one operation or in the few it decomposes to."""
     queue, seen = deque([operand]), 0
     while queue and seen < 8:
         node, seen = queue.popleft(), seen + 1
@@ -395,9 +395,9 @@ def _rearranged(node: fx.Node) -> bool:
 
 
 def _has_gate(y: fx.Node, root: Root | None) -> bool:
-    """Whether a factor of `y`, or of the value that is normed, is an activation of any kind or a whole tensor beside x.
+    """Whether a factor of `y`, or of the normalised value, is any activation or a whole tensor besides x.
 
-    `root` is None where it could not be read: then only activations count, since x is not known.
+    `root` is None if it could not be read: then only activations count, since x is unknown.
     """
     stack, seen = [(y, root is not None)], 0
     while stack and seen < _MOST_NODES:
@@ -422,7 +422,7 @@ def _has_gate(y: fx.Node, root: Root | None) -> bool:
 
 
 def _is_activation(operand: object) -> bool:
-    """Whether an operand is an activation, one that can be read or not."""
+    """Whether an operand is an activation, readable or not."""
     try:
         read = read_activation(operand) if isinstance(operand, fx.Node) else None
     except Stop:

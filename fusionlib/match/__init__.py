@@ -1,4 +1,4 @@
-"""Reading specs off from graphs: `match_graph(graph, fusions)` says of every anchor what it is to these fusions."""
+"""Reads specs from graphs: `match_graph(graph, fusions)` says what every anchor is to these fusions."""
 
 from fusionlib import op as _op  # noqa: F401  (defines the op that is registered below)
 from fusionlib.match.matcher import anchors, match_anchor, match_graph

@@ -1,4 +1,4 @@
-"""Reading an activation of the gate: silu and sigmoid in every spelling that rounds where `GatedNorm` does."""
+"""Reads the activation of the gate: silu and sigmoid in every spelling that rounds where `GatedNorm` does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fusionlib.match.reasons import Stop
 from fusionlib.match.sizes import equal
 from fusionlib.spec import Activation as ActivationKind
 
-#: Elementwise operations that are activations, none of them ours; named so that a refusal can say so.
+#: Elementwise activations that are not ours, listed so that a refusal can name them.
 OTHER_ACTIVATIONS = {
     aten.relu.default, aten.gelu.default, aten.tanh.default, aten.softplus.default, aten.hardswish.default,
     aten.hardsigmoid.default, aten.mish.default, aten.elu.default, aten.leaky_relu.default, aten.exp.default,
@@ -62,7 +62,7 @@ def read_activation(node: fx.Node) -> Activation | None:
         for part in inside:
             _keep_float32(part, kind)
         if dtype(inner) in NARROW:
-            # Only the single operations come here: spelled out in 16 bits, a part of them rounds and stopped above.
+            # Only single operations reach this: spelled out in 16 bits, a part rounds and was stopped above.
             if rounded not in (None, dtype(inner)):
                 raise _rounds(inner, kind)
             rounded = dtype(inner)

@@ -1,8 +1,8 @@
-"""Views over FX nodes: what a value is once reshapes, no-op casts and copies are looked through.
+"""Views of FX nodes: what a value is below reshapes, no-op casts and copies.
 
-The computation is elementwise but for two reductions over trailing elements, so a value is identified by its elements
-in row-major order, whatever its shape: every reshape, squeeze, flatten or clone is transparent. A cast that widens
-(bf16 -> fp32) is exact and transparent too; one that narrows is a rounding and never looked through.
+The computation is elementwise except for two reductions over trailing elements, so a value is identified by its
+elements in row-major order, whatever its shape: every reshape, squeeze, flatten or clone is transparent. A cast that
+widens (bf16 -> fp32) is exact and transparent too; one that narrows is a rounding and is never looked through.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _VIEWS = {
     aten.contiguous.default,
     aten.lift_fresh_copy.default,
 }
-# Views only if they drop, repeat or move nothing.
+# Views only if they drop, repeat and move nothing.
 _VIEWS_IF_SAME_SHAPE = {aten.expand.default, aten.slice.Tensor, aten.copy.default}
 _CASTS = {prims.convert_element_type.default, aten._to_copy.default, aten.to.dtype}
 
@@ -58,7 +58,7 @@ _MUL = {aten.mul.Tensor, aten.mul.Scalar}
 _ADD = {aten.add.Tensor, aten.add.Scalar}
 _DIV = {aten.div.Tensor, aten.div.Scalar}
 
-#: (value, low, high) of a clamp; None for a side that is open.
+#: (value, low, high) of a clamp; None for an open side.
 Clamp = tuple[fx.Node, float | None, float | None]
 
 
@@ -83,7 +83,7 @@ def is_add(node: object) -> TypeGuard[fx.Node]:
 
 
 def input_of(node: fx.Node, index: int = 0) -> fx.Node:
-    """The node that is an argument of `node`: one that the op's schema calls a tensor. Raises TypeError for others."""
+    """The node that is an argument of `node` which the op's schema calls a tensor. Raises TypeError for others."""
     argument = node.args[index]
     if not isinstance(argument, fx.Node):
         raise TypeError(f"argument {index} of {describe(node)} is {argument!r} and no node")
@@ -98,7 +98,7 @@ def listed(argument: object) -> list[Any]:
 
 
 def value(node: fx.Node) -> torch.Tensor | None:
-    """The fake tensor a node stands for, or None where it is no tensor or carries no metadata."""
+    """The fake tensor a node stands for, or None if it is not a tensor or has no metadata."""
     val = node.meta.get("val")
     return val if isinstance(val, torch.Tensor) else None
 
@@ -118,7 +118,7 @@ def dtype(node: fx.Node) -> torch.dtype | None:
 
 
 def shape(node: fx.Node) -> Shape:
-    """The shape of a tensor node, sizes as numbers where they are; `()` where it is none."""
+    """The shape of a tensor node, with sizes as numbers where they are static; `()` if it is not a tensor."""
     val = value(node)
     return () if val is None else tuple(plain(size) for size in val.shape)
 
@@ -157,7 +157,7 @@ def _copy_source(node: fx.Node) -> fx.Node | None:
 
 
 def _view_source(node: fx.Node) -> fx.Node | None:
-    """What `node` is a reshape or copy of, in the same dtype, or once times, or None."""
+    """What `node` is a reshape, a copy or one times of, in the same dtype, or None."""
     if (source := _copy_source(node)) is not None:
         return source
     if is_mul(node) and (pair := with_literal(node)) is not None and pair[1] == 1.0:
@@ -173,13 +173,13 @@ def peel_views(node: fx.Node) -> fx.Node:
 
 
 def below(node: fx.Node) -> fx.Node | None:
-    """The node of which `node` is a reshape, a copy or a cast that loses nothing, or None where it is its own value."""
+    """The node that `node` is a reshape, a copy or a lossless cast of; None if it is its own value."""
     source = _view_source(node)
     return input_of(node) if source is None and is_cast(node) and _widens(node) else source
 
 
 def peel_exact(node: fx.Node) -> fx.Node:
-    """The node whose values these are, below reshapes, copies and casts that lose nothing."""
+    """The node whose values these are, below reshapes, copies and lossless casts."""
     while (source := below(node)) is not None:
         node = source
     return node
@@ -192,7 +192,7 @@ def same(a: object, b: object) -> bool:
 
 def literal(arg: object) -> float | None:
     """The number that `arg` is: a Python number, or a tensor filled with one; None if only known at run time."""
-    dtypes: list[torch.dtype | None] = []  # what the number is cast to on its way, outermost first
+    dtypes: list[torch.dtype | None] = []  # what the number is cast to along the way, outermost first
     while isinstance(arg, fx.Node):
         node = arg
         while (source := _copy_source(node)) is not None:
@@ -210,7 +210,7 @@ def literal(arg: object) -> float | None:
 
 
 def shortest(number: float) -> float:
-    """The decimal that means the same float32: what was written as 1e-6 is traced as 9.99999997e-07 in places."""
+    """The shortest decimal for the same float32: 1e-6 is sometimes traced as 9.99999997e-07."""
     short = float(f"{number:.6g}")
     return short if torch.tensor(short) == torch.tensor(number) else number
 
@@ -227,7 +227,7 @@ def _constant(node: fx.Node) -> float | None:
 
 
 def is_scalar(arg: object) -> bool:
-    """Whether `arg` is a number, literal or not: no tensor, or a tensor of one element."""
+    """Whether `arg` is a number, literal or not: not a tensor, or a tensor of one element."""
     if not isinstance(arg, fx.Node) or value(arg) is None:
         return True
     return isinstance(numel(arg), int) and numel(arg) == 1
@@ -249,10 +249,10 @@ def with_literal(node: fx.Node) -> tuple[fx.Node, float] | None:
 
 
 def literal_beside(node: fx.Node, tensor: object, number: object) -> float | None:
-    """The number that an operand of `node` is, where the other one, `tensor`, gives the result its shape.
+    """The number that an operand of `node` is, if the other one, `tensor`, gives the result its shape.
 
-    A tensor of one number counts only as far as it is used like that number: where it widens the result, the values of
-    `tensor` are repeated, and none of them stands where it stood.
+    A one-element tensor counts only if it is used like a number: if it widens the result, the values of `tensor` are
+    repeated and change places.
     """
     if not isinstance(tensor, fx.Node) or not same_shape(shape(tensor), shape(node)):
         return None
@@ -277,7 +277,7 @@ def one_over(node: object) -> fx.Node | None:
 
 
 def result_of(node: object, *targets: object) -> tuple[fx.Node, int] | None:
-    """(call, index) where `node` takes one result of a call of `targets`, which has several; else None."""
+    """(call, index) if `node` takes one of the several results of a call of `targets`; else None."""
     if not is_call(node, operator.getitem):
         return None
     call, index = operands(node)
@@ -325,7 +325,7 @@ def is_vector_of(operand: fx.Node, target: Shape) -> bool:
 def clamp_bounds(node: fx.Node) -> Clamp | None:
     """(value, low, high) if `node` clamps by literals, through any run of clamps; None if it does not clamp.
 
-    Bounds of values with 16 bits are rounded to their dtype, as PyTorch does.
+    Bounds of 16-bit values are rounded to their dtype, as PyTorch does.
     """
     low: float | None = None
     high: float | None = None
@@ -342,7 +342,7 @@ def clamp_bounds(node: fx.Node) -> Clamp | None:
 
 def _clamp_step(node: fx.Node) -> Clamp | None:
     if is_narrowing(node) and dtype(node) in NARROW:
-        # Inductor spells a clamp of 16 bits as widen, clamp, narrow: that rounds nothing but the bounds.
+        # Inductor spells a 16-bit clamp as widen, clamp, narrow: that rounds only the bounds.
         step = _clamp_step(peel_exact(input_of(node)))
         if step is None or dtype(peel_exact(step[0])) != dtype(node):
             return None
@@ -390,7 +390,7 @@ def _chosen_bound(node: fx.Node) -> Clamp | None:
 
 
 def _as_stored(node: fx.Node, number: float) -> float:
-    """`number` as an operation on values of 16 bits sees it; float32 keeps the number as it was written."""
+    """`number` as an operation on 16-bit values sees it; float32 keeps the number as written."""
     return float(torch.tensor(number, dtype=dtype(node))) if dtype(node) in NARROW else number
 
 
@@ -399,7 +399,7 @@ def _bound_as_stored(node: fx.Node, bound: float | None) -> float | None:
 
 
 def describe(node: object) -> str:
-    """A node in a sentence: its operation, dtype and shape."""
+    """A node in words: its operation, dtype and shape."""
     if not isinstance(node, fx.Node):
         return repr(node)
     name = node.target if isinstance(node.target, str) else str(node.target)

@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 
 class Reads(Protocol):
-    """What matching needs of a fusion."""
+    """What matching needs from a fusion."""
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Its name in reports."""
 
     def read(self, value: fx.Node, trail: Trail) -> Reading:
         """The producer whose value is `value`. Raises NotMine or Stop."""
@@ -59,7 +59,7 @@ def match_graph(graph: fx.Graph, fusions: Sequence[Reads]) -> list[Site]:
 
 
 def match_anchor(anchor: fx.Node, fusions: Sequence[Reads]) -> Site:
-    """What the quantisation that ends in `anchor` is to `fusions`: the first that takes it has it."""
+    """What the quantisation that ends in `anchor` is to `fusions`; the first that can take it gets it."""
     trail = Trail()
     try:
         try:
@@ -67,7 +67,7 @@ def match_anchor(anchor: fx.Node, fusions: Sequence[Reads]) -> Site:
         except Stop as stop:
             return _unread(anchor, stop, trail, fusions)
         return _claimed(anchor, quant, trail, fusions) or _unclaimed(anchor, quant.y, trail)
-    except Exception as error:  # a pass must not break a compile; the refusal and the log say that it happened
+    except Exception as error:  # a pass must not break a compile; the refusal and the log report it
         log.exception("fusionlib failed to read %s", describe(anchor))
         found = f"{type(error).__name__}: {error}"
         return Miss(anchor, REASONS["internal_error"], anchor, "a site that can be read", found, tuple(trail))
@@ -82,7 +82,7 @@ def _read_quant(anchor: fx.Node, trail: Trail) -> QuantRead:
 
 
 def _claimed(anchor: fx.Node, quant: QuantRead, trail: Trail, fusions: Sequence[Reads]) -> Match | Miss | None:
-    """What the first fusion makes of the site that can take it, else the refusal that came furthest, else None."""
+    """The match of the first fusion that can take the site, else the refusal that got furthest, else None."""
     nearest: Miss | None = None
     for fusion in fusions:
         own = Trail(trail)
@@ -98,7 +98,7 @@ def _claimed(anchor: fx.Node, quant: QuantRead, trail: Trail, fusions: Sequence[
 
 
 def _unread(anchor: fx.Node, stop: Stop, trail: Trail, fusions: Sequence[Reads]) -> Miss | Unclaimed:
-    """A quantisation that cannot be read is refused where a fusion starts from its value, and unclaimed elsewhere."""
+    """A quantisation that cannot be read is refused if a fusion starts from its value, and unclaimed otherwise."""
     values = _quantised_values(anchor)
     for node in values:
         for fusion in fusions:
@@ -121,12 +121,12 @@ def _miss(anchor: fx.Node, stop: Stop, trail: Trail, fusion: Reads) -> Miss:
 
 
 def _quantised_values(anchor: fx.Node) -> list[fx.Node]:
-    """The nodes that may be what is quantised, where the quantisation was not read: the likeliest first."""
+    """The nodes that may be what is quantised if the quantisation was not read, likeliest first."""
     if not is_fp8_cast(anchor):
         nodes = [node for node in anchor.all_input_nodes if value(node) is not None]
         return sorted(nodes, key=lambda node: dtype(node) not in FLOATS or is_scalar(node))  # scales and buffers last
     quotient = peel_exact(input_of(anchor))
-    while True:  # the clamp, and roundings in front of the cast
+    while True:  # the clamp, and roundings before the cast
         clamped = clamp_bounds(quotient)
         if clamped is not None:
             quotient = peel_exact(clamped[0])

@@ -1,8 +1,8 @@
 """Quantisation ops that hide their arithmetic: an open registry of readers, one per op.
 
 A reader gets the call's arguments by their schema names and says what the op computes, or raises `Stop`. Mutating ops
-are read behind `auto_functionalized`, where Inductor keeps them until late. Readers are found by the op's name, so that
-one can be registered for an op of a library that is not installed.
+are read through `auto_functionalized`, where Inductor keeps them until late. Readers are found by the op's name, so one
+can be registered for an op of a library that is not installed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class OpaqueCast:
     scale: object
 
 
-#: What cuts or turns an allocation into the tensor that an op writes to.
+#: Ops that slice or transpose an allocation into the tensor that an op writes to.
 _STRIDED_VIEWS = (
     aten.permute.default, aten.transpose.int, aten.t.default, aten.slice.Tensor, aten.as_strided.default,
     aten.view.default, aten.alias.default,
@@ -59,7 +59,7 @@ Reader = Callable[[dict[str, Any]], OpaqueQuant | OpaqueCast]
 
 
 class Registered(NamedTuple):
-    """A reader, and what its author calls the way in which it computes; None leaves that to a hash of it."""
+    """A reader and its author's version of it; None if it is hashed instead."""
 
     reader: Reader
     version: str | None = None
@@ -69,17 +69,16 @@ _READERS: dict[str, Registered] = {}
 
 
 def register_quant_op(target: torch._ops.OpOverload | str, reader: Reader, *, version: str | None = None) -> None:
-    """Let the matcher treat calls of `target` as quantisations; `reader(arguments)` says of what kind.
+    """Let the matcher treat calls of `target` as quantisations; `reader(arguments)` says which kind.
 
     Args:
-        target: an overload such as torch.ops.ns.name.default, or its name: "ns::name", or "ns::name.overload" where the
+        target: an overload such as torch.ops.ns.name.default, or its name: "ns::name", or "ns::name.overload" if the
             overload is not the default one.
         reader: gets the arguments by name and returns an `OpaqueQuant` or an `OpaqueCast`. Defaults are included as the
-            schema holds them, where a dtype is a number.
-        version: stands for all that the reader computes with in the key of Inductor's caches: change it whenever the
-            reader gives another answer. Without one the reader's code is hashed with everything that it reaches; where
-            that cannot be done faithfully (it looks at the environment, at a file, at an object made in C), nothing is
-            cached, and a warning says so.
+            schema stores them: a dtype is a number there.
+        version: stands for the reader in the key of Inductor's caches: change it whenever the reader's answers change.
+            Without one the reader's code is hashed with everything it reaches; if that cannot be done faithfully (it
+            reads the environment, a file, an object made in C), nothing is cached, and a warning says so.
 
     Registering an op again replaces its reader.
     """
@@ -95,7 +94,7 @@ def register_quant_op(target: torch._ops.OpOverload | str, reader: Reader, *, ve
 
 @contextlib.contextmanager
 def readers_kept() -> Iterator[None]:
-    """Forget at the end which readers were registered inside."""
+    """Forget on exit the readers that were registered inside."""
     before = registered()
     try:
         yield
@@ -105,19 +104,19 @@ def readers_kept() -> Iterator[None]:
 
 
 def registered() -> dict[str, Registered]:
-    """The registered readers, with their versions, by the name of their op."""
+    """The registered readers with their versions, by op name."""
     return dict(_READERS)
 
 
 def functionalised(node: fx.Node) -> torch._ops.OpOverload | None:
-    """The mutating op that `node` calls behind `auto_functionalized`, None where it calls no such wrapper."""
+    """The mutating op that `node` calls through `auto_functionalized`; None if it calls no such wrapper."""
     wrappers = (torch.ops.higher_order.auto_functionalized, torch.ops.higher_order.auto_functionalized_v2)
     op = node.args[0] if node.op == "call_function" and node.target in wrappers else None
     return op if isinstance(op, torch._ops.OpOverload) else None
 
 
 def _read_by(node: fx.Node) -> tuple[torch._ops.OpOverload, Reader] | None:
-    """(the op that `node` calls, its reader); None where it has none."""
+    """(the op that `node` calls, its reader); None if it has none."""
     target = functionalised(node) or node.target
     if not isinstance(target, torch._ops.OpOverload) or (found := _READERS.get(target.name())) is None:
         return None
@@ -125,12 +124,12 @@ def _read_by(node: fx.Node) -> tuple[torch._ops.OpOverload, Reader] | None:
 
 
 def is_opaque_quant(node: fx.Node) -> bool:
-    """Whether `node` calls a registered op, by itself or functionalised."""
+    """Whether `node` calls a registered op, directly or functionalised."""
     return node.op == "call_function" and _read_by(node) is not None
 
 
 def read_opaque_quant(node: fx.Node, trail: Trail) -> QuantRead:
-    """The quantisation that `node` computes, as its reader says."""
+    """The quantisation that `node` computes, according to its reader."""
     trail.add("opaque quantisation", node)
     known = _read_by(node)
     if known is None:
@@ -153,14 +152,14 @@ def read_opaque_quant(node: fx.Node, trail: Trail) -> QuantRead:
         raise Stop("opaque_quant", node, "codes that are used", "an output that nobody reads")
     _check_outputs(node, read, codes, scale)
     spec = read.spec
-    if tensor_of(read.value).dtype is torch.float32:  # rounded to the dtype of the value, a scale keeps what it is
+    if tensor_of(read.value).dtype is torch.float32:  # rounding the scale to float32 changes nothing
         spec = replace(spec, round_scale=False)
     spec = replace(spec, floor=spec.floor_in(tensor_of(read.value).dtype))
     return QuantRead(node, read.value, spec, codes, scale, row)
 
 
 def _check_outputs(node: fx.Node, read: OpaqueQuant, codes: fx.Node, scale: fx.Node | None) -> None:
-    """What the call returns must be what the fused op would put there, strides of the scale included."""
+    """What the call returns must match what the fused op would put there, including the strides of the scale."""
     tokens, hidden = shape(read.value)
     wanted: list[tuple[fx.Node, Shape, Shape | None, torch.dtype]] = [(codes, (tokens, hidden), None, read.spec.dtype)]
     if scale is not None:
@@ -183,13 +182,13 @@ def _arguments(node: fx.Node, target: torch._ops.OpOverload) -> dict[str, Any]:
 
 
 def _output(node: fx.Node, target: torch._ops.OpOverload, which: int | str) -> fx.Node | None:
-    """The node that holds an output of the call, or None if nobody reads it."""
+    """The node that holds an output of the call, or None if nothing reads it."""
     if isinstance(which, int):
         return _taken(node, which)
     if target is node.target:
         raise Stop("opaque_quant", node, "a functionalised call of this mutating op", "a call that writes in place")
     mutated = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    # A functionalised op without returns leaves a None in front.
+    # A functionalised op without returns yields a leading None.
     first = max(len(target._schema.returns), 1)
     if "_all_bases" not in node.kwargs:
         return _taken(node, first + mutated.index(which))
@@ -199,7 +198,7 @@ def _output(node: fx.Node, target: torch._ops.OpOverload, which: int | str) -> f
 
 
 def _taken(node: fx.Node, index: int) -> fx.Node | None:
-    """The getitem that takes a result from the call, or None if nobody does."""
+    """The getitem that takes a result from the call, or None if there is none."""
     found = [user for user in node.users if user.target is operator.getitem and user.args[1] == index]
     if len(found) > 1:
         raise Stop("opaque_quant", node, "each output taken once", f"output {index} taken {len(found)} times")
@@ -207,15 +206,15 @@ def _taken(node: fx.Node, index: int) -> fx.Node | None:
 
 
 def _is_whole(node: fx.Node, name: str) -> bool:
-    """Whether a written argument is the whole tensor that comes back, as it lies, and no view of it."""
+    """Whether a written argument is the whole tensor that comes back, strides included, and not a view of it."""
     return not any(key.startswith(f"_{name}_") and not key.endswith(("_base_index", "_alias")) for key in node.kwargs)
 
 
 def _written_view(node: fx.Node, name: str, base: fx.Node) -> fx.Node | None:
-    """The one view of `base` that is the written argument again, as tracing makes it behind the call.
+    """The one view of `base` that recreates the written argument, as tracing adds it after the call.
 
-    Scales are allocated transposed, or with room for whole vectors behind the last token: what comes back is the
-    allocation. Whoever reads it in another way than by this view keeps the site from being rewritten.
+    Scales are allocated transposed, or padded to whole vectors after the last token: what comes back is the allocation.
+    If anything reads it other than through this view, the site is not rewritten.
     """
     size, stride, offset = (node.kwargs.get(f"_{name}_{what}") for what in ("size", "stride", "storage_offset"))
     if size is None or offset != 0:

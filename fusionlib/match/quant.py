@@ -1,4 +1,4 @@
-"""Reading a group quantisation off from the cast that ends it."""
+"""Reads a group quantisation from the cast that ends it."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ FP8_DTYPES: set[torch.dtype | None] = {
     torch.float8_e5m2fnuz,
 }
 
-#: Of a clamp, low and high; None for a side that is open.
+#: The low and high bound of a clamp; None for an open side.
 Bounds = tuple[float | None, float | None]
 
 
 def is_fp8_cast(node: fx.Node) -> bool:
-    """Whether `node` casts floats to FP8: where a quantisation ends. (Exponent-only scales are no codes.)"""
+    """Whether `node` casts floats to FP8: where a quantisation ends. (Exponent-only scales are not codes.)"""
     return is_cast(node) and dtype(node) in FP8_DTYPES and dtype(input_of(node)) not in FP8_DTYPES
 
 
 def read_fp8_cast(cast: fx.Node, trail: Trail) -> QuantRead:
-    """The quantisation that ends in `cast`. Raises Stop where it is none that `GroupQuant` can spell."""
+    """The quantisation that ends in `cast`. Raises Stop if `GroupQuant` cannot express it."""
     code_dtype = dtype(cast)
     if code_dtype is None or code_dtype not in FP8_MAXIMA:
         raise Stop("fp8_dtype", cast, "one of the FP8 dtypes of fusionlib.GroupQuant", str(code_dtype))
@@ -80,7 +80,7 @@ def read_scaled(call: fx.Node, numerator: fx.Node, scale: object, trail: Trail) 
         raise _static(call, scale)
     root, group = peel_exact(scale), _elements_per_scale(scale, numerator)
     if group is None:
-        read_scale(root, code_dtype, Trail())  # reading it on says more precisely what it is
+        read_scale(root, code_dtype, Trail())  # reading further gives a more precise reason
         code = "per_tensor_dynamic" if is_scalar(scale) else "block_group"
         raise Stop(code, call, "one scale for each run of the last dimension", describe(root))
     read = _read_own_scale(root, group, code_dtype, numerator, trail)
@@ -88,7 +88,7 @@ def read_scaled(call: fx.Node, numerator: fx.Node, scale: object, trail: Trail) 
 
 
 def _elements_per_scale(scale: fx.Node, value: fx.Node) -> int | None:
-    """How many elements of the last dimension share a scale, None where other dimensions share it too."""
+    """How many elements of the last dimension share a scale; None if other dimensions share it too."""
     narrow, wide = shape(scale), shape(value)
     if len(narrow) != len(wide) or not same_shape(narrow[:-1], wide[:-1]):
         return None
@@ -97,7 +97,7 @@ def _elements_per_scale(scale: fx.Node, value: fx.Node) -> int | None:
 
 
 def _read_own_scale(root: fx.Node, group: int, code_dtype: torch.dtype, value: fx.Node, trail: Trail) -> ScaleRead:
-    """The scale, which must be of the groups of `value` itself."""
+    """The scale, which must be taken over the groups of `value` itself."""
     trail.add("scale", root)
     read = read_scale(root, code_dtype, trail)
     if not same(read.value, value):
@@ -136,8 +136,8 @@ def _below_clamp(cast: fx.Node, trail: Trail) -> tuple[fx.Node, Bounds | None]:
 def _check_clamp(cast: fx.Node, bounds: Bounds | None, read: ScaleRead) -> None:
     """The clamp must be to ±fp8_max.
 
-    Without one the codes are the same only while |y| / scale cannot exceed fp8_max by more than its own rounding: not
-    once the scale itself was rounded, and not without a floor, below which a scale is denormal and has few digits.
+    Without one the codes are the same only while |y| / scale cannot exceed fp8_max by more than its own rounding. That
+    fails once the scale itself was rounded, or without a floor, where a scale can be denormal and have few digits.
     """
     limit = read.fp8_max
     if bounds is None:
@@ -157,7 +157,7 @@ def _in_float32(node: fx.Node, what: str) -> None:
 
 
 def _scaled(quotient: fx.Node) -> tuple[fx.Node, object, object, Division]:
-    """(value, scale, the operand that is repeated along the group, division) of a scaled value."""
+    """(value, scale, the operand repeated along the group, division) of a scaled value."""
     expected = "value / scale or value * (1 / scale)"
     if is_div(quotient) and isinstance(quotient.args[0], fx.Node):
         return quotient.args[0], quotient.args[1], quotient.args[1], "divide"
@@ -177,7 +177,7 @@ def _scaled(quotient: fx.Node) -> tuple[fx.Node, object, object, Division]:
 
 
 def _reciprocal_of(factor: fx.Node) -> fx.Node | None:
-    """The scale whose reciprocal `factor` is, maybe repeated along the group."""
+    """The scale that `factor` is the reciprocal of, maybe repeated along the group."""
     node = peel_exact(factor)
     if is_call(node, aten.expand.default):
         node = peel_exact(input_of(node))
@@ -201,7 +201,7 @@ def _scale_root(quotient: fx.Node, scale: object, repeated: object, code_dtype: 
         run = broadcast_last(operand, target) if isinstance(operand, fx.Node) else None
         if run is not None:
             return below, run[1]
-    # Not one number per run: reading it on says more precisely what it is.
+    # Not one number per run: reading further gives a more precise reason.
     read = read_scale(below, code_dtype, Trail())
     code = "per_tensor_dynamic" if is_scalar(scale) else "group_crosses_tokens"
     if read.group_size == 1:

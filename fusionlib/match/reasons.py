@@ -1,6 +1,6 @@
 """Why a site is refused: stable codes, each with what it means and what a person can do about it.
 
-The codes are an interface: tests, reports and documentation name them, so a code is never reused for something else.
+The codes are an interface: tests, reports and documentation name them, so a code is never reused with a new meaning.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _TABLE = (
     ("unknown_quant_op", "An op that nobody has told fusionlib about makes FP8 codes of a float tensor.",
      "Say what it computes with fusionlib.match.register_quant_op; a bare Triton kernel first needs to be wrapped by "
      "torch.library.custom_op."),
-    # What is normed, and how.
+    # What is normalised, and how.
     ("mean_of_squares", "What is below the root is not the mean of the squares of a value.",
      "Write rsqrt((x * x).mean(-1, keepdim=True) + eps), with the squares taken element by element."),
     ("layer_norm", "The mean is subtracted: this is LayerNorm, not RMSNorm.",
@@ -98,12 +98,12 @@ _TABLE = (
      "Please report it with the traceback in the log."),
 )  # fmt: skip
 
-#: Every reason by its code, in the order in which the documentation lists them; fusions add their own.
+#: Every reason by its code, in the order of the documentation; fusions add their own.
 REASONS: dict[str, Reason] = {row[0]: Reason(*row) for row in _TABLE}
 
 
 def register_reasons(reasons: Iterable[Reason]) -> None:
-    """Make a fusion's reasons known by their codes. Raises ValueError where a code already means something else."""
+    """Register a fusion's reasons by their codes. Raises ValueError if a code already means something else."""
     for reason in reasons:
         known = REASONS.setdefault(reason.code, reason)
         if known != reason:
@@ -118,7 +118,7 @@ class NotMine(Exception):
 
 
 class Stop(Exception):
-    """Ends the reading of one site: which reason, at which node, what was expected there and what was found."""
+    """Stops reading a site: which reason, at which node, what was expected there and what was found."""
 
     def __init__(self, code: str, node: fx.Node, expected: str, found: str) -> None:
         super().__init__(f"{code}: expected {expected}, found {found}")

@@ -14,14 +14,14 @@ from fusionlib.spec import GroupQuant
 
 
 class Pair(NamedTuple):
-    """A part of the computation and the node that plays it."""
+    """A role in the computation and the node that plays it."""
 
     role: str
     node: fx.Node
 
 
 class Trail(list[Pair]):
-    """The pairs found so far, in the order in which matching found them: how far it got."""
+    """The pairs found so far, in the order matching found them: how far it got."""
 
     def add(self, role: str, node: fx.Node) -> None:
         """Record that `node` plays `role`."""
@@ -30,7 +30,7 @@ class Trail(list[Pair]):
 
 @dataclass(frozen=True)
 class Miss:
-    """An anchor that a fusion, named by `fusion`, starts from and cannot take, and why."""
+    """An anchor that the fusion named `fusion` starts from but cannot take, and why."""
 
     anchor: fx.Node
     reason: Reason
@@ -46,8 +46,8 @@ class QuantRead:
     """One quantisation, read from its anchor: `y` is quantised by `spec` into `codes` and `scale`.
 
     `value` is what the quantisation reads, `y` in some shape; `y` is the node that its values come from.
-    `codes` and `scale` are the nodes that a rewrite replaces; `scale` is None where nobody but the cast needs it. An
-    opaque op fixes how many elements a token has, by the shape of its argument: `row`; None where the graph leaves it
+    `codes` and `scale` are the nodes that a rewrite replaces; `scale` is None if only the cast needs it. An
+    opaque op fixes how many elements a token has, by the shape of its argument: `row`; None if the graph leaves it
     open.
     """
 
@@ -65,20 +65,20 @@ class QuantRead:
 
     @property
     def opaque(self) -> bool:
-        """Whether an opaque op makes the codes and the scale, so that it decides their layout."""
+        """Whether an opaque op makes the codes and the scale and so decides their layout."""
         return self.row is not None
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One producer, read from its value: the nodes that its op takes, by the op's names and in its order, and its spec.
+    """One producer, read from its value: the nodes its op takes, by the op's names and in its order, and its spec.
 
     Args:
         rows: the tensors with an element for each of the value's, [tokens, ...] in some shape.
         spec: what is computed: a frozen dataclass.
-        vectors: those with one element for each element of a run or of a token; None where the graph has none.
+        vectors: those with one element for each element of a run or of a token; None if the graph has none.
         run: elements that belong together, such as those of one norm: a token is whole runs.
-        kept: further values that the op can give back, by the names of `Fusion.emit`.
+        kept: further values that the op can return, by the names of `Fusion.emit`.
     """
 
     rows: dict[str, fx.Node]
@@ -89,7 +89,7 @@ class Reading:
 
     @property
     def inputs(self) -> list[fx.Node]:
-        """All nodes that the op reads."""
+        """All nodes the op reads."""
         return [*self.rows.values(), *(node for node in self.vectors.values() if node is not None)]
 
 
@@ -111,9 +111,10 @@ class Match:
 
 @dataclass(frozen=True)
 class Unclaimed:
-    """A site that no fusion starts from: `producer` made what is quantised, for `why` the quantisation was not read.
+    """A site that no fusion starts from: `producer` made what is quantised.
 
-    `value` is what is quantised, as it is stored: `producer` or its value rounded.
+    `value` is what is quantised, as stored: `producer` or its value rounded. `why` is the reason code if the
+    quantisation could not be read.
     """
 
     anchor: fx.Node

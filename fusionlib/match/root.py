@@ -1,4 +1,4 @@
-"""Reading the root of an RMS norm: rsqrt(mean(v * v) + eps), its value v, size and eps."""
+"""Reads the root of an RMS norm: rsqrt(mean(v * v) + eps), its value v, size and eps."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from fusionlib.match.result import Trail
 from fusionlib.match.sizes import Shape, Size, equal
 from fusionlib.spec import LEAST_EPS
 
-_LIMIT = 64  # nodes looked at: a norm has a dozen, and a search without an end would not be linear in the graph
+_LIMIT = 64  # nodes visited: a norm has a dozen, and an unbounded search would not be linear in the graph
 
 
 @dataclass(frozen=True)
 class Root:
-    """`node` is rsqrt(mean(value * value) + eps), or the square root where `divides`; over `size` elements."""
+    """`node` is rsqrt(mean(value * value) + eps), or the square root if `divides`; over `size` elements."""
 
     node: fx.Node
     value: fx.Node
@@ -90,8 +90,8 @@ def _is_reciprocal_root(node: fx.Node) -> bool:
 
 
 def read_root(node: fx.Node, trail: Trail) -> Root:
-    """Read the mean of squares below a root found by `find_root`. Raises Stop where it is no RMS norm."""
-    # Either one operation is the root, or a reciprocal and a square root are it together.
+    """Read the mean of squares below a root found by `find_root`. Raises Stop if it is not an RMS norm."""
+    # The root is one operation, or a reciprocal and a square root together.
     inverted = one_over(node)
     root = peel_exact(inverted) if inverted is not None else node
     below = peel_exact(input_of(root))
@@ -130,7 +130,7 @@ def _mean(node: fx.Node, trail: Trail) -> tuple[fx.Node, int]:
     if (pair := divided_by_literal(node)) is not None:
         total, divided = peel_exact(pair[0]), pair[1]
     elif is_mul(node) and (pair := with_literal(node)) is not None and pair[1] > 0:
-        # sum * (1 / n) is the mean only where 1 / n is exact.
+        # sum * (1 / n) is the mean only if 1 / n is exact.
         total, divided = peel_exact(pair[0]), 1.0 / pair[1]
         divided = divided if divided.is_integer() and int(divided) & (int(divided) - 1) == 0 else -1.0
     wanted = aten.mean.dim if divided is None else aten.sum.dim_IntList
@@ -165,7 +165,7 @@ def _square(node: fx.Node, trail: Trail) -> fx.Node:
     if squares or is_call(node, aten.square.default) or (is_mul(node) and same(*operands(node))):
         trail.add("square", node)
         value = input_of(node)
-        if not equal(numel(value), numel(node)):  # v[:, None] * v[None] has the same v twice, and is no square
+        if not equal(numel(value), numel(node)):  # v[:, None] * v[None] has the same v twice but is not a square
             raise Stop("mean_of_squares", node, "squares of single elements", describe(node))
         if _is_centred(peel_exact(value)):
             raise Stop("layer_norm", peel_exact(value), "squares of the value itself", "squares of x - mean(x)")

@@ -1,4 +1,4 @@
-"""Reading a scale: amax of a value, floors, division by the FP8 maximum, roundings, power of two."""
+"""Reads a scale: amax of a value, floors, division by the FP8 maximum, roundings, power of two."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _MAXIMA = (aten.amax.default, aten.max.default, _MAX_DIM)
 
 @dataclass
 class ScaleRead:
-    """A scale as it was computed: the value it was taken of, the group, and the arithmetic in between."""
+    """A scale as it was computed: the value it was taken from, the group, and the arithmetic in between."""
 
     value: fx.Node
     group_size: int
@@ -58,7 +58,7 @@ class ScaleRead:
 
 
 def read_scale(scale: fx.Node, code_dtype: torch.dtype, trail: Trail) -> ScaleRead:
-    """Read the scale whose value is `scale`, outermost operation first. Raises Stop where it is not one of ours."""
+    """Read the scale whose value is `scale`, outermost operation first. Raises Stop if it is not one of ours."""
     node, ue8m0 = scale, _is_power_of_two(scale)
     if ue8m0:
         node = _below_power_of_two(node)
@@ -86,7 +86,7 @@ def _rounds_alike(scale: fx.Node, quotient: fx.Node) -> bool:
 
 
 def _floor(node: fx.Node, trail: Trail) -> tuple[fx.Node, float | None]:
-    """(what is bound from below, the floor) where `node` is a clamp from below; a floor of 0 binds nothing."""
+    """(what is bounded, the floor) if `node` is a clamp from below; a floor of 0 bounds nothing."""
     node = peel_exact(node)
     bounds = clamp_bounds(node)
     if bounds is None:
@@ -96,7 +96,7 @@ def _floor(node: fx.Node, trail: Trail) -> tuple[fx.Node, float | None]:
         raise Stop("scale_bound", node, "amax and scale bound from below only", f"an upper bound of {high:g}")
     trail.add("floor", node)
     if low is not None and low <= 0:
-        low = None  # a maximum of magnitudes is never below
+        low = None  # a maximum of magnitudes is never lower
     if low is not None and not LEAST_FLOOR <= low <= GREATEST_FLOOR:
         raise Stop("floor", node, f"a floor from {LEAST_FLOOR:g} to {GREATEST_FLOOR:g}", f"{low:g}")
     return peel_exact(inner), None if low is None else shortest(low)
@@ -130,14 +130,14 @@ def _below_division(node: fx.Node, code_dtype: torch.dtype) -> tuple[fx.Node, fx
 
 
 def _multiplies(division: fx.Node) -> bool:
-    """Whether PyTorch makes a product of a division by a literal: on a GPU, by a number or a scalar on the CPU."""
+    """Whether PyTorch turns a division by a literal into a product: on a GPU, by a number or a scalar on the CPU."""
     divisor = division.args[1]
     on_cpu = not isinstance(divisor, fx.Node) or (shape(divisor) == () and tensor_of(divisor).device.type == "cpu")
     return on_cpu and tensor_of(division).device.type != "cpu"
 
 
 def _has_maximum(scale: fx.Node) -> bool:
-    """Whether there is a maximum a few operations above a scale: what tells a dynamic one from a static one."""
+    """Whether there is a maximum a few operations above a scale: this tells a dynamic scale from a static one."""
     queue, seen = deque([scale]), 0
     while queue and seen < 24:
         node, seen = queue.popleft(), seen + 1
@@ -161,7 +161,7 @@ def _amax(node: fx.Node, trail: Trail) -> tuple[fx.Node, int]:
         source, dims = input_of(maximum), [maximum.args[1]]
     else:
         if is_call(node, aten.expand.default):
-            _amax(peel_exact(input_of(node)), Trail())  # of what is repeated, reading on may say more
+            _amax(peel_exact(input_of(node)), Trail())  # reading past the repeat may give a more precise reason
         raise Stop("scale_arithmetic", node, "the maximum of the magnitudes of a group", describe(node))
     magnitude = peel_exact(source)
     if is_call(magnitude, *_MAXIMA) or result_of(magnitude, _MAX_DIM) is not None:
@@ -213,7 +213,7 @@ def _below_power_of_two(node: fx.Node) -> fx.Node:
 
 
 def _power_by_bits(power: object) -> fx.Node | None:
-    """The scale of which `power` is (clamp(exponent + (mantissa != 0), 1, 254) << 23) as float32, or None."""
+    """The scale for which `power` is (clamp(exponent + (mantissa != 0), 1, 254) << 23) as float32, or None."""
     shifted = _bitcast(power, torch.float32)
     clamped = _shift(shifted, (aten.__lshift__.Scalar, aten.bitwise_left_shift.Tensor_Scalar), 23)
     bounds = clamp_bounds(clamped) if clamped is not None else None
@@ -228,12 +228,12 @@ def _power_by_bits(power: object) -> fx.Node | None:
 
 
 def _exponent_of(node: object) -> fx.Node | None:
-    """The scale whose exponent `node` is."""
+    """The scale that `node` is the exponent of."""
     return _scale_of(_shift(_mask(node, 0xFF), (aten.__rshift__.Scalar, aten.bitwise_right_shift.Tensor_Scalar), 23))
 
 
 def _carry_of(node: object) -> fx.Node | None:
-    """The scale of which `node` says, as 0 or 1, whether its mantissa has a bit set."""
+    """The scale for which `node` says, as 0 or 1, whether any mantissa bit is set."""
     if not is_cast(node) or dtype(node) is not torch.int32:
         return None
     unequal = peel_views(input_of(node))

@@ -1,4 +1,4 @@
-"""Sizes of tensors, which may be symbolic: what is equal for every value of the symbols. No question adds a guard."""
+"""Sizes of tensors, which may be symbolic: what is equal for every value of the symbols. Nothing here adds a guard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 from torch.utils._sympy.functions import FloorDiv
 
-#: A size that is a number, or one that is only known at run time.
+#: A size that is a number, or is known only at run time.
 Size = int | torch.SymInt
 Shape = tuple[Size, ...]
 
@@ -31,10 +31,10 @@ def same_shape(a: Shape, b: Shape) -> bool:
 
 
 def plain(size: Size) -> Size:
-    """A size as a number where it is the same one for every value of its symbols.
+    """A size as a number if it is the same for every value of its symbols.
 
     `reshape(-1, 128)` of [tokens, 64] has a last dimension of `64 * (tokens // (tokens // 2))`: 128 for all even
-    numbers, which are those that the reshape lets pass.
+    numbers, the only ones that the reshape accepts.
     """
     if isinstance(size, int):
         return size
@@ -43,12 +43,12 @@ def plain(size: Size) -> Size:
 
 
 def times(count: int | torch.SymInt) -> int:
-    """The number itself, or how many times what is open a symbolic one is: 512 for 512 * tokens."""
+    """The number itself, or the constant factor of a symbolic size: 512 for 512 * tokens."""
     return count if isinstance(count, int) else int(count.node.expr.as_content_primitive()[0])
 
 
 def _without_divisions(size: torch.SymInt) -> sympy.Expr:
-    """The expression of `size` in multiples: a symbol with a known divisor becomes that divisor times a new symbol."""
+    """The expression of `size` with every symbol that has a known divisor as that divisor times a new symbol."""
     expression, env = size.node.expr, size.node.shape_env
     divisors: dict[sympy.Symbol, int] = {}
     for division in expression.atoms(FloorDiv):

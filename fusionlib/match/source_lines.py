@@ -1,6 +1,6 @@
-"""Where a node comes from in the user's code, told so that it can be passed on.
+"""Where a node comes from in the user's code, in a form that can be shared.
 
-A report travels into caches, pages and issues, so a file is named as it is imported: no folder of this machine.
+Reports end up in caches, pages and issues, so a file is named as it is imported, without folders of this machine.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from pathlib import Path
 from torch import fx
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)[^\n]*(?:\n[ \t]+(?![ \t]|File ")([^\n]+))?')
-_CALLERS = {str(Path(__file__).parents[1] / name) for name in ("op.py", "quant_op.py")}  # of our ops: not the model
+_CALLERS = {str(Path(__file__).parents[1] / name) for name in ("op.py", "quant_op.py")}  # of our ops, not the model
 _CELL = re.compile(r"ipykernel_\d+[/\\][^/\\]+\.py$")
 
 
 def source_line(node: fx.Node) -> str | None:
-    """`file:line` of the user's code that made `node`, as far as tracing recorded it; `cell:line` in a notebook."""
+    """`file:line` of the user's code that made `node`, if tracing recorded it; `cell:line` in a notebook."""
     frame = _last_frame(node)
     return f"{short_path(frame[0])}:{frame[1]}" if frame else None
 
 
 def source_text(node: fx.Node) -> str:
-    """That line itself, empty where tracing did not record it."""
+    """The text of the line that `source_line` names, empty if tracing did not record it."""
     frame = _last_frame(node)
     return frame[2].strip() if frame else ""
 
 
 def short_path(path: str) -> str:
-    """`path` from the folder that it is imported from; the bare file name where that is unknown."""
+    """`path` relative to the folder it is imported from; just the file name if that is unknown."""
     if path.startswith("<"):
         return path
     if _CELL.search(path):
@@ -44,7 +44,7 @@ def short_path(path: str) -> str:
 
 
 def _last_frame(node: fx.Node) -> tuple[str, str, str] | None:
-    """The innermost frame, of those outside of PyTorch and of our own ops' calls if there are any: a model's line."""
+    """The innermost frame outside PyTorch and our own ops' calls, if there is one: a line of the model."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [frame for frame in frames if not short_path(frame[0]).startswith("torch/") and frame[0] not in _CALLERS]
     return (own or frames)[-1] if frames else None

@@ -1,4 +1,4 @@
-"""How the elements of a site are cut into tokens: the number of elements per token, from the shapes on the way."""
+"""How the elements of a site divide into tokens: the number of elements per token, from the shapes along the way."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fusionlib.match.sizes import equal
 
 
 def hidden_size(reading: Reading, quant: QuantRead) -> int:
-    """Elements per token. Raises Stop where a group, the norm or the weight does not fit a token.
+    """Elements per token. Raises Stop if a group, the norm or the weight does not fit a token.
 
-    The longest static row that the value takes between producer and codes is a token's: the flattening in front of the
-    quantisation. Where the model never flattens, the heads of x make the row.
+    A token is the longest static row that the value has between producer and codes: the flattening before the
+    quantisation. If the model never flattens, the heads of x make up the row.
     """
     rows = _rows(reading, quant) if quant.row is None else [quant.row]
     hidden = max(rows, default=0)
@@ -37,7 +37,7 @@ def hidden_size(reading: Reading, quant: QuantRead) -> int:
 
 
 def _rows(reading: Reading, quant: QuantRead) -> list[int]:
-    """Static last dimensions of the forms that the value takes from the producer to the codes."""
+    """Static last dimensions of the shapes that the value has from the producer to the codes."""
     forms = list(reading.rows.values())[:1]
     form: fx.Node | None = quant.value
     while form is not None:
@@ -49,12 +49,12 @@ def _rows(reading: Reading, quant: QuantRead) -> list[int]:
     shapes = (shape(node) for node in forms if equal(numel(node), elements))
     rows = [sizes[-1] for sizes in shapes if len(sizes) >= 2 and isinstance(sizes[-1], int)]
     flat = [row for row in rows if row >= least]
-    # Groups of a row that is no multiple of them: the row itself says so.
+    # Groups of a row that they do not divide: the row itself shows it.
     return flat or [row for row in rows if row % least]
 
 
 def _heads_row(reading: Reading, hidden: int) -> int:
-    """The row that the heads of an input make, where the value itself is never flattened."""
+    """The row that the heads of an input make up, for a value that is never flattened."""
     for node in reading.rows.values():
         sizes = shape(node)
         tail = sizes[1:] if len(sizes) == 3 else sizes[2:]
@@ -65,7 +65,7 @@ def _heads_row(reading: Reading, hidden: int) -> int:
 
 
 def _with_vector(vector: fx.Node, reading: Reading, hidden: int, rows: list[int], fixed: bool) -> int:
-    """The row under which the weight or bias is one per element of the norm or of the token."""
+    """The row for which the weight or bias has one element for each of the norm or of the token."""
     count, size = numel(vector), reading.run
     if count in (size, hidden):
         return hidden

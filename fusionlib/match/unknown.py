@@ -1,8 +1,8 @@
-"""Quantisations by ops that nobody registered a reader for: what they compute is unknown, that they quantise is not.
+"""Quantisations by ops without a registered reader: they are known to quantise, but not how.
 
-Such an op takes a float tensor, reads no FP8, and returns FP8 or writes it into a tensor that is as new as a returned
-one. Scaled products and conversions between FP8 formats read FP8; a cache that is written into is an input of the graph
-and larger than what is put there; PyTorch's own ops do not quantise but by casts, which are read.
+Such an op takes a float tensor, reads no FP8, and returns FP8 or writes it into a freshly allocated tensor. Scaled
+products and conversions between FP8 formats read FP8; a cache that is written into is an input of the graph and larger
+than what is put there; PyTorch's own ops quantise only by casts, which are read.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fusionlib.match.quant import FP8_DTYPES
 from fusionlib.match.reasons import Stop
 from fusionlib.match.sizes import equal
 
-#: Namespaces of ops that compute as they are called, move data or are read as what they are.
+#: Namespaces of ops that do what their names say, move data, or are read directly.
 _KNOWN = {"aten", "prims", "inductor", "_c10d_functional", "fusionlib"}
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 class _Call(NamedTuple):
-    """A call of somebody's code: its name, the nodes that it reads, those that it writes into, what else it makes."""
+    """A call of third-party code: its name, the nodes it reads, those it writes into, and what else it makes."""
 
     name: str
     reads: tuple[fx.Node, ...]
@@ -34,7 +34,7 @@ class _Call(NamedTuple):
 
 
 def is_unknown_quant(node: fx.Node) -> bool:
-    """Whether `node` makes FP8 codes of a float tensor and is neither a cast nor a call of a registered op."""
+    """Whether `node` makes FP8 codes from a float tensor and is neither a cast nor a call of a registered op."""
     return _quantises(node) is not None
 
 
@@ -49,7 +49,7 @@ def unknown_quant(node: fx.Node) -> Stop:
 
 
 def _quantises(node: fx.Node) -> tuple[str, torch.dtype, fx.Node] | None:
-    """(the op's name, the FP8 dtype that it makes, the float tensor that it makes it of) of an unknown quantisation."""
+    """(the op's name, the FP8 dtype it makes, the float tensor it makes it from) of an unknown quantisation."""
     call = _call(node)
     if call is None or any(dtype(read) in FP8_DTYPES for read in call.reads):
         return None
@@ -61,14 +61,14 @@ def _quantises(node: fx.Node) -> tuple[str, torch.dtype, fx.Node] | None:
 
 
 def _is_cache(written: fx.Node, sources: list[fx.Node]) -> bool:
-    """Whether a call writes into a part of what the graph was given."""
+    """Whether a call writes into part of one of the graph's inputs."""
     given = peel_views(written).op in ("placeholder", "get_attr")
     return given and not any(equal(numel(written), numel(source)) for source in sources)
 
 
 def _call(node: fx.Node) -> _Call | None:
-    """What a call of an op outside of PyTorch, or of a Triton kernel, reads and writes; None for all others."""
-    if is_call(node, aten.copy.default):  # into FP8, it is a cast that no reader of casts sees
+    """What a call of an op from outside PyTorch, or of a Triton kernel, reads and writes; None for all others."""
+    if is_call(node, aten.copy.default):  # into FP8 it is a cast that the readers of casts do not see
         return _Call("aten::copy", _nodes(node.args[1]), (), node.meta.get("val"))
     if is_call(node, torch.ops.higher_order.triton_kernel_wrapper_functional):
         passed: Any = node.kwargs["kwargs"]
@@ -85,7 +85,7 @@ def _call(node: fx.Node) -> _Call | None:
     written = [a.name for a in schema if a.alias_info is not None and a.alias_info.is_write]
     into = [arguments.pop(name, None) for name in ("_all_bases", *written)]
     returned: Any = node.meta.get("val")
-    if wrapped:  # gives back what it wrote, too
+    if wrapped:  # also returns what it wrote
         returned = returned[: len(op._schema.returns)]
     return _Call(op.name(), _nodes(list(arguments.values())), _nodes(into), returned)
 

@@ -1,4 +1,4 @@
-"""The hash of everything whose change can change what the pass does."""
+"""The hash of everything that can change what the pass does."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def source_files(package: Path = PACKAGE) -> tuple[Path, ...]:
 
 @functools.cache
 def source_hash(package: Path = PACKAGE) -> str:
-    """SHA-256 over names and contents of all these files; read once, since loaded code does not change either."""
+    """SHA-256 over names and contents of all these files, read once since loaded code does not change."""
     digest = hashlib.sha256()
     for path in source_files(package):
         digest.update(f"{path.relative_to(package)}\0".encode())
@@ -55,7 +55,7 @@ def source_hash(package: Path = PACKAGE) -> str:
 def fusions_hash(fusions: Iterable[Fusion]) -> str | None:
     """SHA-256 over the fusions of a pass: their names, and the code of those that are not the library's own.
 
-    None where one cannot be hashed faithfully and has no `version`; a warning says so once, and what to do.
+    None if one has no `version` and cannot be hashed faithfully; a warning says so once, and what to do.
     """
     digest, covered = hashlib.sha256(), covered_by(source_files())
     for fusion in fusions:
@@ -71,9 +71,9 @@ def fusions_hash(fusions: Iterable[Fusion]) -> str | None:
 
 
 def readers_hash() -> str | None:
-    """SHA-256 over the registered readers of opaque ops: their names, and their versions or all they compute with.
+    """SHA-256 over the registered readers of opaque ops: names, and versions or everything they compute with.
 
-    None where a reader without a version cannot be hashed faithfully; a warning says so once, and what to do.
+    None if a reader without a version cannot be hashed faithfully; a warning says so once, and what to do.
     """
     digest, covered = hashlib.sha256(), covered_by(source_files())
     for name, (reader, version) in sorted(registered().items()):

@@ -1,9 +1,9 @@
-"""Keeping a compile's record with its artefact, so that the report is right although a warm cache runs no pass.
+"""Keeps a compile's record with its artefact, so that the report is right even if a warm cache runs no pass.
 
 Inductor stores the change of `counters["inductor"]` during a compile in the artefact and adds it again on every load,
-in any process. A counter whose *name* carries the record is therefore written and read by the cache itself: no file
-beside it can go stale or missing. On a load the name shows up, and in it the key that its pass had: the load belongs to
-the pass that Inductor asked for that key last, since it asks whenever it looks an artefact up.
+in any process. A counter whose *name* carries the record is therefore written and read by the cache itself: there is no
+extra file to go stale or missing. On a load the name appears, with the key its pass had: the load belongs to the pass
+that Inductor last asked for that key, since it asks whenever it looks up an artefact.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ _PREFIX = "fusionlib_record:"
 
 
 class Owner(Protocol):
-    """A pass that takes the records that a cache brought."""
+    """A pass that takes the records loaded from a cache."""
 
     def take(self, record: CompileRecord) -> None:
         """Take a record that was loaded from a cache."""
 
 
-_collected: Counter[str] = Counter()  # how often each name was counted when it was last looked at
-_owners: dict[str, weakref.ReferenceType[Owner]] = {}  # key -> the pass that was asked for it last
+_collected: Counter[str] = Counter()  # the count of each name when last checked
+_owners: dict[str, weakref.ReferenceType[Owner]] = {}  # key -> the pass last asked for it
 
 
 def looked_up(owner: Owner, key: str) -> None:
-    """Inductor is about to look for an artefact under `key`, which it asked `owner` for."""
+    """Note that Inductor is about to look up an artefact under `key`, which it asked `owner` for."""
     collect()
     _owners[key] = weakref.ref(owner)
 
 
 def write(key: str, record: CompileRecord) -> None:
-    """Put the record of the compile that is going on, for an artefact under `key`, into its counters."""
+    """Put the record of the current compile, for an artefact under `key`, into its counters."""
     collect()
     name = f"{_PREFIX}{key}:{record.encode()}"
     counters["inductor"][name] += 1
@@ -45,7 +45,7 @@ def write(key: str, record: CompileRecord) -> None:
 
 
 def collect() -> None:
-    """Hand every load since the last call to the pass that it was for; the load of a pass that is gone is dropped."""
+    """Hand every load since the last call to the pass it was for; loads for a pass that is gone are dropped."""
     names = {name: count for name, count in counters["inductor"].items() if name.startswith(_PREFIX)}
     for name, count in names.items():
         if (loads := count - _collected[name]) > 0:
@@ -54,6 +54,6 @@ def collect() -> None:
             if owner is not None:
                 for _ in range(loads):
                     owner.take(CompileRecord.decode(text))
-    # A missing name was cleared by somebody, and cannot have been counted anew: each load is preceded by `looked_up`.
+    # A missing name was cleared and cannot have been counted again: each load is preceded by `looked_up`.
     _collected.clear()
     _collected.update(names)

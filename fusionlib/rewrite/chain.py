@@ -1,4 +1,4 @@
-"""Several passes as one, for a PyTorch whose pass options take no list (before 2.13)."""
+"""Several passes as one, for PyTorch before 2.13, whose pass options take no list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 class Chain(CustomGraphPass):
     """Runs `passes` in order, as `options={"post_grad_custom_pre_pass": Chain(mine, fusion)}`.
 
-    Its uuid is all of theirs; a plain function has none, and Inductor then caches nothing that the chain made.
+    Its uuid combines theirs; a plain function has none, and Inductor then caches nothing that the chain made.
     """
 
     def __init__(self, *passes: Callable[[fx.Graph], None]) -> None:
@@ -23,6 +23,6 @@ class Chain(CustomGraphPass):
             each(graph)
 
     def uuid(self) -> str | None:
-        """The uuids of the passes, or None where one has none."""
+        """The uuids of the passes, or None if one has none."""
         uuids = [each.uuid() if isinstance(each, CustomGraphPass) else None for each in self.passes]
         return None if None in uuids else "+".join(map(str, uuids))

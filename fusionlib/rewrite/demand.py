@@ -1,4 +1,4 @@
-"""What `expect=` and `strict=` demand of a compile, and whether it was met."""
+"""What `expect=` and `strict=` demand of a compile, and whether that was met."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class FusionError(RuntimeError):
 
 
 def checked_expectation(expect: Expected, names: Iterable[str]) -> Expected:
-    """`expect` itself. Raises ValueError where it is no number of fused sites, in all or by the names of fusions."""
+    """`expect` itself. Raises ValueError if it is not a number of fused sites, in total or by fusion name."""
     known, by_name = list(names), dict(expect) if isinstance(expect, Mapping) else None
     counts: list[tuple[str, object]] = [("", expect)] if by_name is None else [*by_name.items()]
     for name, count in counts:
         if by_name is not None and name not in known:
             raise ValueError(f"expect={expect!r}: this pass has no fusion {name!r}; it has {known}")
         wanted = count is not None or by_name is not None
-        if wanted and (type(count) is not int or count < 0):  # True is no number of sites
+        if wanted and (type(count) is not int or count < 0):  # True is not a number of sites
             raise ValueError(
                 f"expect={expect!r} must be a number of fused sites, 0 or more, a dict of such numbers by the names of "
                 "fusions, or None"
@@ -42,7 +42,7 @@ def checked_expectation(expect: Expected, names: Iterable[str]) -> Expected:
 
 
 def expects_nothing(expect: Expected) -> bool:
-    """Whether a compile without any site is what was asked for."""
+    """Whether a compile without any sites is what was asked for."""
     return expect == 0 or (isinstance(expect, Mapping) and bool(expect) and not any(expect.values()))
 
 
@@ -52,7 +52,7 @@ def graph_breaks() -> int:
 
 
 def current_origin(breaks_before: int) -> Origin | None:
-    """Which compile is going on; `cut` if there were graph breaks since `breaks_before`. None outside of Dynamo."""
+    """The current compile; `cut` if there were graph breaks since `breaks_before`. None outside Dynamo."""
     compiling, compile_id = CompileContext.try_get(), CompileContext.current_compile_id()
     if compiling is None or compile_id is None or compile_id.frame_id is None or compile_id.frame_compile_id is None:
         return None
@@ -61,7 +61,7 @@ def current_origin(breaks_before: int) -> Origin | None:
 
 
 def demand(expect: Expected, strict: bool, report: Report, *, more: bool = False) -> None:
-    """Raise FusionError where `report`, of one compile, is not what is demanded; `more`: graphs of it may follow."""
+    """Raise FusionError if `report`, of one compile, does not meet the demand; `more`: graphs of it may follow."""
     if isinstance(expect, Mapping):
         wanted, found = expect, Counter(report.fused_by)
     else:
@@ -74,17 +74,17 @@ def demand(expect: Expected, strict: bool, report: Report, *, more: bool = False
 
 
 def by_compile(records: Iterable[CompileRecord]) -> list[Report]:
-    """Records of graphs put together to compiles, each of which `expect` counts the sites of.
+    """Records of graphs grouped into compiles; `expect` counts the sites of each.
 
     The graphs of one compile of one function belong together: those of its branches, loops and regions, and its own.
-    Where graph breaks cut a function, the parts are functions of their own to Dynamo; all such parts are one compile,
-    each counted as it was compiled last. After a reset of Dynamo they are another. A graph from outside of Dynamo
+    If graph breaks cut a function, Dynamo treats the parts as separate functions; all such parts are one compile, each
+    counted as it was last compiled. After a reset of Dynamo they are another compile. A graph from outside Dynamo
     stands alone.
     """
     records = list(records)
     reports = [Report((record,)) for record in records if record.origin is None]
     known = [(record.origin, record) for record in records if record.origin is not None]
-    models: list[dict[int, tuple[CompileRecord, ...]]] = [{}]  # of each model that was cut, its parts by their frames
+    models: list[dict[int, tuple[CompileRecord, ...]]] = [{}]  # for each model that was cut, its parts by frame
     for _, group in groupby(sorted(known, key=lambda pair: pair[0].number), key=lambda pair: pair[0].number):
         origins, graphs = zip(*group, strict=True)
         origin = origins[0]
@@ -101,7 +101,7 @@ def by_compile(records: Iterable[CompileRecord]) -> list[Report]:
 def is_part_of_a_graph() -> bool:
     """Whether Inductor runs its passes on the body of a branch, loop or region: the graph around it comes later.
 
-    Nothing that a pass gets says so, but that Inductor's function for it calls itself.
+    Nothing passed to a pass says so; the only sign is that Inductor's function for it is calling itself.
     """
     depth = 0
     frame: FrameType | None = sys._getframe()

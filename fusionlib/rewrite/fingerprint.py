@@ -1,9 +1,9 @@
-"""A hash of everything that a Python callable computes with, equal in every process, or the reason why there is none.
+"""A hash of everything a Python callable computes with, equal in every process, or the reason why there is none.
 
-A callable is its code and all that the code can reach: constants, defaults, closure, the globals that it names and what
-those reach in turn, an instance's class and state. Code of modules that do the same for the same arguments is taken by
-its name. What cannot be looked into, or looks elsewhere itself (the environment, a file, a tensor's memory, a cache of
-results), has no hash: `NoFingerprint` says which part that is.
+A callable is its code and everything the code can reach: constants, defaults, closure, the globals it names and what
+those reach in turn, an instance's class and state. Code of modules whose results depend only on the arguments is
+identified by name. What cannot be inspected, or itself reads outside state (the environment, a file, a tensor's memory,
+a cache of results), has no hash: `NoFingerprint` says which part that is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-#: Modules whose functions depend on their arguments alone.
+#: Modules whose functions depend only on their arguments.
 PURE_MODULES = {
     "abc", "bisect", "collections", "collections.abc", "copy", "dataclasses", "enum", "fractions", "functools",
     "itertools", "math", "numbers", "operator", "re", "reprlib", "string", "struct", "types", "typing",
@@ -39,10 +39,10 @@ _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...), type(Not
 _TORCH_ATOMS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator)
 _CONTAINERS = (dict, list, tuple, set, frozenset, int, float, str, bytes)
-_TUPLE_GETTER = collections._tuplegetter  # type: ignore[attr-defined]  # the stubs leave out what namedtuple uses
+_TUPLE_GETTER = collections._tuplegetter  # type: ignore[attr-defined]  # missing from the stubs; namedtuple uses it
 _GETTERS = (operator.itemgetter, operator.attrgetter, operator.methodcaller, _TUPLE_GETTER)
 _C_DESCRIPTORS = (types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
-# What a class statement, `abc`, `dataclass` and `typing` leave in a class, and what follows from the rest of it.
+# What a class statement, `abc`, `dataclass` and `typing` leave in a class, and what follows from its other parts.
 _BOOKKEEPING = {
     "__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__annotate__", "__annotate_func__",
     "__annotations_cache__", "__abstractmethods__", "_abc_impl", "__dataclass_fields__", "__dataclass_params__",
@@ -56,14 +56,14 @@ class NoFingerprint(TypeError):
 
 
 def fingerprint(obj: object, covered: Callable[[str], bool] = lambda module: False) -> str:
-    """The hash of `obj` and of all that it reaches.
+    """The hash of `obj` and of everything it reaches.
 
     Args:
         obj: a callable, or data that one holds.
-        covered: whether a module's source is hashed elsewhere, so that what it defines is known by its name.
+        covered: whether a module's source is hashed elsewhere, so that what it defines is identified by name.
 
     Raises:
-        NoFingerprint: where a part cannot be hashed faithfully.
+        NoFingerprint: if a part cannot be hashed faithfully.
     """
     walk = _Walk(covered)
     try:
@@ -72,17 +72,17 @@ def fingerprint(obj: object, covered: Callable[[str], bool] = lambda module: Fal
         raise
     except RecursionError:
         raise NoFingerprint("it is nested too deeply") from None
-    except Exception as error:  # a property or a descriptor of somebody else that fails when it is looked at
+    except Exception as error:  # a third-party property or descriptor that fails when read
         raise NoFingerprint(f"looking into it failed with {type(error).__name__}: {error}") from error
     return walk.hexdigest()
 
 
 class _Walk:
-    """One pass over an object and what it reaches, in an order that is the same in every process."""
+    """One walk over an object and what it reaches, in the same order in every process."""
 
     def __init__(self, covered: Callable[[str], bool]) -> None:
         self._covered, self._hash = covered, hashlib.sha256(sys.version.encode())
-        self._seen: dict[int, tuple[int, object]] = {}  # the object too, so that its id stays its own
+        self._seen: dict[int, tuple[int, object]] = {}  # the object too, so that its id is not reused
         self._visits = 0
 
     def hexdigest(self) -> str:
@@ -112,7 +112,7 @@ class _Walk:
             self._object(obj, where)
 
     def _value(self, obj: Any, where: str) -> None:
-        """What is compared by value: whether it is one object or two is up to how Python loaded the code."""
+        """What is compared by value: whether it is one object or two depends on how Python loaded the code."""
         self._write(type(obj).__name__)
         if isinstance(obj, types.CodeType):
             self._code(obj, where)
@@ -156,7 +156,7 @@ class _Walk:
             self._instance(obj, where)
 
     def _known_name(self, obj: Any) -> str | None:
-        """The name of a function or class whose module is pure, covered or torch's, if it still stands for it."""
+        """The name of a function or class whose module is pure, covered or torch's, if that name still refers to it."""
         if not isinstance(obj, (types.FunctionType, types.BuiltinFunctionType, type)):
             return None
         module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", "")
@@ -171,7 +171,7 @@ class _Walk:
     def _trusted(self, obj: object, module: str, name: str) -> bool:
         if module == "builtins":
             return name not in _IMPURE_BUILTINS
-        if module.split(".")[0] == "torch":  # its functions may ask for a global setting: a default dtype, a device
+        if module.split(".")[0] == "torch":  # its functions may read a global setting: a default dtype, a device
             return isinstance(obj, type) or module.startswith("torch.fx.")
         return module in PURE_MODULES or self._covered(module)
 
@@ -201,8 +201,8 @@ class _Walk:
                 self._reached(held, name, attributes, where)
 
     def _is_trusted_world(self, namespace: dict[str, Any]) -> bool:
-        """Whether these are the globals of a module that is known by its name, as a function has that was made in one:
-        what `dataclass` wraps around `__repr__`, say."""
+        """Whether these are the globals of a module that is identified by name, such as those of the function that
+        `dataclass` wraps around `__repr__`."""
         name: str = namespace.get("__name__", "")
         own = getattr(sys.modules.get(name), "__dict__", None) is namespace
         return own and (name in PURE_MODULES or self._covered(name))
@@ -216,7 +216,7 @@ class _Walk:
             self._write("undefined")
 
     def _reached(self, value: object, name: str, attributes: tuple[str, ...], where: str) -> None:
-        """A global, or what is taken from it where it is a module: a whole module is too much to look at."""
+        """A global, or, of a module, the attributes taken from it: a whole module is too much to hash."""
         left = list(attributes)
         while isinstance(value, types.ModuleType) and left:
             name = f"{name}.{left[0]}"
@@ -252,7 +252,7 @@ class _Walk:
             if name in _BOOKKEEPING or (issubclass(cls, enum.Enum) and not isinstance(attribute, types.FunctionType)):
                 continue
             self._write(name)
-            if not isinstance(attribute, types.MemberDescriptorType):  # else a slot: the instances hold it
+            if not isinstance(attribute, types.MemberDescriptorType):  # otherwise a slot: the instances hold it
                 self.visit(attribute, f"{name!r} of {where}")
 
     def _wrapper(self, obj: Any, where: str) -> bool:
@@ -276,7 +276,7 @@ class _Walk:
         return bool(parts)
 
     def _c_object(self, obj: Any, where: str) -> bool:
-        """Whether `obj` is one of the objects made in C whose state is known."""
+        """Whether `obj` is one of the C objects whose state is known."""
         if isinstance(obj, (types.BuiltinMethodType, types.MethodWrapperType)):
             if isinstance(obj.__self__, types.ModuleType) or obj.__self__ is None:
                 raise NoFingerprint(f"{where} is {obj!r}, which may depend on more than its arguments")
@@ -306,7 +306,7 @@ class _Walk:
         return True
 
     def _instance(self, obj: Any, where: str) -> None:
-        """An object of a class written in Python, or of a builtin container: everything it holds can be seen."""
+        """An object of a class written in Python, or of a builtin container: everything it holds is visible."""
         kind = type(obj)
         for base in kind.__mro__:
             if base is not object and base not in _CONTAINERS and not self._in_python(base):
@@ -323,7 +323,7 @@ class _Walk:
         self._content(obj, where)
 
     def _in_python(self, cls: type) -> bool:
-        """Whether a class keeps its objects' state where Python sees it; one made in C fails later, by its methods."""
+        """Whether a class keeps its objects' state visible to Python; one made in C fails later, at its methods."""
         if cls.__module__.split(".")[0] == "torch" or cls.__module__ == "builtins":
             return False
         return self._known_name(cls) is None or cls.__module__ in ("typing", "abc") or self._covered(cls.__module__)
@@ -348,7 +348,7 @@ def _slots(cls: type) -> Iterator[str]:
 
 
 def _names(code: types.CodeType) -> Iterator[tuple[str, tuple[str, ...], bool]]:
-    """(name, the attributes taken from it at once, whether it is a closure's) for all that is looked up outside."""
+    """(name, the attributes taken from it directly, whether it is from a closure) for every outside lookup."""
     instructions = [i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"]
     for index, instruction in enumerate(instructions):
         of_closure = instruction.opname.endswith(("_DEREF", "_CLASSDEREF"))

@@ -38,7 +38,7 @@ DEVICES = ("cpu", "cuda")
 
 
 class FusionPass(CustomGraphPass):
-    """Rewrites a producer and the FP8 group quantisation of its value to one call, or says why not.
+    """Rewrites a producer and the FP8 group quantisation of its value as one call, or says why not.
 
         fusion = fusionlib.FusionPass()
         model = torch.compile(model, options={"post_grad_custom_pre_pass": fusion})
@@ -47,11 +47,11 @@ class FusionPass(CustomGraphPass):
 
     Args:
         devices: where to rewrite; GPUs only by default, since on CPU the op is the unfused reference.
-        fusions: what to look for; all built-in ones by default. The first that takes a site has it.
-        expect: how many sites one compile fuses, in all or by the names of fusions: `{"gated_norm": 36}`. A compile
-            that fuses more raises FusionError, and so does one that fuses fewer, as far as that can be known: where
-            graph breaks cut the model, or nothing was seen at all, `check()` says so. A compile without any site that
-            a fusion starts from is let through.
+        fusions: what to look for; all built-in ones by default. The first that can take a site gets it.
+        expect: how many sites one compile fuses, in total or by fusion name: `{"gated_norm": 36}`. A compile that fuses
+            more raises FusionError, and so does one that fuses fewer, if that can be known: if graph breaks cut the
+            model, or nothing was seen at all, `check()` says so. A compile without any site that a fusion starts from
+            is let through.
         strict: raise FusionError on any refused site. Sites that no fusion starts from are not refused.
 
     A copy of a pass is the pass itself: tools that copy the options of a compile leave its report complete.
@@ -73,8 +73,8 @@ class FusionPass(CustomGraphPass):
         self.expect, self.strict = checked_expectation(expect, (fusion.name for fusion in self.fusions)), strict
         self._records: list[CompileRecord] = []
         self._empty = 0  # how many graphs had no site
-        self._key: str | None = None  # what Inductor got for its caches last
-        self._asked_in: Origin | None = None  # the compile in which it asked
+        self._key: str | None = None  # the last key given to Inductor for its caches
+        self._asked_in: Origin | None = None  # the compile in which Inductor asked for it
         self._breaks = graph_breaks()
 
     def __copy__(self) -> FusionPass:
@@ -84,7 +84,7 @@ class FusionPass(CustomGraphPass):
         return self
 
     def __call__(self, graph: fx.Graph) -> None:
-        """Rewrite every site of `graph` that can be, in place."""
+        """Rewrite every possible site of `graph`, in place."""
         record = replace(self.rewrite(graph), origin=current_origin(self._breaks))
         if not record.sites:
             self._empty += 1
@@ -96,7 +96,7 @@ class FusionPass(CustomGraphPass):
             cached_records.write(self._key, record)
 
     def rewrite(self, graph: fx.Graph) -> CompileRecord:
-        """Rewrite `graph` and say what was done; neither logs nor remembers."""
+        """Rewrite `graph` and return what was done, without logging or keeping it."""
         nodes = len(graph.nodes)
         results = match_graph(graph, self.fusions)
         sites = {result.anchor: Site.of_miss(result) for result in results if isinstance(result, Miss)}
@@ -106,7 +106,7 @@ class FusionPass(CustomGraphPass):
         try:
             if matches:
                 sites |= self._apply_all(matches, journal)
-        except Exception as error:  # a pass must not break a compile; the refusal and the log say that it happened
+        except Exception as error:  # a pass must not break a compile; the refusal and the log report it
             log.exception("fusionlib failed to rewrite a graph")
             journal.undo()
             sites |= _refusals(matches, _failure(matches[0].anchor, error))
@@ -115,7 +115,7 @@ class FusionPass(CustomGraphPass):
     def _apply_all(self, matches: list[Match], journal: Journal) -> dict[fx.Node, Site]:
         facts = GraphFacts.of(matches[0].anchor.graph)
         sites: dict[fx.Node, Site] = {}
-        # All plans come first: what one rewrite makes is nothing that the plan of another should see.
+        # All plans come first: no plan should see what another rewrite makes.
         for group, plan in [(group, _planned(group)) for group in group_by_value(matches)]:
             sites |= _refusals(group, plan) if isinstance(plan, Stop) else self._apply(plan, facts, journal)
         if any(site.fused for site in sites.values()):
@@ -146,7 +146,7 @@ class FusionPass(CustomGraphPass):
             log.warning("fusionlib fused nothing although it recognised %d sites:\n%s", len(report.refused), report)
 
     def _demand(self, record: CompileRecord) -> None:
-        """Raise FusionError where it is known that the compile which is going on is not what was asked for."""
+        """Raise FusionError if the current compile is known not to be what was asked for."""
         made_in = record.origin
         number = None if made_in is None else made_in.number
         earlier = [r for r in self._records if r.origin is not None and r.origin.number == number]
@@ -156,9 +156,9 @@ class FusionPass(CustomGraphPass):
     def check(self) -> None:
         """Raise FusionError unless all compiles so far did what was asked for; for the end of a warm-up.
 
-        A compile raises by itself where it can be known that `expect` or `strict` is not met. What no single graph can
-        know is found here: that graph breaks cut a model and its parts together fuse another number, that no graph had
-        a site that a fusion starts from, or that the pass was never called. `expect=0` is met by that, too.
+        A compile itself raises if it can tell that `expect` or `strict` is not met. What no single graph can tell is
+        found here: that graph breaks cut a model and its parts together fuse another number, that no graph had a site
+        that a fusion starts from, or that the pass was never called. That, too, meets `expect=0`.
         """
         report = self.report()
         if not expects_nothing(self.expect) and not any(record.recognised for record in report.compiles):
@@ -173,20 +173,20 @@ class FusionPass(CustomGraphPass):
                 demand(self.expect, self.strict, compiled)
 
     def report(self) -> Report:
-        """What this pass did in all compiles so far, those answered by a compile cache included."""
+        """What this pass did in all compiles so far, including those answered by a compile cache."""
         cached_records.collect()
         return Report(tuple(self._records))
 
     def take(self, record: CompileRecord) -> None:
-        """Take the record of a compile that a cache answered; called by the cached_records."""
+        """Take the record of a compile that a cache answered; called by `cached_records.collect`."""
         log.info("fusionlib: %s", Report((record,)).summary)
         self._records.append(replace(record, origin=self._asked_in))
 
     def uuid(self) -> str | None:
-        """What Inductor keys its caches with: a hash over everything that can change the result.
+        """The key for Inductor's caches: a hash over everything that can change the result.
 
-        That is the sources, the readers of opaque ops, the fusions and the options. None, with which Inductor caches
-        nothing, where a reader or a fusion cannot be hashed faithfully.
+        That is the sources, the readers of opaque ops, the fusions and the options. None if a reader or a fusion cannot
+        be hashed faithfully; Inductor then caches nothing.
         """
         readers, fusions = readers_hash(), fusions_hash(self.fusions)
         options = f"{sorted(self.devices)} {self.expect} {self.strict}"

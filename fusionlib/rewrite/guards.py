@@ -1,4 +1,4 @@
-"""What must hold for a site to be rewritten: device, inference, no writes in between, no other users, the contract."""
+"""What a site must meet to be rewritten: device, inference, no writes in between, no other users, the contract."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fusionlib.rewrite.plan import SitePlan, outside_users
 
 @dataclass
 class GraphFacts:
-    """What guards need to know of a whole graph, found in one walk."""
+    """What guards need to know about a whole graph, found in one walk."""
 
     order: dict[fx.Node, int] = field(default_factory=dict)
     writes: dict[fx.Node, list[tuple[int, fx.Node]]] = field(default_factory=dict)  # storage: (position, writer)
@@ -58,9 +58,9 @@ def storage(node: fx.Node) -> fx.Node:
 def check(site: SitePlan, facts: GraphFacts, devices: tuple[str, ...]) -> None:
     """Raise Stop if the site must be left as it is.
 
-    What would not pay is among it: on a CPU, unless it is asked for, and wherever the op could only run the unfused
-    reference (`_supported`). Where the kernel runs, no size was found at which two kernels or Inductor's one are faster
-    (data/benchmarks).
+    That includes sites where fusing would not pay: on a CPU, unless asked for, and wherever the op could only run the
+    unfused reference (`_supported`). Where the kernel runs, no size was found at which two kernels or Inductor's one
+    are faster (data/benchmarks).
     """
     first = next(iter(site.reading.rows.values()))
     device = tensor_of(first).device
@@ -74,7 +74,7 @@ def check(site: SitePlan, facts: GraphFacts, devices: tuple[str, ...]) -> None:
 
 
 def _no_write_between(site: SitePlan, facts: GraphFacts) -> None:
-    """The call reads where the producer ended; what it reads must be what the graph read before."""
+    """The call reads its inputs where the producer ended; they must still hold what the graph read before."""
     if not facts.writes:
         return
     end = facts.order[site.end]

@@ -1,6 +1,6 @@
-"""Changes to a graph that can be taken back, all of them or none.
+"""Changes to a graph that can be undone, all or none.
 
-Every change is written down before it is made, so that one that fails half-way is taken back too. Afterwards the graph
+Every change is recorded before it is made, so that one that fails half-way is undone too. Afterwards the graph
 holds the same nodes in the same order, with the same arguments and the same order of users.
 """
 
@@ -13,9 +13,9 @@ from torch import fx
 
 
 class Journal:
-    """Inserts, replaces and erases nodes of `graph`, and takes all of it back on `undo()`.
+    """Inserts, replaces and erases nodes of `graph`, and undoes all of it on `undo()`.
 
-    Nobody else may change the graph between a change and its undoing.
+    Nothing else may change the graph between a change and its undoing.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -41,7 +41,7 @@ class Journal:
             return self._graph.call_function(target, args, kwargs)
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Let every user of `old` use `new`."""
+        """Make every user of `old` use `new`."""
         before = [(user, user.args, user.kwargs) for user in old.users]
         orders = _orders_of_users(node for user in old.users for node in user.all_input_nodes)
 
@@ -56,7 +56,7 @@ class Journal:
         old.replace_all_uses_with(new)
 
     def erase(self, node: fx.Node) -> None:
-        """Take out a node that nobody uses."""
+        """Remove a node that has no users."""
         after, args, kwargs = node.next, node.args, node.kwargs
         orders = _orders_of_users(node.all_input_nodes)
 
@@ -71,16 +71,16 @@ class Journal:
         self._graph.erase_node(node)
 
     def __len__(self) -> int:
-        """How many changes were made: what `undo` takes to go back to here."""
+        """How many changes were made; pass it to `undo` to return to this point."""
         return len(self._undo)
 
     def undo(self, changes: int = 0) -> None:
-        """Take back every change but the first `changes`, the last one first."""
+        """Undo every change but the first `changes`, last one first."""
         while len(self._undo) > changes:
             self._undo.pop()()
 
     def _tell(self, hooks: str, *args: object, **kwargs: object) -> None:
-        """Let those who listen to changes of the module's graph know of one that FX has no call for."""
+        """Notify the listeners of the module's graph of a change that FX has no call for."""
         for hook in getattr(self._graph.owning_module, hooks, ()):
             hook(*args, **kwargs)
 
@@ -90,7 +90,7 @@ def _orders_of_users(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
 
 
 def _restore(orders: dict[fx.Node, list[fx.Node]]) -> None:
-    """Setting a node's arguments moves it to the end of its inputs' users; one that failed to be made stays there."""
+    """Setting a node's arguments moves it to the end of its inputs' users; a node whose creation failed stays there."""
     for node, users in orders.items():
         for user in node.users.keys() - set(users):
             del node.users[user]
@@ -99,9 +99,9 @@ def _restore(orders: dict[fx.Node, list[fx.Node]]) -> None:
 
 
 def _link(node: fx.Node, before: fx.Node) -> None:
-    """Put an erased node back; FX itself only makes new ones, and plans of other sites know this one."""
+    """Put an erased node back; FX itself only makes new ones, and plans of other sites refer to this one."""
     graph = node.graph
-    node._prev = node._next = node  # else taking it out of its old place would tear the list there
+    node._prev = node._next = node  # otherwise removing it from its old place would break the list there
     before.prepend(node)
     node._erased = False
     graph._len += 1

@@ -1,6 +1,6 @@
-"""Scales packed behind the quantisation: four ue8m0 exponents to an int32, column by column, as DeepGEMM takes them.
+"""Scales packed after the quantisation: four ue8m0 exponents to an int32, column by column, as DeepGEMM takes them.
 
-Read are the two ways in which it is written in PyTorch: `fusionlib.reference.lay_out_scales`, which pads the scales and
+Both PyTorch spellings are read: `fusionlib.reference.lay_out_scales`, which pads the scales and
 copies the words into strided storage, and DeepGEMM's own `get_mn_major_tma_aligned_packed_ue8m0_tensor_torch_impl`
 (deep_gemm/utils/layout.py), which writes the exponents into a padded tensor of zeros.
 """
@@ -33,9 +33,9 @@ _LONGEST = 12  # operations from the scale to the packed words
 
 
 def packed_copy(user: fx.Node, match: Match) -> fx.Node | None:
-    """The node that holds the scales packed, where `user` begins the packing and nobody reads what lies between."""
+    """The node that holds the scales packed, if `user` begins the packing and nothing else reads the steps."""
     quant = match.quant
-    if quant.spec.scale_format != "ue8m0":  # what is packed is the exponent: of another number only a part
+    if quant.spec.scale_format != "ue8m0":  # packing keeps only the exponent, which is not all of any other number
         return None
     tokens, groups = numel(match.value) // match.hidden, match.hidden // quant.spec.group_size
     size, stride, _ = scale_storage(tokens, groups, quant.spec.with_layout("packed_int32"))
@@ -54,7 +54,7 @@ def _has_strides(node: fx.Node, stride: Shape) -> bool:
 
 
 def _packs(node: fx.Node, scale: fx.Node | None, tokens: Size, groups: int) -> bool:
-    """Whether the words are the exponents of `scale`, in order, and zeros."""
+    """Whether the words are the exponents of `scale`, in order, then zeros."""
     words = peel_views(_copied(_below_slice(node)))
     if not is_call(words, aten.view.dtype) or dtype(input_of(words)) is not torch.uint8:
         return False
@@ -70,7 +70,7 @@ def _packs(node: fx.Node, scale: fx.Node | None, tokens: Size, groups: int) -> b
 
 
 def _below_slice(node: fx.Node) -> fx.Node:
-    """What `node` is the first rows of."""
+    """What `node` takes the first rows of."""
     first = is_call(node, aten.slice.Tensor) and [*node.args[1:], 0, 0][:2] in ([0, 0], [0, None])
     return input_of(node) if first and len(node.args) <= 4 else node
 
@@ -83,7 +83,7 @@ def _copied(node: fx.Node) -> fx.Node:
 
 
 def _below_padding(node: fx.Node) -> fx.Node:
-    """What `node` pads with zeros behind the last row and column; no view in between may cut rows anew."""
+    """What `node` pads with zeros after the last row and column; no view in between may change the rows."""
     while True:
         top = peel_views(node)
         if not same_shape(shape(top), shape(node)):
@@ -110,7 +110,7 @@ def _is_zeros(node: fx.Node) -> bool:
 
 
 def _exponents(octets: fx.Node) -> fx.Node | None:
-    """The float32 values whose exponents `octets` are."""
+    """The float32 values that `octets` are the exponents of."""
     octets = peel_views(octets)
     if not is_cast(octets) or dtype(octets) is not torch.uint8:
         return None

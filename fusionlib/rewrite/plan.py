@@ -1,6 +1,6 @@
-"""What a rewrite will read, copy, reshape and return: worked out once, before anything is changed.
+"""What a rewrite will read, copy, reshape and return, worked out once before anything is changed.
 
-Guards ask the plan, the replacement carries it out; neither works anything out again.
+Guards check the plan and the replacement carries it out; neither works anything out again.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from fusionlib.match.sizes import Shape, equal, same_shape
 from fusionlib.rewrite.scale_layout import ScaleTarget, scale_target
 from fusionlib.spec import GroupQuant
 
-#: A size of a reshape: a number, a node that is one, or dimension `dim` of a node.
+#: A size of a reshape: a number, a node that holds one, or dimension `dim` of a node.
 Size = int | fx.Node | tuple[fx.Node, int]
 Sizes = Sequence[Size] | None
 
 
 @dataclass(frozen=True)
 class Input:
-    """A tensor that the op reads: `node`, copied first if need be, then reshaped to `sizes`; `fake` is what it gets."""
+    """A tensor the op reads: `node`, copied first if necessary, then reshaped to `sizes`; `fake` is what it gets."""
 
     node: fx.Node
     must_copy: bool
@@ -48,17 +48,17 @@ class QuantPlan:
 
 @dataclass
 class SitePlan:
-    """All quantisations of one value: what one call replaces.
+    """All quantisations of one value, which one call replaces.
 
     Args:
         match: the first of the matches; the others read the same producer.
         quants: the quantisations, in graph order; the call computes the first one's.
         cone: the tensor nodes between the inputs and the codes and scales, these included.
-        roots: whose values each of them has, below reshapes, copies and exact casts.
-        dependent: those that are computed from an input with an element for each of the value's.
-        kept: the values beside codes and scales that the call can give back, by name; `wanted` are those it must.
-        inputs: what the call reads, by name; None where the graph has no such tensor.
-        outputs: the sizes that bring the results into the shapes of what they replace.
+        roots: for each of them, the node whose values it has, below reshapes, copies and exact casts.
+        dependent: those computed from an input with an element for each of the value's.
+        kept: the values besides codes and scales that the call can return, by name; `wanted` are those it must.
+        inputs: what the call reads, by name; None if the graph has no such tensor.
+        outputs: the sizes that reshape the results to the shapes of what they replace.
     """
 
     match: Match
@@ -73,7 +73,7 @@ class SitePlan:
 
     @property
     def fusion(self) -> Fusion:
-        """Whose site this is."""
+        """The fusion that takes this site."""
         return self.match.fusion
 
     @property
@@ -83,7 +83,7 @@ class SitePlan:
 
     @property
     def end(self) -> fx.Node:
-        """The node behind which the call can stand: everything it reads comes before, all it replaces not before."""
+        """The node after which the call can go: all it reads comes before this, nothing it replaces does."""
         return self.match.value
 
     def is_given_back(self, node: fx.Node) -> bool:
@@ -92,7 +92,7 @@ class SitePlan:
         return node in results or node in self.kept.values()
 
     def free_to_use(self, node: fx.Node) -> bool:
-        """Whether a node of the cone may have users outside: it stays valid, or the call gives it back."""
+        """Whether a node of the cone may have users outside: it stays valid, or the call returns it."""
         root = self.roots[node]
         while is_call(root, aten.expand.default):
             root = self.roots.get(input_of(root), input_of(root))
@@ -100,7 +100,7 @@ class SitePlan:
 
 
 def group_by_value(matches: list[Match]) -> list[list[Match]]:
-    """Matches that quantise one value are one site, in graph order."""
+    """Matches that quantise the same value form one site; in graph order."""
     by_value: dict[fx.Node, list[Match]] = {}
     for match in matches:
         by_value.setdefault(match.value, []).append(match)
@@ -108,7 +108,7 @@ def group_by_value(matches: list[Match]) -> list[list[Match]]:
 
 
 def plan_site(matches: list[Match]) -> SitePlan:
-    """The plan of the site that `matches` are. Raises Stop where what is returned cannot have the shapes it must."""
+    """The plan of the site that `matches` are. Raises Stop if the results cannot have the shapes they must."""
     site = SitePlan(matches[0], [_plan_quant(match) for match in matches])
     site.kept = {VALUE: site.match.value, **site.reading.kept}
     site.cone = _cone(site)
@@ -126,7 +126,7 @@ def _plan_quant(match: Match) -> QuantPlan:
     return QuantPlan(match, quant.spec if target is None else quant.spec.with_layout(target.layout), target)
 
 
-# The nodes that go.
+# The nodes that are removed.
 
 
 def _cone(site: SitePlan) -> set[fx.Node]:
@@ -160,20 +160,20 @@ def _follow_values(site: SitePlan) -> None:
 
 
 def outside_users(node: fx.Node, cone: set[fx.Node]) -> list[fx.Node]:
-    """The users of a node that are no part of the site."""
+    """The users of a node outside the site."""
     return [user for user in node.users if user not in cone and not needs_nothing(user)]
 
 
 def needs_nothing(user: fx.Node) -> bool:
-    """Whether a node has neither a result that is read nor an effect: an output taken and left, a check of a dtype.
+    """Whether a node has no effect and no result that is read: an unused output, a check of a dtype.
 
-    `torch.export` puts such checks behind casts; what they say of a tensor is known when it is traced.
+    `torch.export` puts such checks after casts; what they check is known once the tensor is traced.
     """
     return not user.users and (user.target is operator.getitem or is_call(user, aten._assert_tensor_metadata.default))
 
 
 def _wanted(site: SitePlan) -> frozenset[str]:
-    """The kept values that somebody reads outside; the value itself also where it is quantised in a second way."""
+    """The kept values that are read outside; also the value itself if it is quantised in a second way."""
     names = {node: name for name, node in site.kept.items()}
     wanted = {names[root] for node, root in site.roots.items() if root in names and outside_users(node, site.cone)}
     if any(q.spec != site.quants[0].spec for q in site.quants):
@@ -187,8 +187,8 @@ def _wanted(site: SitePlan) -> frozenset[str]:
 def _row_input(node: fx.Node, site: SitePlan) -> Input:
     """How to read a tensor of tokens.
 
-    Matching looked through every copy. Where the tensor at the bottom lies such that the op cannot read it, a copy that
-    the graph makes anyway is read instead, and one is made only where there is none.
+    Matching looked through every copy. If the op cannot read the tensor at the bottom with its strides, it reads a copy
+    that the graph makes anyway; a new copy is made only if there is none.
     """
     hidden = site.match.hidden
     forms = (n for n in site.cone if n is not node and value(n) is not None and site.roots[n] is node)
@@ -209,14 +209,14 @@ def _vector_input(node: fx.Node | None) -> Input | None:
 
 
 def _input_sizes(node: fx.Node, hidden: int) -> list[int] | None:
-    """The sizes to reshape a tensor of tokens to, a view where that can be; None where it is [tokens, ...] already."""
+    """The sizes to reshape a tensor of tokens to, as a view if possible; None if it already is [tokens, ...]."""
     sizes = shape(node)
     for lead in range(1, len(sizes)):
         tail = [size for size in sizes[lead:] if isinstance(size, int)]
         if len(tail) == len(sizes) - lead and prod(tail) == hidden and len(tail) <= 3:
             return None if lead == 1 else [-1, *tail]
     for lead in range(1, len(sizes)):
-        # [tokens * heads, head_dim]: no dimension ends where a token does.
+        # [tokens * heads, head_dim]: no dimension ends where a token ends.
         if isinstance(sizes[-1], int) and hidden % sizes[-1] == 0 and lead == len(sizes) - 1:
             return [-1, hidden // sizes[-1], sizes[-1]]
     return [-1, hidden]
@@ -230,7 +230,7 @@ def _reshaped(val: torch.Tensor, sizes: list[int] | None) -> torch.Tensor:
 
 
 def _outputs(site: SitePlan) -> dict[fx.Node, Sizes]:
-    """The reshapes of all results. Raises Stop where one has none."""
+    """The reshapes of all results. Raises Stop if one is impossible."""
     tokens, hidden = numel(site.match.value) // site.match.hidden, site.match.hidden
     wanted = {site.kept[name]: (tokens, hidden) for name in sorted(site.wanted)}
     for quant in site.quants:
@@ -246,13 +246,13 @@ def _outputs(site: SitePlan) -> dict[fx.Node, Sizes]:
 
 
 def _output_sizes(node: fx.Node, site: SitePlan, flat: Shape) -> Sizes:
-    """The sizes that bring a fused result of shape `flat` to that of `node`; None where it has it already."""
+    """The sizes that reshape a fused result of shape `flat` to that of `node`; None if it already has it."""
     wanted = shape(node)
     if same_shape(wanted, flat):
         return None
     found = {i: _size_node(size, node, site) for i, size in enumerate(wanted) if not isinstance(size, int)}
     missing = [i for i, size in found.items() if size is None]
-    if len(missing) > 1:  # a view infers one size at most, so that the graph computes all others somewhere
+    if len(missing) > 1:  # a view infers one size at most, so the graph computes all others somewhere
         listed = ", ".join(str(wanted[i]) for i in missing)
         raise Stop("symbolic_shape", node, "sizes that the graph computes before it", f"{listed}, computed nowhere")
     inferred = next(iter(missing or found), None)

@@ -1,7 +1,7 @@
-"""Putting the fused call into the graph, with the metadata that Inductor expects, and taking the old nodes out.
+"""Puts the fused call into the graph, with the metadata that Inductor expects, and removes the old nodes.
 
-All new nodes are made first, then each is compared with what it replaces, and only then do users change over. Whatever
-stops a rewrite before its end, the graph is as it was.
+All new nodes are made first, then each is compared with what it replaces, and only then do users switch over. If a
+rewrite stops half-way, the graph is put back as it was.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Editor:
             node.meta["val"] = target(*fakes, **kwargs)
         self._inherit(node)
         if torch.Tag.needs_exact_strides in getattr(target, "tags", ()):
-            # Without these "needs exact strides" is not enforced, and a strided gate may be copied or permuted.
+            # Without these, "needs exact strides" is not enforced, and a strided gate may be copied or permuted.
             node.meta["eager_input_vals"] = (fakes, {})
         return node
 
@@ -48,7 +48,7 @@ class Editor:
         node.meta.update({k: self._origin.meta[k] for k in _INHERITED if k in self._origin.meta})
 
     def at(self, node: fx.Node) -> Editor:
-        """An editor that inserts before `node` instead: there every size that `node` needs is known."""
+        """An editor that inserts before `node` instead, where every size that `node` needs is known."""
         return Editor(self._journal, node, self._origin, self._mode)
 
     def item(self, node: fx.Node, index: int) -> fx.Node:
@@ -59,7 +59,7 @@ class Editor:
         return item
 
     def reshape(self, node: fx.Node, sizes: Sizes) -> fx.Node:
-        """`node` in another shape; None leaves it."""
+        """`node` in another shape; None leaves it as it is."""
         if sizes is None:
             return node
         return self.call(aten.reshape.default, node, [self._size(size) for size in sizes])
@@ -76,9 +76,9 @@ def rewrite_site(site: SitePlan, journal: Journal) -> None:
     """Replace one site by one fused call, and a quantisation of the same value by another spec by one more call.
 
     Raises:
-        Stop: where a new value is not laid out as the one that it replaces.
+        Stop: if a new value is not laid out like the one it replaces.
 
-    Whatever is raised, `journal.undo()` brings the graph back.
+    After any exception, `journal.undo()` restores the graph.
     """
     fake = tensor_of(site.end)
     assert isinstance(fake, FakeTensor)
@@ -92,7 +92,7 @@ def rewrite_site(site: SitePlan, journal: Journal) -> None:
 
 
 def _new_values(editor: Editor, site: SitePlan) -> list[tuple[fx.Node, fx.Node]]:
-    """Insert the fused calls and what brings their results into shape; every old value with its new one."""
+    """Insert the fused calls and the reshapes of their results; every old value with its new one."""
     tensors = {name: _insert_input(editor, given) for name, given in site.inputs.items()}
     results = site.fusion.emit(editor, tensors, site.reading.spec, site.quants[0].spec, site.wanted)
     codes, scale = results["codes"], results["scale"]
@@ -121,7 +121,7 @@ def _insert_input(editor: Editor, given: Input | None) -> fx.Node | None:
 
 
 def _check_alike(old: fx.Node, new: fx.Node) -> None:
-    """Nobody may see another tensor than before: its users were traced with these shapes, this dtype, these strides."""
+    """Users must see the same kind of tensor as before: they were traced with this shape, this dtype, these strides."""
     was, now = tensor_of(old), tensor_of(new)
     if was.dtype == now.dtype and same_shape(was.shape, now.shape) and _same_strides(was, now):
         return
@@ -129,7 +129,7 @@ def _check_alike(old: fx.Node, new: fx.Node) -> None:
 
 
 def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors of one shape lie alike; the stride of a dimension of one element means nothing."""
+    """Whether two tensors of one shape have the same strides; those of dimensions of one element do not matter."""
     if any(equal(size, 0) for size in a.shape):
         return True
     strides = zip(a.shape, a.stride(), b.stride(), strict=True)
@@ -163,7 +163,7 @@ def _quant_call(editor: Editor, value: fx.Node, spec: GroupQuant) -> tuple[fx.No
 def _quant_values(
     editor: Editor, quant: QuantPlan, results: tuple[fx.Node, fx.Node], sizes: dict[fx.Node, Sizes]
 ) -> list[tuple[fx.Node, fx.Node]]:
-    """Codes and scale of one quantisation, each with what comes in its place."""
+    """Codes and scale of one quantisation, each with its replacement."""
     read, (codes, scale) = quant.match.quant, results
     values = [(read.codes, editor.at(read.codes).reshape(codes, sizes[read.codes]))]
     if read.scale is None:
@@ -180,7 +180,7 @@ def _quant_values(
 
 
 def _erase(site: SitePlan, journal: Journal) -> None:
-    """Erase what nobody needs any more: the cone, and copies of a scale that the op now writes itself."""
+    """Erase what is no longer needed: the cone, and copies of a scale that the op now writes itself."""
     dead = set(site.cone)
     for quant in site.quants:
         for node, _ in quant.target.nodes if quant.target is not None else ():
@@ -195,7 +195,7 @@ def _between(node: fx.Node, scale: fx.Node | None) -> set[fx.Node]:
     found, stack = set(), [node]
     while stack:
         current = stack.pop()
-        # Sizes are left to whoever cleans the graph up: they may come from anywhere in it.
+        # Sizes are left to later clean-up: they may come from anywhere in the graph.
         tensor = current.op == "call_function" and value(current) is not None
         if current is not scale and tensor and current not in found:
             found.add(current)

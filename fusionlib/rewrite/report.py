@@ -25,7 +25,7 @@ Outcome = Literal["fused", "refused", "unclaimed"]
 
 @dataclass(frozen=True)
 class Site:
-    """A place where a value is quantised, and what became of it.
+    """A place where a value is quantised, and what the pass did with it.
 
     Args:
         outcome: fused; refused, by the fusion that recognised the producer, with a reason; or unclaimed, where no
@@ -33,11 +33,11 @@ class Site:
         anchor: the node that the quantisation ends in.
         node: the anchor of a fused site, the node that stopped a refused one, the producer of an unclaimed one.
         line: the source line of `node`.
-        pairs: the (role, node name) that matching found, in its order: how far it got.
-        what: what was read of a fused site, or what a fusion of an unclaimed one would save.
-        code, expected, found: of a refusal. An unclaimed site has as `found` what produced the value, and as `code`
-            the reason for which its quantisation could not be read either, if there is one.
-        nodes: of each of these nodes (name, operation, dtype and shape, source text), before any rewriting.
+        pairs: the (role, node name) pairs that matching found, in order: how far it got.
+        what: what was read at a fused site, or what fusing an unclaimed one would save.
+        code, expected, found: of a refusal. For an unclaimed site, `found` is what produced the value, and `code` is
+            why its quantisation could not be read, if it could not.
+        nodes: (name, operation, dtype and shape, source text) of each of these nodes, before any rewriting.
         fusion: the name of the fusion that fused or refused it.
     """
 
@@ -105,7 +105,7 @@ class Site:
 
     @property
     def refused(self) -> bool:
-        """Whether a fusion recognised the site and could not take it."""
+        """Whether a fusion recognised the site but could not take it."""
         return self.outcome == "refused"
 
     @property
@@ -115,12 +115,12 @@ class Site:
 
     @property
     def sentence(self) -> str:
-        """What the reason means; empty where there is none."""
+        """What the reason means; empty if there is none."""
         return REASONS[self.code].sentence if self.code in REASONS else ""
 
     @property
     def fix(self) -> str:
-        """What would fix it; empty where there is no reason."""
+        """What would fix it; empty if there is no reason."""
         return REASONS[self.code].fix if self.code in REASONS else ""
 
     def __str__(self) -> str:
@@ -142,8 +142,8 @@ class Site:
 class Origin:
     """Where a graph comes from: the `attempt`-th compile of the function that Dynamo counts as `frame`.
 
-    Dynamo counts anew after a reset; `number` is that of the compile in this process. `cut` if graph breaks were seen:
-    then what the model does is spread over several frames.
+    Dynamo starts counting again after a reset; `number` is the compile's number in this process. `cut` if graph breaks
+    were seen: the model is then spread over several frames.
     """
 
     frame: int
@@ -156,7 +156,7 @@ class Origin:
 class CompileRecord:
     """The sites of one compiled graph; `cached` if the artefact came from a compile cache and no pass ran.
 
-    `origin` says which compile the graph belongs to, as far as that is known.
+    `origin` says which compile the graph belongs to, if that is known.
     """
 
     sites: tuple[Site, ...]
@@ -199,7 +199,7 @@ class Report:
 
     @property
     def refused(self) -> list[Site]:
-        """The sites that a fusion recognised and could not take, nearest misses first: by how far matching got."""
+        """The sites that a fusion recognised but could not take, nearest misses first: by how far matching got."""
         return sorted((site for site in self if site.refused), key=lambda site: -len(site.pairs))
 
     @property
@@ -243,7 +243,7 @@ def _names(pairs: tuple[Pair, ...]) -> tuple[tuple[str, str], ...]:
 
 
 def _saving(quantised: fx.Node) -> str:
-    """What a fusion would spare: the value is written by its producer and read by the quantisation."""
+    """What a fusion would save: its producer writes the value and the quantisation reads it."""
     val = value(quantised)
     if val is None:
         return "a fusion would save one write and one read of the value"
@@ -262,7 +262,7 @@ def _row(site: Site) -> str:
 
 
 def spell_quant(quant: GroupQuant) -> str:
-    """A quantisation in one line, in the reader's words."""
+    """A quantisation in one readable line."""
     floor = "no floor" if quant.floor is None else f"{quant.floor_on} >= {quant.floor:g}"
     scale = f"{quant.scale_format} scale{' by reciprocal' * (quant.scale_division == 'reciprocal')}"
     dtype = str(quant.dtype).removeprefix("torch.")

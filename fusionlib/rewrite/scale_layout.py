@@ -1,8 +1,8 @@
-"""Which layout the consumers of a scale ask for, so that the fused op writes it and the copies can go.
+"""Which layout the consumers of a scale want, so that the fused op writes it and the copies can go.
 
-A scale starts row-major. If all that leave the site are copies of it into one other layout, the op writes that layout
-and the copies are replaced: column-major storage, spelled as `s.t().contiguous().t()` or as a copy into
-`empty_strided`, its columns padded or not, or exponents packed into int32.
+A scale starts row-major. If only copies of it into one other layout leave the site, the op writes that layout
+and the copies are replaced: column-major storage, written as `s.t().contiguous().t()` or as a copy into
+`empty_strided`, with columns padded or not, or exponents packed into int32.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def scale_target(match: Match) -> ScaleTarget | None:
 
 
 def _follows(user: fx.Node, node: fx.Node) -> bool:
-    """Whether a user of the scale is it in another shape, or transposed: what leaves the site lies further on."""
+    """Whether a user of the scale is the scale reshaped or transposed: what leaves the site comes further on."""
     return (is_call(user, *_TRANSPOSES) and len(shape(user)) == 2) or (
         user.op == "call_function" and below(user) is node
     )
@@ -79,7 +79,7 @@ def _quotient_side(match: Match) -> set[fx.Node]:
 
 
 def _column_copy(node: fx.Node, match: Match) -> tuple[ScaleLayout, bool] | None:
-    """(layout, transposed) where `node` copies the scale column by column: as it is, or as its transpose."""
+    """(layout, transposed) if `node` copies the scale column by column, either as it is or transposed."""
     if not is_call(node, aten.clone.default, aten.copy.default) or dtype(node) is not torch.float32:
         return None
     turned = _is_turned(input_of(node, 1 if node.target is aten.copy.default else 0), match.quant.scale)

@@ -1,7 +1,7 @@
-"""The kit that judges any fusion: everything that the pass promises, tried on spellings of its producer.
+"""Judges any fusion: everything the pass promises, tried on spellings of its producer.
 
 The author gives the producer as models write it, in one or more spellings, and neighbours that must be left alone. The
-quantisations behind it, layouts, further consumers, dynamic sizes, warm caches and mutants are the kit's own.
+quantisations after it, layouts, further consumers, dynamic sizes, warm caches and mutants come from here.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _VLLM = GroupQuant.vllm()
 
 @dataclass(frozen=True)
 class Case:
-    """A fusion and what it is judged on.
+    """A fusion and what to judge it on.
 
     Args:
-        fusion: to judge.
+        fusion: the fusion to judge.
         spellings: producers that it must fuse, by name, for rows that 128 divides; the first is judged most thoroughly.
         tensors: the producers' inputs for a number of tokens; random, but the same for every call.
         dynamic: which of them have the tokens as their first dimension.
-        must_not: producers that it must leave alone, by name: what another rounding or operation makes of them.
+        must_not: producers that it must leave alone, by name: those with another rounding or operation.
         test: the author's own test of the op: raises for a wrong `(*tensors, spec, quant) -> (codes, scale)`.
     """
 
@@ -56,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was tried, and what was wrong with it; None where nothing was."""
+    """One thing that was tried, and what was wrong with it; None if nothing was."""
 
     tried: str
     problem: str | None
@@ -68,14 +68,14 @@ def judge(case: Case, *, mutants: int = 100, seed: int = 0) -> list[Finding]:
 
 
 def report(findings: list[Finding]) -> str:
-    """The findings as text, a line each."""
+    """The findings as text, one per line."""
     return "\n".join(f"{'ok  ' if f.problem is None else 'FAIL'} {f.tried}: {f.problem or 'holds'}" for f in findings)
 
 
 def _finding(tried: str, check: Callable[[], str | None]) -> Finding:
     try:
         return Finding(tried, check())
-    except Exception as error:  # whatever the author's code raises is a finding
+    except Exception as error:  # any exception from the author's code is a finding
         return Finding(tried, f"{type(error).__name__}: {error}".splitlines()[0])
 
 
@@ -97,7 +97,7 @@ def _checks(case: Case, mutants: int, seed: int) -> Iterator[tuple[str, Callable
         yield "the author's own test", partial(_test_problem, case.fusion.op, case.test)
 
 
-# Sites behind a producer.
+# Sites after a producer.
 
 
 def _quantised(producer: Producer, quant: GroupQuant = _VLLM, *, opaque: bool = False) -> Callable:
@@ -109,7 +109,7 @@ def _quantised(producer: Producer, quant: GroupQuant = _VLLM, *, opaque: bool = 
 
 
 def _sites(producer: Producer) -> dict[str, Callable]:
-    """The producer behind quantisations and beside consumers of every kind."""
+    """The producer followed by quantisations and other consumers of every kind."""
     quants = {
         "an opaque quantisation": _quantised(producer, opaque=True),
         "column-major scales": _quantised(producer, GroupQuant(scale_layout="column_major")),
@@ -135,7 +135,7 @@ def _sites(producer: Producer) -> dict[str, Callable]:
 
 
 def _with_codes_used(producer: Producer) -> Callable:
-    """The quotient in front of the cast leaves the graph: no fused call gives it back."""
+    """The quotient before the cast leaves the graph: no fused call returns it."""
 
     def site(*tensors):
         groups = producer(*tensors).unflatten(1, (-1, 128)).float()
@@ -150,7 +150,7 @@ def _with_codes_used(producer: Producer) -> Callable:
 
 
 def _run(case: Case, site: Callable, tokens: int, dynamic: tuple[int, ...] = ()) -> tuple[list, list, FusionPass, list]:
-    """(results with the pass, results without, the pass, its records); without is the same graph, run as it is."""
+    """(results with the pass, results without, the pass, its records); without it the same graph runs unchanged."""
     fusion, records = FusionPass("cpu", fusions=(case.fusion,)), []
     tensors = case.tensors(tokens)
     want = tensors_of(run_edited(lambda graph: None, site, *tensors, dynamic=dynamic))
@@ -194,7 +194,7 @@ class _Arguments(fx.Interpreter):
 
 
 def _op_arguments(case: Case, producer: Producer) -> tuple:
-    """What a fused graph calls the op with."""
+    """The arguments that a fused graph calls the op with."""
     base = capture("first", _quantised(producer), *case.tensors(6))
     module = fx.GraphModule(base.root, base.graph)
     FusionPass("cpu", fusions=(case.fusion,)).rewrite(module.graph)
@@ -238,7 +238,7 @@ def _mutants_problem(case: Case, count: int, seed: int) -> str | None:
 
 
 def mutants_problem(bases: list[Base], fusions: tuple[Fusion, ...], count: int, seed: int) -> str | None:
-    """The first of `count` mutants of `bases` that fuses wrongly, in words; None where there is none."""
+    """The first of `count` mutants of `bases` that fuses wrongly, in words; None if there is none."""
     draw, tried = random.Random(seed), Counter[str]()
     while tried.total() - tried["no program"] - tried["no site"] < count:
         base = draw.choice(bases)
@@ -262,7 +262,7 @@ BROKEN = (
 
 
 def broken_op(op: Op, kind: str) -> Op:
-    """`op`, wrong in one way, which is one of `BROKEN`."""
+    """`op`, wrong in one of the ways in `BROKEN`."""
 
     def broken(*arguments):
         *tensors, spec, quant = arguments

@@ -1,8 +1,8 @@
-"""Mutants: a graph that fuses, with one thing changed. The pass must refuse it or be equal to it.
+"""Mutants: a graph that fuses, with one thing changed. The pass must refuse it or give the same result.
 
 A `Base` is a graph as the pass gets it, with inputs to run it on. `mutate` changes one thing of a copy; `verdict` runs
-the copy, rewrites it and runs it again. What a mutant computes is what its graph says, so nothing here knows which
-mutants the pass ought to take.
+the copy, rewrites it and runs it again. A mutant's own graph defines the right result, so nothing here knows which
+mutants the pass should take.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def copied(graph: fx.Graph) -> fx.Graph:
 
 
 class _Refake(fx.Interpreter):
-    """Works the fake values of a graph out again."""
+    """Recomputes the fake values of a graph."""
 
     def run_node(self, node: fx.Node):
         result = super().run_node(node)
@@ -100,10 +100,10 @@ class _Refake(fx.Interpreter):
 
 
 def refaked(module: fx.GraphModule) -> bool:
-    """Give every node of a mutant its fake value; False where the mutant is no program."""
+    """Give every node of a mutant its fake value; False if the mutant is not a valid program."""
     placeholders = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     mode = next(val.fake_mode for val in placeholders if isinstance(val, torch.Tensor))
-    logging.disable(logging.CRITICAL)  # torch logs each of them with its stack
+    logging.disable(logging.CRITICAL)  # torch logs each failure with its stack
     try:
         with mode, maybe_enable_thunkify():
             _Refake(module).run(*placeholders)
@@ -114,11 +114,11 @@ def refaked(module: fx.GraphModule) -> bool:
     return True
 
 
-# What can be changed: each yields changes of one node, as functions without arguments.
+# What can be changed: each yields changes to one node, as functions without arguments.
 
 
 def _replaced(node: fx.Node, make: Callable[[], fx.Node]) -> Callable[[], None]:
-    """Put what `make` inserts behind `node` in its place."""
+    """Replace `node` with what `make` inserts after it."""
 
     def change() -> None:
         users = set(node.users)
@@ -130,7 +130,7 @@ def _replaced(node: fx.Node, make: Callable[[], fx.Node]) -> Callable[[], None]:
 
 
 def neighbours(node: fx.Node) -> Iterator[Callable[[], None]]:
-    """The operation for another that takes the same arguments."""
+    """Swap the operation for another that takes the same arguments."""
     for family in FAMILIES:
         if node.target in family:
             yield from (lambda t=target: setattr(node, "target", t) for target in family if target is not node.target)
@@ -139,7 +139,7 @@ def neighbours(node: fx.Node) -> Iterator[Callable[[], None]]:
 
 
 def arguments(node: fx.Node) -> Iterator[Callable[[], None]]:
-    """One argument for another: numbers, dimensions, sizes, flags, dtypes, which of several results is taken."""
+    """Swap one argument for another: numbers, dimensions, sizes, flags, dtypes, which of several results is taken."""
 
     def put(index: int, new: object) -> Callable[[], None]:
         return lambda: setattr(node, "args", (*node.args[:index], new, *node.args[index + 1 :]))
@@ -188,7 +188,7 @@ def arguments(node: fx.Node) -> Iterator[Callable[[], None]]:
 
 
 def operands(node: fx.Node, earlier: list[fx.Node]) -> Iterator[Callable[[], None]]:
-    """One operand for another of the same shape, or both exchanged."""
+    """Swap one operand for another of the same shape, or the two with each other."""
     for index, arg in enumerate(node.args):
         if not isinstance(arg, fx.Node):
             continue
@@ -200,7 +200,7 @@ def operands(node: fx.Node, earlier: list[fx.Node]) -> Iterator[Callable[[], Non
 
 
 def dropped_or_doubled(node: fx.Node) -> Iterator[Callable[[], None]]:
-    """The operation left out, or applied to its own result."""
+    """Leave the operation out, or apply it to its own result."""
     for source in node.all_input_nodes:
         if _shape(source) is not None:
             yield lambda s=source: node.replace_all_uses_with(s)
@@ -209,7 +209,7 @@ def dropped_or_doubled(node: fx.Node) -> Iterator[Callable[[], None]]:
 
 
 def inserted(node: fx.Node) -> Iterator[Callable[[], None]]:
-    """Something put between a value and those who use it: a view, a turn, a literal tensor, a rounding."""
+    """Put something between a value and its users: a view, a transpose, a literal tensor, a rounding."""
     shape = _shape(node)
     if shape is None or not shape or not all(isinstance(size, int) for size in shape):
         return
@@ -257,7 +257,7 @@ KINDS = ("neighbour", "argument", "operand", "dropped or doubled", "inserted")
 
 
 def mutate(base: Base, draw: random.Random) -> tuple[fx.GraphModule, str] | None:
-    """A copy of the base with one thing changed, and what; None where the draw met nothing to change."""
+    """A copy of the base with one thing changed, and what; None if the draw found nothing to change."""
     graph = copied(base.graph)
     nodes = [node for node in graph.nodes if node.op == "call_function"]
     at = draw.randrange(len(nodes))
@@ -281,7 +281,7 @@ def mutate(base: Base, draw: random.Random) -> tuple[fx.GraphModule, str] | None
 
 
 def verdict(module: fx.GraphModule, inputs: tuple, fusions: Sequence[Fusion] = BUILT_IN) -> str:
-    """`refused` (or unclaimed), `equal`, `respelled` or `WRONG`; `no program` where a mutant does not run.
+    """`refused` (or unclaimed), `equal`, `respelled` or `WRONG`; `no program` if a mutant does not run.
 
     `respelled` is float32 arithmetic in another order: a last bit of a scale, or one code in a thousand by one step.
     """
@@ -301,7 +301,7 @@ def verdict(module: fx.GraphModule, inputs: tuple, fusions: Sequence[Fusion] = B
 
 
 def _reads_unwritten(graph: fx.Graph) -> bool:
-    """Whether a mutant reads memory that nobody wrote, where anything may stand."""
+    """Whether a mutant reads memory that was never written and may hold anything."""
     for node in graph.nodes:
         if str(node.target).startswith("aten.empty"):
             for user in node.users:
@@ -317,7 +317,7 @@ def tensors_of(outputs) -> list[torch.Tensor]:
 
 
 def compared(got: list[torch.Tensor], want: list[torch.Tensor]) -> str:
-    """How results compare: in shapes, dtypes, strides and every bit, NaN being one value."""
+    """How results compare: in shapes, dtypes, strides and every bit, with all NaNs equal."""
     worst = "equal"
     for a, b in zip(got, want, strict=True):
         if (a.shape, a.dtype) != (b.shape, b.dtype) or not _same_strides(a, b):
@@ -337,5 +337,5 @@ def compared(got: list[torch.Tensor], want: list[torch.Tensor]) -> str:
 
 
 def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Strides that tell where elements lie: those of dimensions of one element say nothing."""
+    """Whether strides match, ignoring those of dimensions of one element, which have no effect."""
     return all(s == t for s, t, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size > 1)

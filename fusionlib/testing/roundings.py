@@ -12,9 +12,9 @@ import torch
 def roundings_kept() -> Iterator[None]:
     """Leave `value.to(bfloat16).float()` in the graphs that are traced inside this context.
 
-    Inductor before PyTorch 2.13 drops it in its joint-graph passes (the pattern `pointless_convert`), so a matcher
+    Before PyTorch 2.13, Inductor drops it in its joint-graph passes (the pattern `pointless_convert`), so a matcher
     cannot see it: the fused op then equals Inductor's unfused code, not eager. Exercises and tests about reading graphs
-    disable that one pattern, as newer versions do by default. A model's own compilation is left alone: `FusionPass`
+    disable that one pattern, as newer versions do by default. A model's own compilation is unaffected: `FusionPass`
     does not change what the rest of the model computes.
     """
     from torch._inductor.fx_passes import joint_graph

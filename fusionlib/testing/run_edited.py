@@ -1,7 +1,7 @@
-"""Runs a function with its graphs edited, for checking an edit without generating code.
+"""Runs a function with its graphs edited, to check an edit without generating code.
 
 Up to the edit this is what `torch.compile` does (Dynamo, AOTAutograd, Inductor's early passes); then PyTorch's own
-kernels run the graph's calls one by one, so that a difference in the result can only come from the edit. Roundings that
+kernels run the graph's calls one by one, so any difference in the result comes from the edit. Roundings that
 older versions drop are kept (`roundings`).
 """
 
@@ -28,7 +28,7 @@ def run_edited(
 
     Args:
         edit: called with every graph, as a pass after Inductor's early passes gets it; its return value is ignored.
-        fn: a function or module; Dynamo is reset before and after, so it is always traced afresh.
+        fn: a function or module; Dynamo is reset before and after, so it is always traced again.
         dynamic: which of `args` have a symbolic first dimension; Dynamo's mark stays on them.
         grad: trace with gradients enabled; `edit` then gets the graph that saves values for the backward pass.
     """
