@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusionlib import FusionPass, GroupQuant, Report, explain, group_quant
-from fusionlib.match import REASONS, OpaqueQuant, register_quant_op
+from fusionlib.fusions import BUILT_IN
+from fusionlib.match import OpaqueQuant, register_quant_op
 from fusionlib.match.opaque import readers_kept
+from fusionlib.match.reasons import COMMON
 
 # Parts shared by all examples.
 
@@ -302,7 +304,10 @@ def internal_error():
 
 
 #: Every example by its code, in the order of the reasons.
-EXAMPLES: dict[str, Callable] = {code: globals()[code] for code in REASONS}
+EXAMPLES: dict[str, Callable] = {
+    reason.code: globals()[reason.code]
+    for reason in (*COMMON, *(reason for fusion in BUILT_IN for reason in fusion.reasons))
+}
 
 
 def explained(code: str) -> Report:

@@ -17,11 +17,11 @@ def register(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from fusionlab.reason_examples import EXAMPLES
     from fusionlab.reasons_page import reason_text, reasons_page
-    from fusionlib.match import REASONS
 
-    if args.code is not None and args.code not in REASONS:
-        hint = did_you_mean(args.code, REASONS) or "; `fusionlib reasons` lists them"
+    if args.code is not None and args.code not in EXAMPLES:
+        hint = did_you_mean(args.code, EXAMPLES) or "; `fusionlib reasons` lists them"
         raise UsageError(f"no reason has the code {args.code!r}{hint}")
     print(reasons_page() if args.code is None else reason_text(args.code), end="")
     return 0

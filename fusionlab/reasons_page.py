@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable
 
 from fusionlab.reason_examples import EXAMPLES, SHARED
-from fusionlib.match.reasons import REASONS
+from fusionlib.match.reasons import REASONS, Reason
 
 _INTRODUCTION = """\
 # Why a site is refused
@@ -38,7 +38,7 @@ without parameters makes its report itself. The tests run all of them, from `fus
 def reasons_page() -> str:
     """The whole page as markdown."""
     parts = [_INTRODUCTION, _table(), _EXAMPLES.format(shared=_source(SHARED))]
-    parts += [f"### {code}\n\n{reason.sentence}\n\n{_source([EXAMPLES[code]])}\n" for code, reason in REASONS.items()]
+    parts += [f"### {code}\n\n{reason.sentence}\n\n{_source([EXAMPLES[code]])}\n" for code, reason in _listed().items()]
     return "\n".join(parts)
 
 
@@ -48,8 +48,13 @@ def reason_text(code: str) -> str:
     return f"{code}: {reason.sentence}\nfix: {reason.fix}\n\n{inspect.getsource(EXAMPLES[code])}"
 
 
+def _listed() -> dict[str, Reason]:
+    """The reasons with an example, by their codes: those of the library and its fusions, not of somebody else's."""
+    return {code: REASONS[code] for code in EXAMPLES}
+
+
 def _table() -> str:
-    rows = [f"| [`{r.code}`](#{r.code}) | {r.sentence} | {r.fix} |" for r in REASONS.values()]
+    rows = [f"| [`{r.code}`](#{r.code}) | {r.sentence} | {r.fix} |" for r in _listed().values()]
     return "\n".join(["| code | what it means | the way out |", "|---|---|---|", *rows, ""])
 
 

@@ -66,7 +66,7 @@ def test_a_run_of_one_notebook_keeps_the_pages_of_the_others(checkout, capsys):
     assert cli.main(["notebooks", "run"]) == 1
     assert cli.main(["notebooks", "run", "1"]) == 0
     assert {path.name for path in (checkout / "build" / "site").glob("*.html")} == {
-        "index.html", "01_good.html", "02_bad.html",
+        "index.html", "01_good.html", "02_bad.html", "progress.html",
     }  # fmt: skip
 
 

@@ -98,8 +98,11 @@ _TABLE = (
      "Please report it with the traceback in the log."),
 )  # fmt: skip
 
-#: Every reason by its code, in the order of the documentation; fusions add their own.
-REASONS: dict[str, Reason] = {row[0]: Reason(*row) for row in _TABLE}
+#: The reasons for which any site may be refused, in the order of the documentation.
+COMMON: tuple[Reason, ...] = tuple(Reason(*row) for row in _TABLE)
+
+#: Every reason by its code; fusions add their own.
+REASONS: dict[str, Reason] = {reason.code: reason for reason in COMMON}
 
 
 def register_reasons(reasons: Iterable[Reason]) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from fusionlab.reason_examples import EXAMPLES, explained, site, tensors
 from fusionlib import explain
-from fusionlib.match import REASONS
 from fusionlib.match.opaque import registered
 
 
@@ -15,7 +14,7 @@ def test_what_the_examples_change_fuses():
     assert len(report.fused) == 1 and not report.refused, str(report)
 
 
-@pytest.mark.parametrize("code", REASONS)
+@pytest.mark.parametrize("code", EXAMPLES)
 def test_the_example_is_refused_with_its_code(code):
     readers = registered()
     report = explained(code)
@@ -27,6 +26,6 @@ def test_the_example_is_refused_with_its_code(code):
     assert registered() == readers
 
 
-@pytest.mark.parametrize("code", REASONS)
+@pytest.mark.parametrize("code", EXAMPLES)
 def test_an_example_is_small(code):
     assert len(inspect.getsource(EXAMPLES[code]).splitlines()) <= 11

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from fusionlab.reason_examples import EXAMPLES
 from fusionlib.cli import main
-from fusionlib.match.reasons import REASONS
 
 
 def test_one_reason_is_explained_by_its_example(capsys):
@@ -21,4 +21,4 @@ def test_the_documentation_is_the_page_of_reasons(capsys):
     page = Path(__file__).resolve().parents[2] / "docs" / "reasons.md"
     assert main(["reasons"]) == 0
     assert capsys.readouterr().out == page.read_text(encoding="utf-8")
-    assert all(f"### {code}" in page.read_text(encoding="utf-8") for code in REASONS)
+    assert all(f"### {code}" in page.read_text(encoding="utf-8") for code in EXAMPLES)
