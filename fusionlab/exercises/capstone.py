@@ -13,8 +13,7 @@ from typing import Any
 
 from fusionlab.exercises import folded
 from fusionlab.exercises.exercise import Exercise, source_of
-from fusionlab.exercises.worked import graph_judges, graph_traps, judges, traps
-from fusionlab.exercises.worked import kernel_offline as offline
+from fusionlab.exercises.worked import graph_judges, graph_traps, judges, kernel_offline, traps
 from fusionlab.exercises.worked import silu_and_mul as worked
 from fusionlab.exercises.worked.silu_and_mul import (
     Found,
@@ -288,7 +287,7 @@ KERNEL = Exercise(
     "capstone_kernel",
     "Write `product` in Triton, as text: silu(gate) * up of float32 blocks, rounded at both points.",
     judges.kernel,
-    solution=offline.worked_product(),
+    solution=kernel_offline.worked_product(),
     traps=(
         traps.KERNEL_ROUNDS_ONCE,
         traps.KERNEL_SIGMOID,
@@ -304,6 +303,6 @@ KERNEL = Exercise(
         "_rounded(value, DTYPE, ROUND) rounds to DTYPE and comes back to float32 if ROUND.",
     ),
     explanation="The rest of the kernel is the second half of this library's: amax, scale, quotient, cast.",
-    solution_text=offline.worked_product(),
+    solution_text=kernel_offline.worked_product(),
     seconds=240,
 )

@@ -63,7 +63,8 @@ class GatedNormQuant(Fusion):
         """Why the op cannot run these tensors, or None."""
         x = tensors["x"]
         if tensors["weight"] is None and x is not None:
-            tensors = {**tensors, "weight": x.new_ones(self._weight_size(tensors["bias"], spec))}
+            bias = tensors["bias"]
+            tensors = {**tensors, "weight": x.new_ones(spec.norm_size if bias is None else bias.numel())}
         return super().problem(tensors, spec, quant)
 
     def emit(
@@ -81,10 +82,6 @@ class GatedNormQuant(Fusion):
             ones = calls.call(aten.full.default, [size], 1.0, dtype=torch.float32, device=tensor_of(x).device)
             tensors = {**tensors, "weight": ones}
         return super().emit(calls, tensors, spec, quant, wanted)
-
-    @staticmethod
-    def _weight_size(bias: torch.Tensor | None, spec: GatedNorm) -> int:
-        return spec.norm_size if bias is None else bias.numel()
 
     def spell(self, spec: GatedNorm) -> str:
         """The norm in one line."""

@@ -7,13 +7,13 @@ says which factor is on which side of a cut.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx
 
-from fusionlib.match.activation import OTHER_ACTIVATIONS, Activation, read_activation
+from fusionlib.fusions.recognise_gated_norm import has_gate, is_foreign_activation, is_rearranged, why_no_root
+from fusionlib.match.activation import Activation, read_activation
 from fusionlib.match.graph import (
     NARROW,
     aten,
@@ -30,7 +30,6 @@ from fusionlib.match.graph import (
     numel,
     operands,
     peel_exact,
-    result_of,
     same,
     shape,
     with_literal,
@@ -41,13 +40,7 @@ from fusionlib.match.root import Root, find_root, read_root, repeats_along
 from fusionlib.match.sizes import Shape, equal
 from fusionlib.spec import GatedNorm, RoundingPoint
 
-_MOST_NODES = 64  # visited in search of a gate: an unbounded search would not be linear in the graph
 _MOST_FACTORS = 16  # a gated norm has five; a value squared k times is a product of 2^k
-_REARRANGING = (
-    aten.constant_pad_nd.default, aten.cat.default, aten.slice.Tensor, aten.select.int, aten.index.Tensor,
-    aten.index_select.default, aten.gather.default, aten.permute.default, aten.transpose.int, aten.t.default,
-    aten.flip.default, aten.roll.default, aten.expand.default, aten.repeat.default, aten.as_strided.default,
-)  # fmt: skip
 _SHOULD_BE = "norm(x) * weight * act(gate), or norm(x * act(gate)) * weight"
 
 
@@ -75,14 +68,14 @@ def read_gated_norm(y: fx.Node, trail: Trail) -> Reading:
     """
     candidate = find_root(y)
     if candidate is None:
-        raise _without_root(y)
+        raise why_no_root(y)
     try:
         root = read_root(candidate, trail)
     except Stop:
-        if not _has_gate(y, None):
+        if not has_gate(y, None):
             raise NotMine from None
         raise
-    if not _has_gate(y, root):
+    if not has_gate(y, root):
         raise NotMine
     levels = _levels(y, root, trail)
     labels = [label for level in levels for label in level.factors]
@@ -122,7 +115,7 @@ def _gated_product(y: fx.Node, product: fx.Node) -> tuple[fx.Node, Activation]:
             act = read_activation(other) if isinstance(other, fx.Node) else None
             if act is not None and isinstance(x, fx.Node):
                 return x, act
-    if is_mul(product) and any(_foreign_activation(arg) for arg in operands(product)):
+    if is_mul(product) and any(is_foreign_activation(arg) for arg in operands(product)):
         raise Stop("activation", product, "silu or sigmoid of the gate", describe(product))
     raise Stop("not_gated_norm", y, _SHOULD_BE, describe(product))
 
@@ -347,14 +340,14 @@ def _resolve_spare(level: _Level, spare: list[fx.Node], root: Root) -> None:
 def _foreign(operand: fx.Node, level: _Level) -> Stop:
     """The reason for a factor that does not belong to a gated norm."""
     node = peel_exact(operand)
-    if _rearranged(node):
+    if is_rearranged(node):
         return Stop("rearranged", node, "the value as the norm leaves it", describe(node))
     scaled = is_mul(node) and with_literal(node) is not None
     if scaled or literal(operand) is not None or numel(node) == 1:
         return Stop("not_gated_norm", node, _SHOULD_BE, f"a further factor: {describe(node)}")
     if dtype(node) in NARROW and (is_mul(node) or is_add(node)):
         return Stop("rounding", node, "factors multiplied in float32", f"a product that is rounded: {describe(node)}")
-    if _foreign_activation(operand) or "gate" not in level.factors:
+    if is_foreign_activation(operand) or "gate" not in level.factors:
         if equal(shape(operand)[-1], 1):
             return Stop("gate_shape", node, "a gate with an element for each of the value's", describe(node))
         return Stop("activation", node, "silu or sigmoid of the gate", describe(node))
@@ -371,80 +364,3 @@ def _biased(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         if is_vector_of(vector, shape(node)) and find_root(value) is not None:
             return value, peel_exact(vector)
     return None
-
-
-def _foreign_activation(operand: object) -> bool:
-    """Whether an operand is an activation that is not ours, in one operation or in the few it decomposes to."""
-    queue, seen = deque([operand]), 0
-    while queue and seen < 8:
-        node, seen = queue.popleft(), seen + 1
-        node = peel_exact(node) if isinstance(node, fx.Node) else node
-        node = peel_exact(input_of(node)) if is_narrowing(node) else node
-        if is_call(node, *OTHER_ACTIVATIONS):
-            return True
-        if is_mul(node) or is_add(node):
-            queue.extend(operands(node))
-    return False
-
-
-def _rearranged(node: fx.Node) -> bool:
-    """Whether `node` moves the elements of a gated norm."""
-    if not is_call(node, *_REARRANGING):
-        return False
-    return any(find_root(source) is not None and _has_gate(source, None) for source in node.all_input_nodes[:4])
-
-
-def _has_gate(y: fx.Node, root: Root | None) -> bool:
-    """Whether a factor of `y`, or of the normalised value, is any activation or a whole tensor besides x.
-
-    `root` is None if it could not be read: then only activations count, since x is unknown.
-    """
-    stack, seen = [(y, root is not None)], 0
-    while stack and seen < _MOST_NODES:
-        (operand, whole_counts), seen = stack.pop(), seen + 1
-        node = peel_exact(operand)
-        if root is not None and (node is root.node or same(node, root.value)):
-            continue
-        if _is_activation(node):
-            return True
-        if is_narrowing(node) or is_call(node, aten.expand.default):
-            stack.append((input_of(node), whole_counts))
-        elif is_mul(node) or is_div(node) or is_add(node):
-            factors = (arg for arg in operands(node) if isinstance(arg, fx.Node))
-            stack.extend((arg, whole_counts and not is_add(node)) for arg in factors)
-        elif whole_counts and find_root(node) is None and equal(numel(node), numel(y)):
-            return True
-    if root is None:
-        return False
-    normed = peel_exact(root.value)
-    product = peel_exact(input_of(normed)) if is_narrowing(normed) else normed
-    return is_mul(product) and any(_is_activation(arg) for arg in operands(product))
-
-
-def _is_activation(operand: object) -> bool:
-    """Whether an operand is an activation, readable or not."""
-    try:
-        read = read_activation(operand) if isinstance(operand, fx.Node) else None
-    except Stop:
-        return True
-    return read is not None or _foreign_activation(operand)
-
-
-def _without_root(y: fx.Node) -> Stop | NotMine:
-    """Why no root was found above `y`: a gated norm that is rearranged, a LayerNorm with a gate, or something else."""
-    queue, seen, layer_norm, gated = deque([y]), 0, None, False
-    while queue and seen < _MOST_NODES:
-        node, seen = peel_exact(queue.popleft()), seen + 1
-        if _rearranged(node):
-            return Stop("rearranged", node, "the value as the norm leaves it", describe(node))
-        if result_of(node, aten.native_layer_norm.default) is not None:
-            layer_norm = node
-        elif _is_activation(node):
-            gated = True
-        elif is_narrowing(node) or is_call(node, *_REARRANGING):
-            queue.extend(node.all_input_nodes[:3])
-        elif is_mul(node) or is_div(node) or is_add(node):
-            queue.extend(arg for arg in operands(node) if isinstance(arg, fx.Node))
-    if layer_norm is not None and gated:
-        return Stop("layer_norm", input_of(layer_norm), "a mean of squares", describe(input_of(layer_norm)))
-    return NotMine()

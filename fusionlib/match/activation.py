@@ -70,6 +70,14 @@ def read_activation(node: fx.Node) -> Activation | None:
     return None
 
 
+def is_activation(node: fx.Node) -> bool:
+    """Whether `node` computes one of ours, also one that rounds inside and cannot be read."""
+    try:
+        return read_activation(node) is not None
+    except Stop:
+        return True
+
+
 def _silu(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
     """(gate, nodes whose value must not be rounded) of silu."""
     if is_call(node, aten.silu.default):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fusionlib.match.activation import read_activation
+from fusionlib.match.activation import is_activation
 from fusionlib.match.graph import (
     FLOAT32_MAX,
     aten,
@@ -64,17 +64,10 @@ def find_root(y: fx.Node) -> fx.Node | None:
             queue.append(input_of(node))
         elif is_div(node) and _is_square_root(node.args[1]):
             return peel_exact(input_of(node, 1))
-        elif (is_mul(node) or is_div(node) or is_add(node)) and not _is_activation(node):
+        elif (is_mul(node) or is_div(node) or is_add(node)) and not is_activation(node):
             factors = operands(node)[:1] if is_div(node) else operands(node)
             queue.extend(arg for arg in factors if isinstance(arg, fx.Node))
     return None
-
-
-def _is_activation(node: fx.Node) -> bool:
-    try:
-        return read_activation(node) is not None
-    except Stop:
-        return True
 
 
 def _is_square_root(arg: object) -> bool:

@@ -57,17 +57,8 @@ def fusions_hash(fusions: Iterable[Fusion]) -> str | None:
 
     None if one has no `version` and cannot be hashed faithfully; a warning says so once, and what to do.
     """
-    digest, covered = hashlib.sha256(), covered_by(source_files())
-    for fusion in fusions:
-        version = getattr(fusion, "version", None)
-        try:
-            what = ("version", version) if version is not None else ("code", fingerprint(fusion, covered))
-        except NoFingerprint as problem:
-            _warn_once(f"the fusion {fusion.name}", str(problem), "give it an attribute `version`")
-            return None
-        for word in (fusion.name, *what):
-            digest.update(f"{len(word)}:{word}".encode())
-    return digest.hexdigest()
+    parts = ((fusion.name, fusion, getattr(fusion, "version", None)) for fusion in fusions)
+    return _parts_hash(parts, "the fusion", "give it an attribute `version`")
 
 
 def readers_hash() -> str | None:
@@ -75,12 +66,18 @@ def readers_hash() -> str | None:
 
     None if a reader without a version cannot be hashed faithfully; a warning says so once, and what to do.
     """
+    parts = ((name, reader, version) for name, (reader, version) in sorted(registered().items()))
+    return _parts_hash(parts, "the reader of", "register it with register_quant_op(..., version=...)")
+
+
+def _parts_hash(parts: Iterable[tuple[str, object, str | None]], kind: str, remedy: str) -> str | None:
+    """SHA-256 over (name, object, version): the version, or all that an object without one computes with."""
     digest, covered = hashlib.sha256(), covered_by(source_files())
-    for name, (reader, version) in sorted(registered().items()):
+    for name, part, version in parts:
         try:
-            what = ("version", version) if version is not None else ("code", fingerprint(reader, covered))
+            what = ("version", version) if version is not None else ("code", fingerprint(part, covered))
         except NoFingerprint as problem:
-            _warn_once(f"the reader of {name}", str(problem), "register it with register_quant_op(..., version=...)")
+            _warn_once(f"{kind} {name}", str(problem), remedy)
             return None
         for word in (name, *what):
             digest.update(f"{len(word)}:{word}".encode())

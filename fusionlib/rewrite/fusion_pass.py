@@ -147,6 +147,8 @@ class FusionPass(CustomGraphPass):
 
     def _demand(self, record: CompileRecord) -> None:
         """Raise FusionError if the current compile is known not to be what was asked for."""
+        if self.expect is None and not self.strict:
+            return
         made_in = record.origin
         number = None if made_in is None else made_in.number
         earlier = [r for r in self._records if r.origin is not None and r.origin.number == number]

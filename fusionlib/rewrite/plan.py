@@ -57,6 +57,7 @@ class SitePlan:
         roots: for each of them, the node whose values it has, below reshapes, copies and exact casts.
         dependent: those computed from an input with an element for each of the value's.
         kept: the values besides codes and scales that the call can return, by name; `wanted` are those it must.
+        returned: all that the call can return: codes, scales and the kept values.
         inputs: what the call reads, by name; None if the graph has no such tensor.
         outputs: the sizes that reshape the results to the shapes of what they replace.
     """
@@ -68,6 +69,7 @@ class SitePlan:
     dependent: set[fx.Node] = field(default_factory=set)
     kept: dict[str, fx.Node] = field(default_factory=dict)
     wanted: frozenset[str] = frozenset()
+    returned: set[fx.Node | None] = field(default_factory=set)
     inputs: dict[str, Input | None] = field(default_factory=dict)
     outputs: dict[fx.Node, Sizes] = field(default_factory=dict)
 
@@ -86,17 +88,12 @@ class SitePlan:
         """The node after which the call can go: all it reads comes before this, nothing it replaces does."""
         return self.match.value
 
-    def is_given_back(self, node: fx.Node) -> bool:
-        """Whether the call returns the value of `node`."""
-        results = {node for q in self.quants for node in (q.match.quant.codes, q.match.quant.scale)}
-        return node in results or node in self.kept.values()
-
     def free_to_use(self, node: fx.Node) -> bool:
         """Whether a node of the cone may have users outside: it stays valid, or the call returns it."""
         root = self.roots[node]
         while is_call(root, aten.expand.default):
             root = self.roots.get(input_of(root), input_of(root))
-        return self.is_given_back(root) or root in self.reading.inputs or node not in self.dependent
+        return root in self.returned or root in self.reading.inputs or node not in self.dependent
 
 
 def group_by_value(matches: list[Match]) -> list[list[Match]]:
@@ -111,6 +108,8 @@ def plan_site(matches: list[Match]) -> SitePlan:
     """The plan of the site that `matches` are. Raises Stop if the results cannot have the shapes they must."""
     site = SitePlan(matches[0], [_plan_quant(match) for match in matches])
     site.kept = {VALUE: site.match.value, **site.reading.kept}
+    results = (node for q in site.quants for node in (q.match.quant.codes, q.match.quant.scale))
+    site.returned = {*site.kept.values(), *results}
     site.cone = _cone(site)
     _follow_values(site)
     site.wanted = _wanted(site)

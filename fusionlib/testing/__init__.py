@@ -5,7 +5,7 @@ assert not any(finding.problem for finding in findings), report(findings)
 """
 
 from fusionlib.testing.judgement import BROKEN, Case, Finding, broken_op, judge, report
-from fusionlib.testing.mutants import Base, capture, mutate, verdict
+from fusionlib.testing.mutants import Base, capture, mutate, verdict, verdicts
 from fusionlib.testing.roundings import roundings_kept
 from fusionlib.testing.run_edited import run_edited
 
@@ -22,4 +22,5 @@ __all__ = [
     "roundings_kept",
     "run_edited",
     "verdict",
+    "verdicts",
 ]

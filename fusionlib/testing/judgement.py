@@ -6,8 +6,6 @@ quantisations after it, layouts, further consumers, dynamic sizes, warm caches a
 
 from __future__ import annotations
 
-import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,9 +16,9 @@ from torch import fx
 from fusionlib import op as ops
 from fusionlib import reference
 from fusionlib.fusions import Fusion
-from fusionlib.rewrite import FusionPass
+from fusionlib.rewrite import FusionPass, Site
 from fusionlib.spec import GroupQuant
-from fusionlib.testing.mutants import Base, capture, compared, mutate, tensors_of, verdict
+from fusionlib.testing.mutants import capture, compared, tensors_of, verdicts
 from fusionlib.testing.roundings import roundings_kept
 from fusionlib.testing.run_edited import run_edited
 
@@ -149,8 +147,8 @@ def _with_codes_used(producer: Producer) -> Callable:
 # What is tried.
 
 
-def _run(case: Case, site: Callable, tokens: int, dynamic: tuple[int, ...] = ()) -> tuple[list, list, FusionPass, list]:
-    """(results with the pass, results without, the pass, its records); without it the same graph runs unchanged."""
+def _run(case: Case, site: Callable, tokens: int, dynamic: tuple[int, ...] = ()) -> tuple[list, list, list[Site]]:
+    """(results with the pass, results without, the pass's sites); without it the same graph runs unchanged."""
     fusion, records = FusionPass("cpu", fusions=(case.fusion,)), []
     tensors = case.tensors(tokens)
     want = tensors_of(run_edited(lambda graph: None, site, *tensors, dynamic=dynamic))
@@ -158,12 +156,11 @@ def _run(case: Case, site: Callable, tokens: int, dynamic: tuple[int, ...] = ())
     got = tensors_of(run_edited(lambda graph: records.append(fusion.rewrite(graph)), site, *tensors, dynamic=dynamic))
     if not all(map(torch.equal, before, tensors)):
         raise AssertionError("the inputs were changed")
-    return got, want, fusion, records
+    return got, want, [each for record in records for each in record.sites]
 
 
 def _fuses(case: Case, site: Callable, *, tokens: int = 6, dynamic: tuple[int, ...] = ()) -> str | None:
-    got, want, _, records = _run(case, site, tokens, dynamic)
-    sites = [each for record in records for each in record.sites]
+    got, want, sites = _run(case, site, tokens, dynamic)
     if not sites:
         return "no quantisation was seen"
     if not all(each.fused and each.fusion == case.fusion.name for each in sites):
@@ -173,8 +170,8 @@ def _fuses(case: Case, site: Callable, *, tokens: int = 6, dynamic: tuple[int, .
 
 
 def _leaves_alone(case: Case, site: Callable) -> str | None:
-    got, want, _, records = _run(case, site, 6)
-    if any(each.fused for record in records for each in record.sites):
+    got, want, sites = _run(case, site, 6)
+    if any(each.fused for each in sites):
         result = compared(got, want)
         return None if result == "equal" else f"it fused, {result}"
     return None if compared(got, want) == "equal" else "the graph computes something else although nothing fused"
@@ -234,22 +231,8 @@ def _cache_problem(case: Case, site: Callable) -> str | None:
 
 def _mutants_problem(case: Case, count: int, seed: int) -> str | None:
     bases = [capture(name, _quantised(producer), *case.tensors(6)) for name, producer in case.spellings.items()]
-    return mutants_problem(bases, (case.fusion,), count, seed)
-
-
-def mutants_problem(bases: list[Base], fusions: tuple[Fusion, ...], count: int, seed: int) -> str | None:
-    """The first of `count` mutants of `bases` that fuses wrongly, in words; None if there is none."""
-    draw, tried = random.Random(seed), Counter[str]()
-    while tried.total() - tried["no program"] - tried["no site"] < count:
-        base = draw.choice(bases)
-        made = mutate(base, draw)
-        if made is None:
-            continue
-        result = verdict(made[0], base.inputs, fusions)
-        tried[result.split(":")[0]] += 1
-        if result.startswith("WRONG"):
-            return f"{result}: {made[1]}"
-    return None
+    results = verdicts(bases, (case.fusion,), count, seed)
+    return next((f"{result}: {text}" for result, text in results if result.startswith("WRONG")), None)
 
 
 # Ops that are wrong in one way, for the author's own test.

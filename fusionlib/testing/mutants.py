@@ -300,6 +300,20 @@ def verdict(module: fx.GraphModule, inputs: tuple, fusions: Sequence[Fusion] = B
     return compared(tensors_of(got), tensors_of(want))
 
 
+def verdicts(bases: Sequence[Base], fusions: Sequence[Fusion], count: int, seed: int) -> Iterator[tuple[str, str]]:
+    """(verdict, what was changed) of mutants drawn from `seed`, until `count` of them were programs with a site."""
+    draw = random.Random(seed)
+    while count > 0:
+        base = draw.choice(bases)
+        made = mutate(base, draw)
+        if made is None:
+            continue
+        module, text = made
+        result = verdict(module, base.inputs, fusions)
+        count -= result not in ("no program", "no site")
+        yield result, text
+
+
 def _reads_unwritten(graph: fx.Graph) -> bool:
     """Whether a mutant reads memory that was never written and may hold anything."""
     for node in graph.nodes:

@@ -1,7 +1,6 @@
 """No mutant fuses wrongly: some hundred in every run, thousands in a long one (FUSIONLIB_MUTANTS, FUSIONLIB_SEED)."""
 
 import os
-import random
 from collections import Counter
 
 import pytest
@@ -11,7 +10,8 @@ from torch import fx
 
 from fusionlab.spellings import SPELLINGS
 from fusionlib import GroupQuant, group_quant
-from fusionlib.testing.mutants import Base, capture, compared, copied, mutate, verdict
+from fusionlib.fusions import BUILT_IN
+from fusionlib.testing.mutants import Base, capture, compared, copied, verdict, verdicts
 from tests.spellings import NormSpelling, QuantSpelling, inputs, site
 
 MUTANTS = int(os.environ.get("FUSIONLIB_MUTANTS", "400"))
@@ -104,14 +104,8 @@ def test_every_base_fuses_and_is_equal(graphs):
 
 
 def test_no_mutant_fuses_wrongly(graphs):
-    draw, counts, wrong = random.Random(SEED), Counter(), []
-    while sum(counts.values()) - counts["no program"] - counts["no site"] < MUTANTS:
-        made = mutate(draw.choice(graphs), draw)
-        if made is None:
-            continue
-        module, text = made
-        base = next(base for base in graphs if text.startswith(f"{base.name}: "))
-        result = verdict(module, base.inputs)
+    counts, wrong = Counter(), []
+    for result, text in verdicts(graphs, BUILT_IN, MUTANTS, SEED):
         counts[result.split(":")[0]] += 1
         if result.startswith("WRONG"):
             wrong.append(f"{result}\n  {text}")

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fusionlab.exercises import Exercise, capstone
-from fusionlab.exercises.worked import captured, graph_traps, traps
-from fusionlab.exercises.worked import kernel_offline as offline
+from fusionlab.exercises.worked import captured, graph_traps, kernel_offline, traps
 from fusionlab.exercises.worked import silu_and_mul as worked
 from fusionlib import GroupQuant, reference
 from fusionlib.match.graph import value
@@ -175,13 +174,13 @@ def test_a_compiled_function_is_rewritten_and_equal():
 
 
 def test_the_kernel_compiles_for_gpus_that_are_not_here():
-    source = offline.source_with(offline.worked_product())
-    assert source.strip() == offline.WORKED.read_text().strip()
-    found = offline.compile_for(source)
+    source = kernel_offline.source_with(kernel_offline.worked_product())
+    assert source.strip() == kernel_offline.WORKED.read_text().strip()
+    found = kernel_offline.compile_for(source)
     assert list(found) == ["sm_90", "gfx950"]
     assert all(counts["16-byte loads"] == 2 and counts["FP8 conversions"] >= 1 for counts in found.values())
 
 
 def test_a_kernel_that_does_not_compile_is_told():
-    wrong = offline.worked_product().replace("tl.exp", "tl.expo")
+    wrong = kernel_offline.worked_product().replace("tl.exp", "tl.expo")
     assert "expo" in capstone.KERNEL.verdict(wrong)

@@ -11,8 +11,7 @@ import pytest
 from fusionlab import exercises
 from fusionlab.exercises import Exercise
 from fusionlab.exercises.chapters import CHAPTERS
-from fusionlab.exercises.worked import kernel_offline as offline
-from fusionlab.exercises.worked import traps
+from fusionlab.exercises.worked import kernel_offline, traps
 
 
 def every_exercise() -> list[Exercise]:
@@ -67,7 +66,7 @@ def test_a_trap_is_turned_down(exercise, trap, capsys):
 def test_a_kernel_that_never_ends_is_stopped(monkeypatch):
     from fusionlab.exercises import capstone
 
-    monkeypatch.setattr(offline, "SECONDS", 1.0)
+    monkeypatch.setattr(kernel_offline, "SECONDS", 1.0)
     assert "did not end within 1 s" in capstone.KERNEL.verdict(f"{traps.KERNEL_SIGMOID}\nwhile True:\n    pass\n")
 
 

@@ -11,10 +11,8 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from fusionlab.exercises import capstone, matching
-from fusionlab.exercises import measuring as trace
-from fusionlab.exercises import rewriting as graph
-from fusionlab.exercises.worked import kernel_offline as offline
+from fusionlab.exercises import capstone, matching, measuring, rewriting
+from fusionlab.exercises.worked import kernel_offline
 from fusionlab.exercises.worked import silu_and_mul as worked
 from fusionlab.exercises.worked.silu_and_mul import Found, Refused, SiluAndMul, check_site, same_layout
 from fusionlib import GroupQuant, reference
@@ -154,8 +152,8 @@ class PlainPass(CustomGraphPass):
         return digest.digest()
 
 
-KERNEL_BY_SIGMOID = offline.worked_product().replace("gate / (1.0 + tl.exp(-gate))", "gate * tl.sigmoid(gate)")
-KERNEL_THAT_PRINTS = f"print('loaded')\n{offline.worked_product()}\nprint('{{\"cases\": []}}')\n"
+KERNEL_BY_SIGMOID = kernel_offline.worked_product().replace("gate / (1.0 + tl.exp(-gate))", "gate * tl.sigmoid(gate)")
+KERNEL_THAT_PRINTS = f"print('loaded')\n{kernel_offline.worked_product()}\nprint('{{\"cases\": []}}')\n"
 
 
 def negation_until_nothing_changes(graph):
@@ -201,11 +199,11 @@ ACCEPTED = [
     (capstone.PASS, PlainPass),
     (capstone.KERNEL, KERNEL_BY_SIGMOID),
     (capstone.KERNEL, KERNEL_THAT_PRINTS),
-    (graph.double_negation, negation_until_nothing_changes),
-    (graph.readers, readers_as_a_set),
-    (graph.stable_uuid, lambda source, factor: hashlib.blake2b(f"{factor!r} {source}".encode()).digest()),
-    (graph.stable_uuid, lambda source, factor: f"{source}{float(factor).hex()}"),
-    (trace.idle_time, idle_by_microseconds),
+    (rewriting.double_negation, negation_until_nothing_changes),
+    (rewriting.readers, readers_as_a_set),
+    (rewriting.stable_uuid, lambda source, factor: hashlib.blake2b(f"{factor!r} {source}".encode()).digest()),
+    (rewriting.stable_uuid, lambda source, factor: f"{source}{float(factor).hex()}"),
+    (measuring.idle_time, idle_by_microseconds),
     (matching.FIX_IT, in_another_order),
 ]
 
