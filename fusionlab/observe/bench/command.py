@@ -22,7 +22,15 @@ from fusionlib.commands.errors import UsageError
 VARIANTS = ("eager", "two_kernel", "inductor", "aiter", "fla", "fused", "light", "reciprocal")
 CONTEXTS = ("alone", "producer", "chain")
 GATES = ("contiguous", "strided")
-SHAPES = ("32x128", "16x128", "48x128", "64x128", "mamba2", "per_token")
+PRODUCERS = {
+    "gated_norm": ("32x128", "16x128", "48x128", "64x128", "mamba2", "per_token"),
+    "rms_norm": (
+        *("norm_2048", "norm_4096", "norm_5120", "norm_7168"),
+        *("add_norm_2048", "add_norm_4096", "add_norm_5120", "add_norm_7168"),
+    ),
+    "act_and_mul": ("silu_512", "silu_5632", "silu_14336", "gate_16x256", "gate_32x256"),
+}
+SHAPES = tuple(shape for shapes in PRODUCERS.values() for shape in shapes)
 _CHECK_TOKENS = (1, 64)
 _ON_A_CPU = (
     "no GPU is visible, and a CPU's times say nothing of a GPU's kernels: nothing can be measured here. "
@@ -39,7 +47,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="one shape, four sizes, 10 rounds")
     parser.add_argument("--tokens", nargs="+", type=_positive, help="default: 1 to 32768 in ten steps")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="default: all")
+    parser.add_argument("--producers", nargs="+", choices=PRODUCERS, help="the shapes of these; default: all")
+    parser.add_argument(
+        "--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=f"of {', '.join(SHAPES)}; default: all"
+    )
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:-1]), help="default: all but the last"
     )
@@ -64,7 +75,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="a .json file, or a folder for <device>.json, -sweep, -versions, -chain or -shapes; default: none",
+        help="a .json file, or a folder for <device>.json, -sweep, -versions, -chain, -shapes, -producers or -step",
     )
     parser.set_defaults(run=run)
 
@@ -178,7 +189,10 @@ def _suffix(namespace: argparse.Namespace) -> str:
         return "-versions"
     if "alone" not in namespace.contexts:
         return "-chain"
-    return "-shapes" if namespace.shapes and SHAPES[0] not in namespace.shapes else ""
+    shapes = _shapes(namespace)
+    if shapes and not set(shapes) & set(PRODUCERS["gated_norm"]):
+        return "-producers"
+    return "-shapes" if shapes and SHAPES[0] not in shapes else ""
 
 
 def _cases(namespace: argparse.Namespace) -> list:
@@ -186,9 +200,15 @@ def _cases(namespace: argparse.Namespace) -> list:
 
     brief = namespace.quick or namespace.check
     sizes = _CHECK_TOKENS if namespace.check else QUICK_TOKENS if namespace.quick else TOKENS
-    shapes = namespace.shapes or ((BASE,) if namespace.quick else SHAPES)
+    shapes = _shapes(namespace) or ((BASE,) if namespace.quick else SHAPES)
     contexts = [name for name in namespace.contexts if name == "alone"] if brief else namespace.contexts
     return list(cases(namespace.tokens or sizes, shapes, namespace.gates, contexts))
+
+
+def _shapes(namespace: argparse.Namespace) -> tuple[str, ...]:
+    """The shapes that were asked for, by their own names and by those of their producers; none if none were."""
+    of_producers = (shape for name in namespace.producers or () for shape in PRODUCERS[name])
+    return tuple(dict.fromkeys((*(namespace.shapes or ()), *of_producers)))
 
 
 def _report_check(results: Any) -> int:
@@ -231,7 +251,7 @@ def _command(namespace: argparse.Namespace) -> str:
         words += ["--versions", *(["--tokens", *map(str, namespace.tokens)] if namespace.tokens else [])]
         return " ".join([*words, "--rounds", str(namespace.rounds), "--seed", str(namespace.seed)])
     words += [f"--{flag.replace('_', '-')}" for flag in ("quick", "sweep", "dependent_launch") if vars(namespace)[flag]]
-    for option in ("tokens", "shapes", "variants", "gates", "contexts"):
+    for option in ("tokens", "producers", "shapes", "variants", "gates", "contexts"):
         if vars(namespace)[option]:
             words += [f"--{option}", *map(str, vars(namespace)[option])]
     for option in ("rounds", "compilations", "seed"):
