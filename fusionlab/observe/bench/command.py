@@ -6,6 +6,7 @@ Examples::
     fusionlib bench --out data/benchmarks         everything, written to data/benchmarks/<device>.json
     fusionlib bench --sweep --tokens 1 64 8192    launch configurations, for the heuristic's thresholds
     fusionlib bench --versions                    the kernel's seven versions of notebook 05, beside the light
+    fusionlib bench --step --out data/benchmarks  a decode step of Qwen3-Next-like blocks: what the fusions save
     fusionlib bench --check --tokens 4            on a CPU: no times, only whether the variants agree with eager
 """
 
@@ -20,6 +21,7 @@ from fusionlab.files import require_writable
 from fusionlib.commands.errors import UsageError
 
 VARIANTS = ("eager", "two_kernel", "inductor", "aiter", "fla", "fused", "light", "reciprocal")
+STEP_VARIANTS = ("opaque", "inductor", "gated_norm", "fused")
 CONTEXTS = ("alone", "producer", "chain")
 GATES = ("contiguous", "strided")
 PRODUCERS = {
@@ -70,6 +72,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="time the versions of notebook 05 instead; --tokens 1 64 8192 by default",
     )
+    parser.add_argument("--step", action="store_true", help="a decode step of Qwen3-Next-like blocks instead")
+    parser.add_argument(
+        "--step-variants", nargs="+", choices=STEP_VARIANTS, default=list(STEP_VARIANTS), help="of --step; default: all"
+    )
+    parser.add_argument("--layers", type=_positive, help="of --step; default: all 48, or as many as fit")
+    parser.add_argument("--context-length", type=_positive, help="tokens in the caches of --step; default: 1024")
+    parser.add_argument("--record", type=Path, help="with --step: a folder for <device>/, its blocks' cleaned traces")
     parser.add_argument("--dependent-launch", action="store_true", help="also programmatic dependent launch (NVIDIA)")
     parser.add_argument("--check", action="store_true", help="check results only, measure nothing; also on a CPU")
     parser.add_argument(
@@ -94,6 +103,10 @@ def run(namespace: argparse.Namespace) -> int:
     gpu = torch.cuda.is_available()
     if namespace.versions and (namespace.sweep or namespace.check or namespace.dependent_launch):
         raise UsageError("--versions is a run of its own; leave --sweep, --check and --dependent-launch out")
+    if namespace.step and (namespace.sweep or namespace.versions or namespace.dependent_launch):
+        raise UsageError("--step is a run of its own; leave --sweep, --versions and --dependent-launch out")
+    if not namespace.step and (namespace.layers or namespace.context_length or namespace.record):
+        raise UsageError("--layers, --context-length and --record belong to --step; add it or leave them out")
     if not gpu and not namespace.check:
         raise UsageError(_ON_A_CPU)
     if namespace.check and namespace.out is not None:
@@ -119,6 +132,10 @@ def _fp8_problem() -> str | None:
 
 def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], Any] | None) -> int:
     """The command with an injected timer, so that everything but the device can be tested without a GPU."""
+    if namespace.step:
+        from fusionlab.observe.step.command import run_step
+
+        return run_step(namespace, device, make_timer, _command(namespace))
     from fusionlab.observe.bench import run as runs
     from fusionlab.observe.bench.compilations import FastestCompilation
     from fusionlab.observe.bench.results import Results, write_results
@@ -247,6 +264,15 @@ def _libraries(namespace: argparse.Namespace) -> dict[str, str] | None:
 def _command(namespace: argparse.Namespace) -> str:
     """The command to repeat the run, without its output path."""
     words = ["fusionlib bench"]
+    if namespace.step:
+        words += ["--step"]
+        for option in ("tokens", "step_variants"):
+            words += [f"--{option.replace('_', '-')}", *map(str, vars(namespace)[option] or ())] * bool(
+                vars(namespace)[option]
+            )
+        for option in ("layers", "context_length", "rounds", "seed"):
+            words += [f"--{option.replace('_', '-')}", str(vars(namespace)[option])] * bool(vars(namespace)[option])
+        return " ".join(words)
     if namespace.versions:
         words += ["--versions", *(["--tokens", *map(str, namespace.tokens)] if namespace.tokens else [])]
         return " ".join([*words, "--rounds", str(namespace.rounds), "--seed", str(namespace.seed)])

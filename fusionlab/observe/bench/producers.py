@@ -217,7 +217,8 @@ class RMSNormProducer(Producer):
 
     def reference(self, *tensors: torch.Tensor) -> Tensors:
         """The normed value, and the sum."""
-        normed, total = reference.rms_norm(*self._parted(tensors), self.spec)
+        x, residual, weight = self._parted(tensors)
+        normed, total = reference.rms_norm(x, weight, self.spec, residual)
         return (normed, total) if self.residual else (normed,)
 
     def fused(self, tensors: Tensors, quant: GroupQuant) -> Tensors:
