@@ -240,7 +240,11 @@ def profiled(steps: Sequence[Callable[[], Any]], device: str) -> torch.profiler.
 
 
 def cleaned_trace(profiler: torch.profiler.profile, path: Path) -> Trace:
-    """Write the profile to `path`, cleaned (`observe.clean`), and read it back. Raises TraceError if it is too large."""
+    """Write the profile to `path`, cleaned (`observe.clean`), and read it back.
+
+    Raises:
+        TraceError: if the cleaned trace is too large or cannot be written.
+    """
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "raw.json")
         profiler.export_chrome_trace(str(raw))

@@ -265,13 +265,11 @@ def _command(namespace: argparse.Namespace) -> str:
     """The command to repeat the run, without its output path."""
     words = ["fusionlib bench"]
     if namespace.step:
-        words += ["--step"]
-        for option in ("tokens", "step_variants"):
-            words += [f"--{option.replace('_', '-')}", *map(str, vars(namespace)[option] or ())] * bool(
-                vars(namespace)[option]
-            )
-        for option in ("layers", "context_length", "rounds", "seed"):
-            words += [f"--{option.replace('_', '-')}", str(vars(namespace)[option])] * bool(vars(namespace)[option])
+        words.append("--step")
+        for option in ("tokens", "step_variants", "layers", "context_length", "rounds", "seed"):
+            value = vars(namespace)[option]
+            given = value if isinstance(value, list) else [] if value is None else [value]
+            words += [f"--{option.replace('_', '-')}", *map(str, given)] if given else []
         return " ".join(words)
     if namespace.versions:
         words += ["--versions", *(["--tokens", *map(str, namespace.tokens)] if namespace.tokens else [])]

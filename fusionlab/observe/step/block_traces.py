@@ -6,6 +6,7 @@ and no kernels, a call of each.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def without_quantisation(
     """
     before, after, count = 0.0, 0.0, 0
     for kind, found in kernels.items():
-        pairs = [(a, b) for a, b in zip(found, found[1:], strict=False) if b.name.startswith(QUANT_KERNEL)]
+        pairs = [(a, b) for a, b in itertools.pairwise(found) if b.name.startswith(QUANT_KERNEL)]
         count += layers[kind] * len(pairs)
         before += layers[kind] * sum(quant.end_us - producer.start_us for producer, quant in pairs)
         after += layers[kind] * sum(producer.duration_us for producer, _ in pairs)

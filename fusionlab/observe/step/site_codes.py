@@ -1,8 +1,8 @@
 """Whether the codes of each site are eager's: the site alone, compiled in each way, on the same inputs.
 
-A whole block cannot say that. One code that differs changes all that is computed from it, and what Inductor makes of the
-rest of the block rounds less often than eager. So each site is compiled by itself on inputs with the strides that it
-has in the block. `fused` repeats eager's roundings, and `correctness.CODE_BOUND` is the most that may differ; Inductor
+A whole block cannot say that. One code that differs changes all that is computed from it, and what Inductor makes of
+the rest of the block rounds less often than eager. So each site is compiled by itself on inputs with the strides that
+it has in the block. `fused` repeats eager's roundings, and `correctness.CODE_BOUND` is the most that may differ; Inductor
 keeps fused values in float32, so that `opaque` quantises a slightly different value.
 """
 
@@ -119,9 +119,7 @@ class SiteCodes:
         return {"site": self.site, "variant": self.variant, "fused": self.fused, **self.agreement.as_json()}
 
 
-def site_codes(
-    weights: Weights, tokens: int, seed: int, names: tuple[str, ...] = ("opaque", "fused")
-) -> list[SiteCodes]:
+def site_codes(weights: Weights, tokens: int, seed: int, names: tuple[str, ...]) -> list[SiteCodes]:
     """Every site under each of `names`, compared with eager at `tokens` tokens."""
     found = []
     for site in QUANTISED:
