@@ -186,7 +186,7 @@ def _light(
 ) -> Callable[[tuple[torch.Tensor, ...]], Callable[[], Any]]:
     """Buffers -> a call of the light, launched as our kernel would be."""
     from fusionlab.observe.bench.light import launch_light
-    from fusionlib.kernels.gated_norm import choose_launch
+    from fusionlib.kernels.config import choose_launch
 
     def on(buffers: tuple[torch.Tensor, ...]) -> Callable[[], Any]:
         x, gate, *outputs = buffers

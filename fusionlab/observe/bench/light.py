@@ -11,7 +11,7 @@ One kernel serves every producer: what a producer lacks (a second tensor of rows
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import gcd, lcm
+from math import lcm
 from typing import Any
 
 import torch
@@ -19,15 +19,9 @@ import triton
 import triton.language as tl
 
 from fusionlib.kernels import launch
-from fusionlib.kernels.gated_norm import (
-    LaunchConfig,
-    are_units,
-    load_units,
-    rows_of_program,
-    store_unit_scales,
-    weight_offsets,
-)
+from fusionlib.kernels.config import LaunchConfig
 from fusionlib.kernels.row_layout import RowLayout, row_layout
+from fusionlib.kernels.units import are_units, load_units, rows_of_program, store_unit_scales, weight_offsets
 from fusionlib.spec import GroupQuant
 
 _POINTEE = {
@@ -117,7 +111,7 @@ def light_kernel(
 
 def light_constants(
     run: int,
-    group_size: int,
+    quant: GroupQuant,
     hidden: int,
     rows: tuple[RowLayout, ...],
     *,
@@ -128,33 +122,20 @@ def light_constants(
     ptx: bool,
     wait: bool = False,
 ) -> dict[str, Any]:
-    """Every compile-time constant of the light, by name; those that our kernels have too are computed as theirs.
+    """Every compile-time constant of the light, by name: tiling and addresses are our kernels' own.
 
-    `run` is the number of elements of a norm, or 1; `rows` the layouts of one or two tensors of rows.
+    `run` is the number of elements of a norm, or of a group; `rows` the layouts of one or two tensors of rows.
     """
-    segment, unit = gcd(run, group_size) if run > 1 else group_size, lcm(run, group_size)
-    x, gate = rows[0], rows[-1]
-    return {
-        "UNITS": hidden // unit,
-        "SEGMENTS": unit // segment,
-        "SEGMENT": segment,
-        "NORM_SEGMENTS": max(1, run // segment),
-        "GROUP_SEGMENTS": group_size // segment,
-        "X_OUTER": x.outer,
-        "X_INNER": x.inner,
-        "GATE_OUTER": gate.outer,
-        "GATE_INNER": gate.inner,
+    constants = launch.unit_constants(run, quant, hidden, units, config, ptx=ptx)
+    constants |= launch.row_constants(x=rows[0], gate=rows[-1]) | {
+        "NORM_SEGMENTS": run // constants["SEGMENT"],
         "HAS_GATE": len(rows) > 1,
         "HAS_WEIGHT": weight_elements > 0,
         "WEIGHT_PER_TOKEN": weight_elements not in (0, run),
         "STORE_SUM": store_sum,
-        "ROWS": config.rows,
-        "EVEN": units % config.rows == 0,
-        "BLOCK_SEGMENTS": triton.next_power_of_2(unit // segment),
-        "BLOCK_SEGMENT": triton.next_power_of_2(segment),
-        "PTX": ptx,
         "WAIT": wait,
     }
+    return {name: constants[name] for name in light_kernel.arg_names if name in constants}
 
 
 def launch_light(
@@ -173,7 +154,7 @@ def launch_light(
     Args:
         rows: one or two tensors [tokens, ...] of 16 bits: x, and a gate or a residual.
         weight: [run] or [hidden] of 16 bits, or None.
-        run: elements of a norm, which a kernel row holds whole; 1 if there is none.
+        run: elements of a norm, which a kernel row holds whole; of a group if there is none.
         outputs: codes [tokens, hidden] (8-bit), scale (float32), and a sum [tokens, hidden] (16-bit) if one is written.
         config: the launch.
         dependent: for NVIDIA GPUs of compute capability 9.0 and newer: the kernel may start while the previous one is
@@ -193,7 +174,7 @@ def launch_light(
     layouts = tuple(_layout(tensor) for tensor in rows)
     constants = light_constants(
         run,
-        quant.group_size,
+        quant,
         hidden,
         layouts,
         weight_elements=0 if weight is None else weight.numel(),
@@ -236,7 +217,7 @@ def _layout(tensor: torch.Tensor) -> RowLayout:
 def compile_light(
     target: str,
     run: int,
-    group_size: int,
+    quant: GroupQuant,
     config: LaunchConfig,
     hidden: int = 4096,
     *,
@@ -258,7 +239,7 @@ def compile_light(
     contiguous = RowLayout(hidden, hidden, 0, hidden, 0)
     constants = light_constants(
         run,
-        group_size,
+        quant,
         hidden,
         (contiguous,) * rows,
         weight_elements=run if weight_elements is None else weight_elements,

@@ -57,10 +57,9 @@ class Producer(ABC):
     def hidden(self) -> int:
         """Elements of a token's value."""
 
-    @property
-    @abstractmethod
-    def run(self) -> int:
-        """Elements that belong together before the quantisation: a norm's, or one."""
+    def run(self, quant: GroupQuant) -> int:
+        """Elements that a kernel row must hold together: a norm's, or a group's."""
+        return quant.group_size
 
     @property
     def rows(self) -> int:
@@ -92,13 +91,13 @@ class Producer(ABC):
         """The kernel's own `LaunchConfig` for `units` units of `unit` elements."""
         from fusionlib.contract import amd_arch
         from fusionlib.devices import threads_per_warp
-        from fusionlib.kernels.gated_norm import choose_launch
+        from fusionlib.kernels.config import choose_launch
 
         return choose_launch(units, unit, threads_per_warp(amd_arch()))
 
     def unit(self, quant: GroupQuant) -> int:
         """Elements per kernel row: the fewest that are whole runs and whole groups."""
-        return lcm(self.run, quant.group_size)
+        return lcm(self.run(quant), quant.group_size)
 
     def empty_outputs(self, tensors: Tensors, quant: GroupQuant) -> Tensors:
         """Uninitialised codes [tokens, hidden], scale in the layout of `quant`, and what else it returns."""
@@ -137,8 +136,7 @@ class GatedNormProducer(Producer):
         """Elements of all heads."""
         return self.heads * self.head_dim
 
-    @property
-    def run(self) -> int:
+    def run(self, quant: GroupQuant) -> int:
         """Elements of one norm."""
         return self.spec.norm_size
 
@@ -196,8 +194,7 @@ class RMSNormProducer(Producer):
         """Elements of the one norm of a row."""
         return self.spec.norm_size
 
-    @property
-    def run(self) -> int:
+    def run(self, quant: GroupQuant) -> int:
         """Elements of the norm."""
         return self.spec.norm_size
 
@@ -257,11 +254,6 @@ class ActAndMulProducer(Producer):
     def hidden(self) -> int:
         """Elements of a half, or of all heads."""
         return self.size * (self.heads or 1)
-
-    @property
-    def run(self) -> int:
-        """Every element is by itself."""
-        return 1
 
     def inputs(self, tokens: int, layout: str, device: str | torch.device, seed: int) -> Tensors:
         """x and gate: [tokens, size], or [tokens, heads, size]."""

@@ -163,7 +163,7 @@ def _light(case: Case) -> Call:
 
 
 def light_call(case: Case, config: object = None, *, dependent: bool = False) -> Call:
-    """The light as a call; `config` is a `gated_norm.LaunchConfig`, None for our kernel's heuristic."""
+    """The light as a call; `config` is a `kernels.config.LaunchConfig`, None for our kernel's heuristic."""
     try:
         from fusionlab.observe.bench.light import launch_light
     except ImportError as error:
@@ -174,14 +174,14 @@ def light_call(case: Case, config: object = None, *, dependent: bool = False) ->
     def light(*tensors: torch.Tensor) -> Outputs:
         outputs = producer.empty_outputs(tensors, quant)
         rows, vector = tensors[: producer.rows], (*tensors[producer.rows :], None)[0]
-        launch_light(rows, vector, producer.run, quant, outputs, config, dependent=dependent)
+        launch_light(rows, vector, producer.run(quant), quant, outputs, config, dependent=dependent)
         return outputs
 
     return light
 
 
 def fused_call(case: Case, config: object) -> Call:
-    """Our kernel as a call with the launch configuration `config` (a `gated_norm.LaunchConfig`)."""
+    """Our kernel as a call with the launch configuration `config` (a `kernels.config.LaunchConfig`)."""
     producer, quant = case.producer, case.quant
 
     def fused(*tensors: torch.Tensor) -> Outputs:

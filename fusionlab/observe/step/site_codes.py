@@ -2,8 +2,8 @@
 
 A whole block cannot say that. One code that differs changes all that is computed from it, and what Inductor makes of
 the rest of the block rounds less often than eager. So each site is compiled by itself on inputs with the strides that
-it has in the block. `fused` repeats eager's roundings, and `correctness.CODE_BOUND` is the most that may differ; Inductor
-keeps fused values in float32, so that `opaque` quantises a slightly different value.
+it has in the block. `fused` repeats eager's roundings, and `correctness.CODE_BOUND` is the most that may differ;
+Inductor keeps fused values in float32, so that `opaque` quantises a slightly different value.
 """
 
 from __future__ import annotations

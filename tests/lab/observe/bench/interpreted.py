@@ -12,7 +12,7 @@ from fusionlab.observe.bench.cases import SHAPES, Case
 from fusionlab.observe.bench.dependent import launch_producer
 from fusionlab.observe.bench.light import launch_light
 from fusionlab.observe.bench.run import light_problem
-from fusionlib.kernels.gated_norm import LaunchConfig
+from fusionlib.kernels.config import LaunchConfig
 from tests.support import poisoned_outputs
 
 
@@ -24,7 +24,7 @@ def check(name: str, tokens: int, gate: str, context: str, rows: int) -> None:
     outputs = poisoned_outputs(tokens, case.shape.hidden, case.quant, "cpu")
     outputs = *outputs, *(torch.zeros(tokens, case.shape.hidden).bfloat16() for _ in range(producer.further))
     vector = (*inputs[producer.rows :], None)[0]
-    launch_light(inputs[: producer.rows], vector, producer.run, case.quant, outputs, LaunchConfig(rows, 4))
+    launch_light(inputs[: producer.rows], vector, producer.run(case.quant), case.quant, outputs, LaunchConfig(rows, 4))
     problem = light_problem(outputs, inputs)
     assert problem is None, problem
 
@@ -42,7 +42,7 @@ if __name__ == "__main__":
                     print(f"FAILED {name} {gate} {context}: {error!r}")
     others = [name for name, shape in SHAPES.items() if shape.producer.name != "gated_norm"]
     for name in others:
-        rows = 4 if SHAPES[name].producer.run == 1 else 1
+        rows = 4 if SHAPES[name].producer.name == "act_and_mul" else 1
         for context in ("alone", "chain"):
             try:
                 check(name, 3, SHAPES[name].producer.layouts[0], context, rows)
