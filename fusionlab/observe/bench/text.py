@@ -107,8 +107,8 @@ def _thresholds(results: Results) -> list[str]:
 
 
 def _in_first_layout(case: str) -> bool:
-    shape, _, layout, _ = case.split("/")
-    return layout == (SHAPES[shape].producer.layouts[0] if shape in SHAPES else PLAIN)
+    shape = case.split("/")[0]
+    return f"/{SHAPES[shape].producer.layouts[0] if shape in SHAPES else PLAIN}/" in case
 
 
 def _kind(case: str) -> str:

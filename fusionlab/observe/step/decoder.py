@@ -42,8 +42,12 @@ def make_weights(sizes: Sizes, layers: int, device: str, seed: int) -> Weights:
 
 def natively_quantised(block: Block) -> Block:
     """The same block on the same memory, its activations quantised in plain PyTorch."""
-    tensors = {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())}
-    copied = copy.deepcopy(block, tensors)
+    shared = [
+        *block.parameters(),
+        *block.buffers(),
+        *(m.recurrence for m in block.modules() if hasattr(m, "recurrence")),
+    ]
+    copied = copy.deepcopy(block, {id(each): each for each in shared})
     for module in copied.modules():
         if isinstance(module, BlockFP8Linear):
             module.native_quant = True

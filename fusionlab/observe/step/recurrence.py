@@ -85,6 +85,6 @@ def fla_step() -> Recurrence:
         )
         return out.squeeze(1).contiguous()
 
-    op = torch.library.custom_op("fusionlab::gated_delta_step", step, mutates_args=(), device_types="cuda")
-    op.register_fake(lambda query, key, value, decay, beta, state: torch.empty_like(value).contiguous())
-    return op
+    op = torch.library.custom_op("fusionlab::gated_delta_step", step, mutates_args=())
+    op.register_fake(lambda query, key, value, decay, beta, state: value.new_empty(value.shape))
+    return torch.ops.fusionlab.gated_delta_step.default
