@@ -91,19 +91,27 @@ def _predictions(step: dict[str, Any]) -> str:
 
 def outputs(step: dict[str, Any]) -> str:
     """How far the blocks' results are from the opaque variant's."""
-    return _by_tokens(
-        "a linear + a full block's result: distance to the opaque one's, relative",
-        [entry for entry in step["outputs"] if entry["variant"] != "opaque"],
-        lambda entry: f"{entry['relative']:.1e}",
-    )
+    title = "a linear + a full block's result: distance to the opaque one's, relative"
+    tables = [
+        _by_tokens(heading, [entry for entry in entries if entry["variant"] != "opaque"], _relative)
+        for heading, entries in (
+            (title, step["outputs"]),
+            (f"{title}, both compiled with eager's roundings", step["with_roundings"]),
+        )
+    ]
+    return "\n\n".join(table for table in tables if table)
+
+
+def _relative(entry: dict[str, Any]) -> str:
+    return f"{entry['relative']:.1e}"
 
 
 def codes(step: dict[str, Any]) -> str:
-    """Shares of codes and scales that differ from eager's, by site."""
+    """Shares of codes and scales that differ, by site and by what is compared."""
     lines = [
         [
             entry["site"],
-            entry["variant"],
+            f"{entry['variant']} / {entry['against']}",
             "yes" if entry["fused"] else "no",
             f"{entry['codes_differ']:.1e}",
             f"{entry['scales_differ']:.1e}",
@@ -111,5 +119,6 @@ def codes(step: dict[str, Any]) -> str:
         ]
         for entry in step["codes"]
     ]
-    header = ["site", "variant", "fused", "codes differ", "scales differ", "steps"]
-    return "\n".join(["codes beside eager's, on the same inputs", *aligned([header, *lines])]) if lines else ""
+    header = ["site", "compared", "fused", "codes differ", "scales differ", "steps"]
+    title = "codes on the same inputs; fused / eager where the graph keeps every rounding"
+    return "\n".join([title, *aligned([header, *lines])]) if lines else ""

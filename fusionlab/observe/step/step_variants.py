@@ -10,7 +10,8 @@ A block of each kind is compiled once, and the same code runs for all layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from fusionlab.observe.step.blocks import Block, Result
 from fusionlab.observe.step.decode_sizes import FULL, LINEAR
 from fusionlib.fusions import BUILT_IN, Fusion
 from fusionlib.rewrite import FusionPass
+from fusionlib.testing.roundings import roundings_kept
 
 DEVICES = ("cpu", "cuda")
 
@@ -100,6 +102,15 @@ def compile_block(variant: StepVariant, kind: str) -> CompiledBlock:
 
     fusion = variant.make_pass()
     return CompiledBlock(variant, kind, compiled(run, fusion), fusion)
+
+
+@contextmanager
+def eager_roundings() -> Iterator[None]:
+    """Compile with every rounding to bf16 that eager performs: Inductor otherwise computes on in float32."""
+    from torch._inductor import config
+
+    with roundings_kept(), config.patch(emulate_precision_casts=True):
+        yield
 
 
 def compiled(function: Any, fusion: FusionPass | None) -> Callable[..., Any]:

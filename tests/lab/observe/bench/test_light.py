@@ -92,7 +92,7 @@ def test_the_other_producers_lights_have_their_loads_and_stores(name):
     )  # fmt: skip
     light = census(light)
     assert light.loads == ours.loads
-    # Of the scales, which are a thousandth of the bytes, ours stores as many at a time as the reduction left in a thread.
+    # Scales are a hundredth of the bytes; ours stores them from the layout in which the reduction left them.
     stores, our_stores = dict(light.stores), dict(ours.stores)
     assert stores.pop(4) <= our_stores.pop(4) and stores == our_stores
     assert light.fp8_conversions == light.shuffles == light.fused_multiply_adds == 0
