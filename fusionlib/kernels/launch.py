@@ -51,6 +51,7 @@ def unit_constants(
 ) -> dict[str, Any]:
     """The compile-time constants of the tiling, for a launch over `units` units of runs of `run` elements."""
     segment, unit = gcd(run, quant.group_size), lcm(run, quant.group_size)
+    block_segments = triton.next_power_of_2(unit // segment)
     return quant_constants(quant) | {
         "UNITS": hidden // unit,
         "SEGMENTS": unit // segment,
@@ -59,9 +60,34 @@ def unit_constants(
         "PTX": ptx,
         "ROWS": config.rows,
         "EVEN": units % config.rows == 0,
-        "ROW_IS_WARP": segment == unit and config.rows == config.num_warps,
-        "BLOCK_SEGMENTS": triton.next_power_of_2(unit // segment),
+        "SEGMENT_IS_WARP": block_segments * config.rows == config.num_warps,
+        "BLOCK_SEGMENTS": block_segments,
         "BLOCK_SEGMENT": triton.next_power_of_2(segment),
+    }
+
+
+def in_pieces(tiling: dict[str, Any], config: LaunchConfig) -> dict[str, Any]:
+    """A tiling by `unit_constants` whose units are held in several blocks of eight elements a thread.
+
+    That is not possible if a norm, or a group, is not a whole number of such blocks, or there are several rows.
+    """
+    segment, segments = tiling["SEGMENT"], tiling["SEGMENTS"]
+    block = 8 * 32 * config.num_warps // segment
+    fits = config.rows == 1 and tiling["PTX"] and segment == tiling["BLOCK_SEGMENT"] and block < segments
+    if not fits or block < 1 or block % tiling["GROUP_SEGMENTS"] or block & (block - 1):
+        return tiling | {"PIECES": 1}
+    is_warp = block == config.num_warps
+    return tiling | {"PIECES": -(-segments // block), "BLOCK_SEGMENTS": block, "SEGMENT_IS_WARP": is_warp}
+
+
+def norm_constants(run: int, tiling: dict[str, Any], config: LaunchConfig) -> dict[str, Any]:
+    """The compile-time constants of means over `run` elements, for a tiling by `unit_constants`."""
+    segments = run // tiling["SEGMENT"]
+    elements = tiling["BLOCK_SEGMENTS"] * tiling["BLOCK_SEGMENT"]
+    shared = config.rows == 1 and segments == tiling["SEGMENTS"] and elements >= 32 * config.num_warps > 32
+    return {
+        "NORM_SEGMENTS": segments,
+        "WARPS": config.num_warps if shared and tiling["PTX"] else 0,
     }
 
 
@@ -93,9 +119,9 @@ def fused_constants(
     constants = unit_constants(norm.norm_size, quant, hidden, units, config, ptx=ptx)
     return (
         constants
+        | norm_constants(norm.norm_size, constants, config)
         | row_constants(x=x, gate=gate)
         | {
-            "NORM_SEGMENTS": norm.norm_size // constants["SEGMENT"],
             "WEIGHT_PER_TOKEN": weight_elements != norm.norm_size,
             "HAS_BIAS": has_bias,
             "STORE_NORMED": store_normed,
@@ -128,12 +154,12 @@ def rms_norm_constants(
     ptx: bool,
 ) -> dict[str, Any]:
     """Every compile-time constant of the RMS norm's kernel, by name; `weight_elements` is None without a weight."""
-    constants = unit_constants(norm.norm_size, quant, hidden, units, config, ptx=ptx)
+    constants = in_pieces(unit_constants(norm.norm_size, quant, hidden, units, config, ptx=ptx), config)
     return (
         constants
+        | norm_constants(norm.norm_size, constants, config)
         | row_constants(x=x, residual=residual or x)
         | {
-            "NORM_SEGMENTS": norm.norm_size // constants["SEGMENT"],
             "HAS_RESIDUAL": residual is not None,
             "HAS_WEIGHT": weight_elements is not None,
             "WEIGHT_PER_TOKEN": weight_elements not in (None, norm.norm_size),
@@ -381,7 +407,7 @@ def launch_group_quant(y: torch.Tensor, quant: GroupQuant, codes: torch.Tensor, 
         PTX=runs_ptx(),
         ROWS=config.rows,
         EVEN=units % config.rows == 0,
-        ROW_IS_WARP=config.rows == config.num_warps,
+        GROUP_IS_WARP=config.rows == config.num_warps,
         BLOCK_GROUP=triton.next_power_of_2(quant.group_size),
         num_warps=config.num_warps,
         enable_fp_fusion=False,
