@@ -21,7 +21,14 @@ import triton.language as tl
 from fusionlib.kernels import launch
 from fusionlib.kernels.config import LaunchConfig
 from fusionlib.kernels.row_layout import RowLayout, row_layout
-from fusionlib.kernels.units import are_units, load_units, rows_of_program, store_unit_scales, weight_offsets
+from fusionlib.kernels.units import (
+    are_units,
+    is_inside,
+    load_units,
+    rows_of_program,
+    store_unit_scales,
+    weight_offsets,
+)
 from fusionlib.spec import GroupQuant
 
 _POINTEE = {
@@ -67,6 +74,7 @@ def light_kernel(
     STORE_SUM: tl.constexpr,
     ROWS: tl.constexpr,
     EVEN: tl.constexpr,
+    PIECES: tl.constexpr,
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
     PTX: tl.constexpr,
@@ -74,39 +82,42 @@ def light_kernel(
 ):
     """Move the bytes of ROWS units per program; names and addresses are those of the fused kernel."""
     UNIT: tl.constexpr = SEGMENTS * SEGMENT
-    segment = tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
-    element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
-    within = segment * SEGMENT + element  # [1, S, E]
-    inside = (segment < SEGMENTS) & (element < SEGMENT)
     row = rows_of_program(ROWS)
-    mask = are_units(row, units, EVEN)[:, None, None] & inside
+    element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
+    constants = tl.zeros([ROWS] if GROUP_SEGMENTS == SEGMENTS else [ROWS, BLOCK_SEGMENTS], tl.float32) + constant
     if WAIT:
         tl.extra.cuda.gdc_wait()
-    x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
-                   SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-    # All loads come first, as in our kernels.
-    if HAS_GATE:
-        gate = load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS,
-                          GATE_OUTER, GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-    if HAS_WEIGHT:
-        offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SEGMENTS, WEIGHT_PER_TOKEN)
-        weight = tl.load(
-            weight_ptr + tl.broadcast_to(offset, mask.shape), mask=tl.broadcast_to(inside, mask.shape), other=0
-        )
-        x = x ^ weight
-    if HAS_GATE:
-        x = x ^ gate
-    out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
-    codes_pointer = codes_ptr + out_offset
-    if UNIT % 8 == 0 and SEGMENT % 8 == 0:
-        codes_pointer = tl.multiple_of(codes_pointer, (8, 8, 8))
-    tl.store(codes_pointer, x.to(tl.uint8), mask=mask)
-    if STORE_SUM:
-        tl.store(sum_ptr + out_offset, x, mask=mask)
-
-    scale = tl.zeros([ROWS] if GROUP_SEGMENTS == SEGMENTS else [ROWS, BLOCK_SEGMENTS], tl.float32) + constant
-    store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
-                      GROUP_SEGMENTS, BLOCK_SEGMENTS, False, PTX, EVEN)  # fmt: skip
+    values = ()
+    for piece in tl.static_range(PIECES):  # all loads come first, as in our kernels
+        segment = piece * BLOCK_SEGMENTS + tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
+        inside = is_inside(segment, element, piece * BLOCK_SEGMENTS, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)
+        mask = are_units(row, units, EVEN)[:, None, None] & inside
+        value = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
+                           SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT, piece * BLOCK_SEGMENTS)  # fmt: skip
+        if HAS_GATE:
+            gate = load_units(gate_ptr, row, mask, gate_stride_token, gate_stride_outer, gate_stride_inner, UNITS,
+                              GATE_OUTER, GATE_INNER, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT,
+                              piece * BLOCK_SEGMENTS)  # fmt: skip
+        if HAS_WEIGHT:
+            offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SEGMENTS, WEIGHT_PER_TOKEN)
+            offset = tl.broadcast_to(offset, mask.shape)
+            value = value ^ tl.load(weight_ptr + offset, mask=tl.broadcast_to(inside, mask.shape), other=0)
+        if HAS_GATE:
+            value = value ^ gate
+        if STORE_SUM:
+            within = segment * SEGMENT + element  # [1, S, E]
+            tl.store(sum_ptr + row.to(tl.int64)[:, None, None] * UNIT + within, value, mask=mask)
+        values = values + (value,)  # noqa: RUF005
+    for piece in tl.static_range(PIECES):
+        segment = piece * BLOCK_SEGMENTS + tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
+        inside = is_inside(segment, element, piece * BLOCK_SEGMENTS, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)
+        mask = are_units(row, units, EVEN)[:, None, None] & inside
+        codes_pointer = codes_ptr + row.to(tl.int64)[:, None, None] * UNIT + (segment * SEGMENT + element)
+        if UNIT % 8 == 0 and SEGMENT % 8 == 0:
+            codes_pointer = tl.multiple_of(codes_pointer, (8, 8, 8))
+        tl.store(codes_pointer, values[piece].to(tl.uint8), mask=mask)
+        store_unit_scales(scale_ptr, constants, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
+                          GROUP_SEGMENTS, BLOCK_SEGMENTS, False, PTX, EVEN, piece * BLOCK_SEGMENTS)  # fmt: skip
 
 
 def light_constants(
@@ -120,13 +131,16 @@ def light_constants(
     config: LaunchConfig,
     units: int,
     ptx: bool,
+    pieces: bool = False,
     wait: bool = False,
 ) -> dict[str, Any]:
     """Every compile-time constant of the light, by name: tiling and addresses are our kernels' own.
 
-    `run` is the number of elements of a norm, or of a group; `rows` the layouts of one or two tensors of rows.
+    `run` is the number of elements of a norm, or of a group; `rows` the layouts of one or two tensors of rows. With
+    `pieces` a long unit is held in several blocks, as in the kernel of the RMS norm.
     """
     constants = launch.unit_constants(run, quant, hidden, units, config, ptx=ptx)
+    constants = launch.in_pieces(constants, config) if pieces else constants | {"PIECES": 1}
     constants |= launch.row_constants(x=rows[0], gate=rows[-1]) | {
         "NORM_SEGMENTS": run // constants["SEGMENT"],
         "HAS_GATE": len(rows) > 1,
@@ -146,6 +160,7 @@ def launch_light(
     outputs: Sequence[torch.Tensor],
     config: LaunchConfig,
     *,
+    pieces: bool = False,
     constant: float = 1.0,
     dependent: bool = False,
 ) -> None:
@@ -157,6 +172,7 @@ def launch_light(
         run: elements of a norm, which a kernel row holds whole; of a group if there is none.
         outputs: codes [tokens, hidden] (8-bit), scale (float32), and a sum [tokens, hidden] (16-bit) if one is written.
         config: the launch.
+        pieces: whether a long unit is held in several blocks, as in the kernel of the RMS norm.
         dependent: for NVIDIA GPUs of compute capability 9.0 and newer: the kernel may start while the previous one is
             finishing, and waits for it before its first load.
 
@@ -182,6 +198,7 @@ def launch_light(
         config=config,
         units=units,
         ptx=launch.runs_ptx(),
+        pieces=pieces,
         wait=dependent,
     )
     x, gate = rows[0].view(torch.int16), rows[-1].view(torch.int16)
@@ -224,6 +241,7 @@ def compile_light(
     rows: int = 2,
     weight_elements: int | None = None,
     store_sum: bool = False,
+    pieces: bool = False,
     wait: bool = False,
 ):
     """Compile the light for `target` without a GPU, as `codegen.compile_fused` compiles ours.
@@ -247,6 +265,7 @@ def compile_light(
         config=config,
         units=config.rows,
         ptx=TARGETS[target][0] == "cuda",
+        pieces=pieces,
         wait=wait,
     )
     kinds = dict.fromkeys(constants, "constexpr") | {name: f"*{kind}" for name, kind in _POINTEE.items()}

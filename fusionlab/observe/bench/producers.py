@@ -49,6 +49,8 @@ class Producer(ABC):
     layouts: ClassVar[tuple[str, ...]]
     #: What it computes.
     spec: Any
+    #: Whether its kernel holds a long row in several blocks.
+    pieces: ClassVar[bool] = False
     #: How many tensors it returns besides the value, each like the value and of x's dtype: a sum that is kept.
     further: int = 0
 
@@ -177,6 +179,7 @@ class RMSNormProducer(Producer):
     residual: bool = False
 
     name: ClassVar[str] = "rms_norm"
+    pieces: ClassVar[bool] = True
     layouts: ClassVar[tuple[str, ...]] = (PLAIN,)
 
     @property

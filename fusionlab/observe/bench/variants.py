@@ -174,7 +174,8 @@ def light_call(case: Case, config: object = None, *, dependent: bool = False) ->
     def light(*tensors: torch.Tensor) -> Outputs:
         outputs = producer.empty_outputs(tensors, quant)
         rows, vector = tensors[: producer.rows], (*tensors[producer.rows :], None)[0]
-        launch_light(rows, vector, producer.run(quant), quant, outputs, config, dependent=dependent)
+        run, pieces = producer.run(quant), producer.pieces
+        launch_light(rows, vector, run, quant, outputs, config, pieces=pieces, dependent=dependent)
         return outputs
 
     return light

@@ -24,7 +24,15 @@ def check(name: str, tokens: int, gate: str, context: str, rows: int) -> None:
     outputs = poisoned_outputs(tokens, case.shape.hidden, case.quant, "cpu")
     outputs = *outputs, *(torch.zeros(tokens, case.shape.hidden).bfloat16() for _ in range(producer.further))
     vector = (*inputs[producer.rows :], None)[0]
-    launch_light(inputs[: producer.rows], vector, producer.run(case.quant), case.quant, outputs, LaunchConfig(rows, 4))
+    launch_light(
+        inputs[: producer.rows],
+        vector,
+        producer.run(case.quant),
+        case.quant,
+        outputs,
+        LaunchConfig(rows, 4),
+        pieces=producer.pieces,
+    )
     problem = light_problem(outputs, inputs)
     assert problem is None, problem
 

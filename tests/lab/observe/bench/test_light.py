@@ -88,7 +88,7 @@ def test_the_other_producers_lights_have_their_loads_and_stores(name):
         ours = census(compiled(target, act_and_mul_group_quant_kernel, constants, POINTERS))
     light = compile_light(
         target, producer.run(quant), quant, CONFIG, producer.hidden, rows=producer.rows,
-        weight_elements=producer.vector, store_sum=bool(producer.further),
+        weight_elements=producer.vector, store_sum=bool(producer.further), pieces=producer.pieces,
     )  # fmt: skip
     light = census(light)
     assert light.loads == ours.loads
