@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from fusionlib.rewrite.fusion_pass import DEVICES, FusionPass
+from fusionlib.devices import KERNEL_DEVICES
+from fusionlib.rewrite.fusion_pass import FusionPass
 from fusionlib.rewrite.report import CompileRecord, Report
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ Watcher = Callable[[fx.GraphModule, CompileRecord], None]
 def explain(
     fn: Callable[..., Any],
     *args: Any,
-    devices: Sequence[str] = DEVICES,
+    devices: Iterable[str] = KERNEL_DEVICES,
     dynamic: bool | None = None,
     watch: Watcher | None = None,
     **kwargs: Any,
@@ -39,7 +40,8 @@ def explain(
 
     Args:
         fn: a function or module.
-        devices: where the pass would rewrite; by default, wherever the tensors are.
+        devices: where the pass would rewrite; GPUs only by default, as for FusionPass. Elsewhere a site is refused as
+            `device`, so `devices="cpu"` asks about a model on a CPU.
         dynamic: as in `torch.compile`.
         watch: called with each graph, rewritten, and its record.
 

@@ -22,8 +22,9 @@ from torch import fx
 
 from fusionlab.observe.byte_ledger import Bytes, Entry, ledger
 from fusionlab.recorder import NodeRecord, Recording, record
+from fusionlib.devices import DEVICES
 from fusionlib.explanation import apart_from_caches, stand_in_for, to_the_pass
-from fusionlib.rewrite.fusion_pass import DEVICES, FusionPass
+from fusionlib.rewrite.fusion_pass import FusionPass
 
 #: The stages in the order in which a graph passes through them.
 STAGES = ("dynamo", "aten", "before", "after")
@@ -107,7 +108,7 @@ def capture(
     Args:
         fn: a function or module; it is traced, and Python code outside its graphs runs.
         graph_pass: what runs between `before` and `after`; by default the rewrite of `FusionPass(devices)`.
-        devices: where the default pass rewrites.
+        devices: where the default pass rewrites; everywhere unless named, since every graph here is to be looked at.
         dynamic: as in `torch.compile`.
 
     Raises:

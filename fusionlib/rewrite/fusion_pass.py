@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
+from fusionlib.devices import DEVICES, KERNEL_DEVICES
 from fusionlib.fusions import BUILT_IN, Fusion
 from fusionlib.match import Match, Miss, Unclaimed, match_graph
 from fusionlib.match.graph import describe
@@ -34,8 +35,6 @@ from fusionlib.rewrite.report import CompileRecord, Origin, Report, Site
 
 log = logging.getLogger(__name__)
 
-DEVICES = ("cpu", "cuda")
-
 
 class FusionPass(CustomGraphPass):
     """Rewrites a producer and the FP8 group quantisation of its value as one call, or says why not.
@@ -59,7 +58,7 @@ class FusionPass(CustomGraphPass):
 
     def __init__(
         self,
-        devices: Iterable[str] = ("cuda",),
+        devices: Iterable[str] = KERNEL_DEVICES,
         *,
         fusions: Iterable[Fusion] = BUILT_IN,
         expect: Expected = None,
