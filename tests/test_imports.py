@@ -1,4 +1,4 @@
-"""Nothing lower imports anything higher: read from the sources, so an import inside a function counts like any other."""
+"""Nothing lower imports anything higher: read from the sources, so an import in a function counts too."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter

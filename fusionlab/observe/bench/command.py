@@ -78,7 +78,7 @@ def register(subparsers: argparse._SubParsersAction, measurements: Iterable[Meas
     parser.add_argument(
         "--out",
         type=Path,
-        help="a .json file, or a folder for <device>.json, -sweep, -chain or -shapes; default: none",
+        help="a .json file, or a folder for <device>.json, -sweep, -versions, -chain or -shapes; default: none",
     )
     parser.set_defaults(run=run, instead=None)
 
@@ -240,10 +240,8 @@ def _command(namespace: argparse.Namespace) -> str:
     """The command to repeat the run, without its output path."""
     words = ["fusionlib bench"]
     if namespace.instead is not None:
-        words += [
-            f"--{namespace.instead.name}",
-            *(["--tokens", *map(str, namespace.tokens)] if namespace.tokens else []),
-        ]
+        words += [f"--{namespace.instead.name}"]
+        words += ["--tokens", *map(str, namespace.tokens)] if namespace.tokens else []
         return " ".join([*words, "--rounds", str(namespace.rounds), "--seed", str(namespace.seed)])
     words += [f"--{flag.replace('_', '-')}" for flag in ("quick", "sweep", "dependent_launch") if vars(namespace)[flag]]
     for option in ("tokens", "shapes", "variants", "gates", "contexts"):
