@@ -44,7 +44,7 @@ a {{ color: #1a63b0; }}
 <p>{summary}</p>
 {chapters}
 <p class="note">As it was when this page was written, on this machine: nothing is sent anywhere. <code>fusionlib
-exercises page</code> writes it again, and so does a new site; <code>fusionlib exercises reset</code> forgets it all.</p>
+exercises page</code> writes it again, as a new site does; <code>fusionlib exercises reset</code> forgets it all.</p>
 </body>
 </html>
 """

@@ -75,12 +75,12 @@ def check(site: SitePlan, facts: GraphFacts, devices: tuple[str, ...]) -> None:
 
 def _no_write_between(site: SitePlan, facts: GraphFacts) -> None:
     """The call reads its inputs where the producer ended; they must still hold what the graph read before."""
-    if not facts.writes:
-        return
     end = facts.order[site.end]
-    for node in site.reading.inputs:
+    for node in site.reading.inputs if facts.writes else ():
+        if not (writes := facts.writes.get(storage(node))):  # most often, and a weight may have many other users
+            continue
         begin = min((facts.order[user] for user in node.users if user in site.cone), default=end)
-        for position, writer in facts.writes.get(storage(node), ()):
+        for position, writer in writes:
             if begin < position <= end:
                 raise Stop("mutation", writer, f"%{node.name} unchanged until %{site.end.name}", describe(writer))
 
