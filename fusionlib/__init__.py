@@ -1,4 +1,4 @@
-"""fusionlib: RMSNormGated -> reshape -> FP8 group quantisation as one kernel, explained and proved.
+"""fusionlib: a layer's value and its FP8 group quantisation as one kernel, explained and proved.
 
 The names below are the public API; each is imported on first use, so that a command that needs no tensors does not
 wait for torch. `torch.ops.fusionlib` is registered with the first of them, and at once if torch is already
@@ -12,36 +12,50 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fusionlib.explanation import explain
-    from fusionlib.op import group_quant, rms_norm_gated_group_quant, unsupported
+    from fusionlib.op import (
+        act_and_mul_group_quant,
+        group_quant,
+        rms_norm_gated_group_quant,
+        rms_norm_group_quant,
+        unsupported,
+    )
     from fusionlib.reference import dequantise
     from fusionlib.rewrite import FusionError, FusionPass, Report
-    from fusionlib.spec import GatedNorm, GroupQuant, SpecError
+    from fusionlib.spec import ActAndMul, GatedNorm, GroupQuant, RMSNorm, SpecError
 
 __all__ = [
+    "ActAndMul",
     "FusionError",
     "FusionPass",
     "GatedNorm",
     "GroupQuant",
+    "RMSNorm",
     "Report",
     "SpecError",
+    "act_and_mul_group_quant",
     "dequantise",
     "explain",
     "group_quant",
     "rms_norm_gated_group_quant",
+    "rms_norm_group_quant",
     "unsupported",
 ]
 
 _HOMES = {
+    "ActAndMul": "fusionlib.spec",
     "FusionError": "fusionlib.rewrite",
     "FusionPass": "fusionlib.rewrite",
     "GatedNorm": "fusionlib.spec",
     "GroupQuant": "fusionlib.spec",
+    "RMSNorm": "fusionlib.spec",
     "Report": "fusionlib.rewrite",
     "SpecError": "fusionlib.spec",
+    "act_and_mul_group_quant": "fusionlib.op",
     "dequantise": "fusionlib.reference",
     "explain": "fusionlib.explanation",
     "group_quant": "fusionlib.op",
     "rms_norm_gated_group_quant": "fusionlib.op",
+    "rms_norm_group_quant": "fusionlib.op",
     "unsupported": "fusionlib.op",
 }
 

@@ -13,7 +13,7 @@ import torch
 
 from fusionlib.devices import fp8_problem
 from fusionlib.kernels.row_layout import row_layout
-from fusionlib.spec import GatedNorm, GroupQuant
+from fusionlib.spec import ActAndMul, GatedNorm, GroupQuant, RMSNorm
 
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -24,7 +24,12 @@ MAX_UNIT = 16384
 MAX_UNITS = 2**31 - 64
 
 
-def unit_size(norm: GatedNorm, quant: GroupQuant) -> int:
+#: Greatest distance of neighbouring elements: interleaved halves share their cache lines, so that nothing is read in
+#: vain; what lies wider is copied first.
+MAX_STEP = 2
+
+
+def unit_size(norm: GatedNorm | RMSNorm, quant: GroupQuant) -> int:
     """Elements of a unit, which one row of the kernel covers: the fewest that are whole norms and whole groups."""
     return lcm(norm.norm_size, quant.group_size)
 
@@ -38,7 +43,7 @@ def _differ(a: int, b: int) -> bool:
     return guard_or_false(a != b)
 
 
-def _tensor_problem(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
+def _tensor_problem(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...], step: int) -> str | None:
     if tensor.ndim < 2:
         return (
             f"{name} has shape {list(tensor.shape)}; it must be [tokens, ...] with at least 2 dimensions: "
@@ -47,10 +52,12 @@ def _tensor_problem(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, 
     if tensor.dtype not in dtypes:
         listed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         return f"{name} is {tensor.dtype}; it must be one of {listed}: convert it with {name}.to(...)"
-    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+    if tensor.shape[-1] > 1 and not 1 <= tensor.stride(-1) <= step:
+        allowed = (
+            "contiguous (stride 1)" if step == 1 else f"contiguous (stride 1) or every other element (stride {step})"
+        )
         return (
-            f"{name} has strides {list(tensor.stride())}; the last dimension must be contiguous (stride 1): "
-            f"use {name}.contiguous()"
+            f"{name} has strides {list(tensor.stride())}; the last dimension must be {allowed}: use {name}.contiguous()"
         )
     return None
 
@@ -89,7 +96,7 @@ def _vector_problem(name: str, vector: torch.Tensor, hidden: int, norm_size: int
 
 def quant_problem(y: torch.Tensor, quant: GroupQuant) -> str | None:
     """Why `group_quant` cannot take `y`, or None."""
-    problem = _tensor_problem("y", y, ACTIVATION_DTYPES)
+    problem = _tensor_problem("y", y, ACTIVATION_DTYPES, step=1)
     if problem is None and y.ndim != 2:
         problem = f"y has shape {list(y.shape)}; it must be [tokens, hidden]: use y.flatten(1) or y.reshape(tokens, -1)"
     return (
@@ -109,7 +116,7 @@ def rows_problem(
         run: a field of the spec and the number of elements it groups, such as ("norm_size", 128).
     """
     for name, tensor in rows.items():
-        problem = _tensor_problem(name, tensor, ACTIVATION_DTYPES)
+        problem = _tensor_problem(name, tensor, ACTIVATION_DTYPES, MAX_STEP)
         if problem is not None:
             return problem
     (first, x), *others = rows.items()
@@ -148,16 +155,41 @@ def contract_problem(
 ) -> str | None:
     """Why these tensors do not fit these specs on any device, or None. The op raises ValueError with this text."""
     rows, run = {"x": x, "gate": gate}, ("norm_size", norm.norm_size)
-    problem = rows_problem(rows, quant, norm.output_dtype(x.dtype), run)
-    if problem is not None:
-        return problem
-    hidden = prod(x.shape[1:])
-    problem = _vector_problem("weight", weight, hidden, norm.norm_size)
-    if problem is None and bias is not None:
-        problem = _vector_problem("bias", bias, hidden, norm.norm_size)
-        if problem is None and bias.shape != weight.shape:
-            problem = f"bias has shape {list(bias.shape)} and weight {list(weight.shape)}; they must be the same"
-    return problem or places_problem(x, gate, weight, bias)
+    return (
+        rows_problem(rows, quant, norm.output_dtype(x.dtype), run)
+        or _vectors_problem({"weight": weight, "bias": bias}, prod(x.shape[1:]), norm.norm_size)
+        or places_problem(x, gate, weight, bias)
+    )
+
+
+def rms_norm_problem(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor | None, norm: RMSNorm, quant: GroupQuant
+) -> str | None:
+    """The same for an RMS norm."""
+    rows = {"x": x} if residual is None else {"x": x, "residual": residual}
+    return (
+        rows_problem(rows, quant, norm.output_dtype(x.dtype), ("norm_size", norm.norm_size))
+        or _vectors_problem({"weight": weight}, prod(x.shape[1:]), norm.norm_size)
+        or places_problem(x, residual, weight)
+    )
+
+
+def act_and_mul_problem(x: torch.Tensor, gate: torch.Tensor, act: ActAndMul, quant: GroupQuant) -> str | None:
+    """The same for a product with an activation."""
+    return rows_problem({"x": x, "gate": gate}, quant, act.output_dtype(x.dtype)) or places_problem(x, gate)
+
+
+def _vectors_problem(vectors: Mapping[str, torch.Tensor | None], hidden: int, norm_size: int) -> str | None:
+    given = {name: vector for name, vector in vectors.items() if vector is not None}
+    for name, vector in given.items():
+        problem = _vector_problem(name, vector, hidden, norm_size)
+        if problem is not None:
+            return problem
+    vectors_given = list(given.values())
+    if any(vector.shape != vectors_given[0].shape for vector in vectors_given[1:]):
+        listed = " and ".join(f"{name} has shape {list(vector.shape)}" for name, vector in reversed(given.items()))
+        return f"{listed}; they must have the same"
+    return None
 
 
 def kernel_problem(
@@ -169,16 +201,39 @@ def kernel_problem(
     quant: GroupQuant,
 ) -> str | None:
     """What the kernel's tiling or addressing cannot do with tensors that fit their specs, or None."""
+    return _tiling_problem(x, norm, quant) or strides_problem({"x": x, "gate": gate})
+
+
+def rms_norm_kernel_problem(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor | None, norm: RMSNorm, quant: GroupQuant
+) -> str | None:
+    """The same for the kernel of an RMS norm."""
+    rows = {"x": x} if residual is None else {"x": x, "residual": residual}
+    return _tiling_problem(x, norm, quant) or strides_problem(rows)
+
+
+def act_and_mul_kernel_problem(x: torch.Tensor, gate: torch.Tensor, act: ActAndMul, quant: GroupQuant) -> str | None:
+    """The same for the kernel of a product with an activation."""
+    return _units_problem(x, quant.group_size, quant) or strides_problem({"x": x, "gate": gate})
+
+
+def _tiling_problem(x: torch.Tensor, norm: GatedNorm | RMSNorm, quant: GroupQuant) -> str | None:
     unit = unit_size(norm, quant)
     if unit > MAX_UNIT:
         return (
             f"norm_size={norm.norm_size} and group_size={quant.group_size} have {unit} elements as their least common "
             f"multiple, above the {MAX_UNIT} that one program of the kernel holds; choose sizes with a smaller one"
         )
+    return _units_problem(x, unit, quant)
+
+
+def _units_problem(x: torch.Tensor, unit: int, quant: GroupQuant) -> str | None:
+    if unit > MAX_UNIT:
+        return f"group_size={quant.group_size} is above the {MAX_UNIT} that one program of the kernel holds"
     units = x.shape[0] * (prod(x.shape[1:]) // unit)
     if isinstance(units, int) and units > MAX_UNITS:
         return f"{units} units are more than the kernel's 32-bit row index holds ({MAX_UNITS}); split the tokens"
-    return strides_problem({"x": x, "gate": gate})
+    return None
 
 
 def strides_problem(rows: Mapping[str, torch.Tensor]) -> str | None:
@@ -214,8 +269,4 @@ def amd_arch(device: torch.device | int | None = None) -> str | None:
 
 def quant_kernel_problem(y: torch.Tensor, quant: GroupQuant) -> str | None:
     """Why the quantisation kernel cannot take `y`, which fits `quant`, on its GPU, or None."""
-    if quant.group_size > MAX_UNIT:
-        return f"group_size={quant.group_size} is above the kernel's {MAX_UNIT}"
-    if y.shape[0] * (y.shape[1] // quant.group_size) > MAX_UNITS:
-        return f"more groups than the kernel's 32-bit row index holds ({MAX_UNITS}); split the tokens"
-    return device_problem(y.device, quant.dtype)
+    return _units_problem(y, quant.group_size, quant) or device_problem(y.device, quant.dtype)

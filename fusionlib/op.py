@@ -1,7 +1,7 @@
-"""torch.ops.fusionlib: the fused op and the unfused second half, for CPU and GPU, eager and traced.
+"""torch.ops.fusionlib: the fused ops and the unfused second half, for CPU and GPU, eager and traced.
 
-`rms_norm_gated_group_quant` is what the rewrite puts into a graph; `group_quant` is an opaque quantisation op like the
-ones serving engines use. Both are functional, carry their specs as plain scalars, and have a fake implementation with
+One op for each producer is what the rewrite puts into a graph; `group_quant` is an opaque quantisation op like the
+ones serving engines use. All are functional, carry their specs as plain scalars, and have a fake implementation with
 the exact shapes and strides. On CPU they *are* the reference. On a GPU they launch the Triton kernel where
 `fusionlib.contract` finds no problem, and otherwise run the reference there and warn once with the reason.
 """
@@ -9,29 +9,25 @@ the exact shapes and strides. On CPU they *are* the reference. On a GPU they lau
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from fusionlib import gradient, reference, schema
-from fusionlib.contract import contract_problem, kernel_problem, quant_kernel_problem, quant_problem
-from fusionlib.quant_op import TAGS, QuantOp, empty_quantised, warn_once
-from fusionlib.spec import GatedNorm, GroupQuant
+from fusionlib import contract, gradient, reference, schema
+from fusionlib.quant_op import TAGS, VALUE, QuantOp, empty_quantised, warn_once
+from fusionlib.spec import ActAndMul, GatedNorm, GroupQuant, RMSNorm
 
 
-def _launch_fused(
-    x: torch.Tensor,
-    gate: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm: GatedNorm,
-    quant: GroupQuant,
-    codes: torch.Tensor,
-    scale: torch.Tensor,
-    normed: torch.Tensor | None,
-) -> None:
-    from fusionlib.kernels.launch import launch_fused
+def _launch(name: str) -> Callable[..., None]:
+    """The function `name` of `fusionlib.kernels.launch`, which imports Triton at the first launch."""
 
-    launch_fused(x, gate, weight, bias, norm, quant, codes, scale, normed)
+    def launch(*arguments: Any) -> None:
+        from fusionlib.kernels import launch as launches
+
+        getattr(launches, name)(*arguments)
+
+    return launch
 
 
 GATED_NORM = QuantOp(
@@ -39,10 +35,30 @@ GATED_NORM = QuantOp(
     "Tensor x, Tensor gate, Tensor weight, Tensor? bias",
     GatedNorm,
     value=lambda x, gate, weight, bias, norm: reference.rms_norm_gated(x, gate, weight, norm, bias),
-    problem=contract_problem,
-    kernel_problem=kernel_problem,
-    launch=_launch_fused,
-    suffix="_with_norm",
+    problem=contract.contract_problem,
+    kernel_problem=contract.kernel_problem,
+    launch=_launch("launch_fused"),
+)
+
+RMS_NORM = QuantOp(
+    "fusionlib::rms_norm_group_quant",
+    "Tensor x, Tensor? residual, Tensor? weight",
+    RMSNorm,
+    value=lambda x, residual, weight, norm: reference.rms_norm(x, weight, norm, residual),
+    problem=contract.rms_norm_problem,
+    kernel_problem=contract.rms_norm_kernel_problem,
+    launch=_launch("launch_rms_norm"),
+    kept={"sum": lambda x, residual, weight, norm: x.dtype if residual is None else residual.dtype},
+)
+
+ACT_AND_MUL = QuantOp(
+    "fusionlib::act_and_mul_group_quant",
+    "Tensor x, Tensor gate",
+    ActAndMul,
+    value=reference.act_and_mul,
+    problem=contract.act_and_mul_problem,
+    kernel_problem=contract.act_and_mul_kernel_problem,
+    launch=_launch("launch_act_and_mul"),
 )
 
 _quant_spec = functools.lru_cache(maxsize=256)(GroupQuant)
@@ -50,7 +66,7 @@ _quant_spec = functools.lru_cache(maxsize=256)(GroupQuant)
 
 def _quant_checked(y: torch.Tensor, scalars: tuple[object, ...]) -> GroupQuant:
     quant = _quant_spec(*scalars)
-    problem = quant_problem(y, quant)
+    problem = contract.quant_problem(y, quant)
     if problem is not None:
         raise ValueError(f"fusionlib: {problem}")
     return quant
@@ -66,7 +82,7 @@ def _quant_reference(y: torch.Tensor, *scalars: object) -> tuple[torch.Tensor, t
 
 def _quant_cuda(y: torch.Tensor, *scalars: object) -> tuple[torch.Tensor, torch.Tensor]:
     quant = _quant_checked(y, scalars)
-    reason = quant_kernel_problem(y, quant)
+    reason = contract.quant_kernel_problem(y, quant)
     if reason is not None:
         warn_once(reason)
         return reference.group_quant(y, quant)
@@ -121,7 +137,62 @@ def rms_norm_gated_group_quant(
     Raises:
         ValueError: if tensors and specs do not fit; the message names the value, the limit and the way out.
     """
-    return GATED_NORM(x, gate, weight, bias, norm, quant, return_value=return_normed)
+    return GATED_NORM(x, gate, weight, bias, norm, quant, also=(VALUE,) if return_normed else ())
+
+
+def rms_norm_group_quant(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    norm: RMSNorm,
+    quant: GroupQuant,
+    residual: torch.Tensor | None = None,
+    return_normed: bool = False,
+    return_sum: bool = False,
+) -> tuple[torch.Tensor, ...]:
+    """RMS norm, of x + residual if there is one, and FP8 group quantisation in one pass.
+
+    Args:
+        x: [tokens, hidden], or [tokens, ...] as for `rms_norm_gated_group_quant`; bf16, fp16 or fp32.
+        weight: [norm.norm_size] or [hidden]; bf16, fp16 or fp32; None for ones.
+        norm, quant: what to compute.
+        residual: as many tokens and elements per token as x, in its own shape, strides and dtype.
+        return_normed: also return the normalised value, for a second consumer.
+        return_sum: also return the sum, for the next residual.
+
+    Returns:
+        codes [tokens, hidden] of `quant.dtype`; scale in `quant.scale_layout`; then, if asked for, the normalised value
+        [tokens, hidden] of `norm.output_dtype(x.dtype)` and the sum [tokens, hidden] of the residual's dtype.
+
+    Raises:
+        ValueError: if tensors and specs do not fit; the message names the value, the limit and the way out.
+    """
+    if return_sum and residual is None:
+        raise ValueError("return_sum=True needs a residual: without one the sum is x; pass residual= or leave it out")
+    also = [name for name, wanted in ((VALUE, return_normed), ("sum", return_sum)) if wanted]
+    return RMS_NORM(x, residual, weight, norm, quant, also=also)
+
+
+def act_and_mul_group_quant(
+    x: torch.Tensor, gate: torch.Tensor, *, act: ActAndMul, quant: GroupQuant, return_value: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """x * act(gate) and FP8 group quantisation in one pass.
+
+    Args:
+        x: [tokens, hidden], or [tokens, ...] as for `rms_norm_gated_group_quant`; bf16, fp16 or fp32. Half of a
+            projection may be passed as the view it is, also every other element of it.
+        gate: as many tokens and elements per token as x, in its own shape, strides and dtype.
+        act, quant: what to compute.
+        return_value: also return the product, for a second consumer.
+
+    Returns:
+        codes [tokens, hidden] of `quant.dtype`; scale in `quant.scale_layout`; and, if asked for, the product
+        [tokens, hidden] of `act.output_dtype(x.dtype)`.
+
+    Raises:
+        ValueError: if tensors and specs do not fit; the message names the value, the limit and the way out.
+    """
+    return ACT_AND_MUL(x, gate, act, quant, also=(VALUE,) if return_value else ())
 
 
 def unsupported(

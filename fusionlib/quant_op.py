@@ -7,8 +7,9 @@ kernel if there is one and nothing prevents it, and otherwise runs the reference
 from __future__ import annotations
 
 import functools
+import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -21,11 +22,16 @@ from fusionlib.spec import GroupQuant
 #: Strided inputs are the point: Inductor must pass them unchanged.
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
+#: The name of the value that is quantised, among those that an op can return.
+VALUE = "value"
+
 _warned: set[str] = set()
 
 
 class QuantOp:
-    """`torch.ops.<name>(*tensors, *scalars) -> (codes, scale)`, and `<name><suffix>`, which also returns the value.
+    """`torch.ops.<name>(*tensors, *scalars) -> (codes, scale)`, and one op for every set of values it can also return.
+
+    Such an op is called `<name>_with_value`, or `<name>_with_value_and_sum`, and returns them after codes and scale.
 
     Args:
         name: "namespace::op"; defining it again is an error, except when the same module is imported again.
@@ -33,12 +39,14 @@ class QuantOp:
             [tokens, ...], with as many elements as the value.
         spec: the type of the frozen dataclass that says what is computed, with a method `output_dtype(dtype)`: the
             dtype of the value for a first tensor of `dtype`.
-        value: (*tensors, spec) -> the value, [tokens, hidden], contiguous: what is computed, in plain PyTorch.
+        value: (*tensors, spec) -> the value, [tokens, hidden], contiguous: what is computed, in plain PyTorch. With
+            `kept` it returns a tuple: the value, then those of `kept`, each like the value but for its dtype.
         problem: (*tensors, spec, quant) -> None, or why these tensors do not fit these specs on any device.
         kernel_problem: the same for the kernel alone: what its tiling or addressing cannot do.
-        launch: (*tensors, spec, quant, codes, scale, value or None) runs the kernel into its last three arguments.
-            None if there is no kernel: a GPU then runs the reference, which is right but not fused.
-        suffix: for the name of the op that also returns the value.
+        launch: (*tensors, spec, quant, codes, scale, *values) runs the kernel into its last arguments; a value that is
+            not asked for is None. No `launch` if there is no kernel: a GPU then runs the reference, which is right but
+            not fused.
+        kept: what the op can return besides codes, scale and the value, by name: (*tensors, spec) -> its dtype.
     """
 
     def __init__(
@@ -47,33 +55,49 @@ class QuantOp:
         tensors: str,
         spec: type,
         *,
-        value: Callable[..., torch.Tensor],
+        value: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]],
         problem: Callable[..., str | None],
         kernel_problem: Callable[..., str | None] | None = None,
         launch: Callable[..., None] | None = None,
-        suffix: str = "_with_value",
+        kept: Mapping[str, Callable[..., torch.dtype]] | None = None,
     ) -> None:
         self.name, self.spec = name, spec
         self._value, self._problem, self._kernel_problem, self._launch = value, problem, kernel_problem, launch
+        self._kept = {VALUE: _value_dtype, **(kept or {})}
         self._count = len(tensors.split(","))
         self.specs = functools.lru_cache(maxsize=256)(self._specs)
-        scalars = schema.declared(spec, GroupQuant)
+        arguments = f"{tensors}, {schema.declared(spec, GroupQuant)}"
         namespace, own = name.split("::")
+        subsets = [each for n in range(len(self._kept) + 1) for each in itertools.combinations(self._kept, n)]
         if not hasattr(getattr(torch.ops, namespace), own):
-            self._define(name, f"{tensors}, {scalars}", keeps_value=False)
-            self._define(name + suffix, f"{tensors}, {scalars}", keeps_value=True)
-        self.plain = getattr(getattr(torch.ops, namespace), own).default
-        self.with_value = getattr(getattr(torch.ops, namespace), own + suffix).default
+            for names in subsets:
+                self._define(name + _suffix(names), arguments, names)
+        ops = getattr(torch.ops, namespace)
+        self._ops = {frozenset(names): getattr(ops, own + _suffix(names)).default for names in subsets}
 
-    def __call__(self, *arguments: Any, return_value: bool = False) -> tuple[torch.Tensor, ...]:
-        """(*tensors, spec, quant) -> codes, scale and, if asked for, the value."""
+    @property
+    def plain(self) -> torch._ops.OpOverload:
+        """The op that returns codes and scale alone."""
+        return self._ops[frozenset()]
+
+    @property
+    def overloads(self) -> tuple[torch._ops.OpOverload, ...]:
+        """Every op, by how many values it returns."""
+        return tuple(self._ops.values())
+
+    def returning(self, names: Iterable[str]) -> tuple[torch._ops.OpOverload, tuple[str, ...]]:
+        """The op that also returns the values of `names`, and what its results are, in order."""
+        wanted = frozenset(names)
+        return self._ops[wanted], ("codes", "scale", *(name for name in self._kept if name in wanted))
+
+    def __call__(self, *arguments: Any, also: Iterable[str] = ()) -> tuple[torch.Tensor, ...]:
+        """(*tensors, spec, quant) -> codes, scale and the values of `also`, in the order of the declaration."""
         *tensors, spec, quant = arguments
-        op = self.with_value if return_value else self.plain
-        return op(*tensors, *schema.scalars(spec, quant))
+        return self.returning(also)[0](*tensors, *schema.scalars(spec, quant))
 
     def __fingerprint__(self) -> tuple[Any, ...]:
         """What a compiled graph depends on: not how the op computes, since a graph only calls it by name."""
-        return self.name, self.spec, self._problem, self._kernel_problem, self._launch is None
+        return self.name, self.spec, tuple(self._kept), self._problem, self._kernel_problem, self._launch is None
 
     def device_problem(self, *arguments: Any) -> str | None:
         """Why a GPU cannot run the kernel on (*tensors, spec, quant), which fit each other; None if it can."""
@@ -90,14 +114,14 @@ class QuantOp:
             return problem
         return self.device_problem(*arguments)
 
-    def _define(self, name: str, arguments: str, *, keeps_value: bool) -> None:
-        returned = "(Tensor codes, Tensor scale" + ", Tensor value" * keeps_value + ")"
-        torch.library.define(name, f"({arguments}) -> {returned}", tags=TAGS)
-        last = 3 if keeps_value else 2
-        torch.library.impl(name, "cpu", lambda *arguments: self._reference(*arguments)[:last])
-        torch.library.impl(name, "cuda", lambda *arguments: self._on_gpu(keeps_value, *arguments)[:last])
-        torch.library.register_fake(name, lambda *arguments: self._fake(*arguments)[:last])
-        gradient.register(name, lambda *arguments: self._reference(*arguments)[:last])
+    def _define(self, name: str, arguments: str, kept: tuple[str, ...]) -> None:
+        returned = ", ".join(f"Tensor {each}" for each in ("codes", "scale", *kept))
+        reference = functools.partial(self._reference, kept)
+        torch.library.define(name, f"({arguments}) -> ({returned})", tags=TAGS)
+        torch.library.impl(name, "cpu", reference)
+        torch.library.impl(name, "cuda", functools.partial(self._on_gpu, kept))
+        torch.library.register_fake(name, functools.partial(self._fake, kept))
+        gradient.register(name, reference)
 
     def _specs(self, *scalars: object) -> tuple[Any, ...]:
         """The specs of a call; cached, since a model uses few and a launch takes microseconds."""
@@ -111,29 +135,41 @@ class QuantOp:
             raise ValueError(f"fusionlib: {problem}")
         return checked
 
-    def _reference(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    def _reference(self, kept: tuple[str, ...], *arguments: Any) -> tuple[torch.Tensor, ...]:
         *tensors, spec, quant = self._checked(arguments)
-        value = self._value(*tensors, spec)
-        return *reference.group_quant(value, quant), value
+        found = self._value(*tensors, spec)
+        values = dict(zip(self._kept, found if isinstance(found, tuple) else (found,), strict=True))
+        return *reference.group_quant(values[VALUE], quant), *(values[name] for name in kept)
 
-    def _fake(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
-        first, *_, spec, quant = self._checked(arguments)
-        codes, scale = empty_quantised(first, quant)
-        return codes, scale, torch.empty_like(codes, dtype=spec.output_dtype(first.dtype))
+    def _fake(self, kept: tuple[str, ...], *arguments: Any) -> tuple[torch.Tensor, ...]:
+        checked = self._checked(arguments)
+        codes, scale = empty_quantised(checked[0], checked[-1])
+        return codes, scale, *self._empty(codes, kept, checked[:-1]).values()
 
-    def _on_gpu(self, keeps_value: bool, *arguments: Any) -> tuple[torch.Tensor | None, ...]:
+    def _empty(self, codes: torch.Tensor, kept: tuple[str, ...], declared: tuple[Any, ...]) -> dict[str, torch.Tensor]:
+        """Unwritten values for (*tensors, spec), by name."""
+        return {name: torch.empty_like(codes, dtype=self._kept[name](*declared)) for name in kept}
+
+    def _on_gpu(self, kept: tuple[str, ...], *arguments: Any) -> tuple[torch.Tensor, ...]:
         checked = self._checked(arguments)
         reason = self.device_problem(*checked)
         if reason is not None:
             warn_once(reason)
-            return self._reference(*arguments)
-        first, *_, spec, quant = checked
-        codes, scale = empty_quantised(first, quant)
-        value = torch.empty_like(codes, dtype=spec.output_dtype(first.dtype)) if keeps_value else None
+            return self._reference(kept, *arguments)
+        codes, scale = empty_quantised(checked[0], checked[-1])
+        values = self._empty(codes, kept, checked[:-1])
         assert self._launch is not None  # otherwise device_problem gave a reason
-        with torch.cuda.device(first.device):
-            self._launch(*checked, codes, scale, value)
-        return codes, scale, value
+        with torch.cuda.device(codes.device):
+            self._launch(*checked, codes, scale, *(values.get(name) for name in self._kept))
+        return codes, scale, *values.values()
+
+
+def _suffix(names: tuple[str, ...]) -> str:
+    return f"_with_{'_and_'.join(names)}" if names else ""
+
+
+def _value_dtype(first: torch.Tensor, *others: Any) -> torch.dtype:
+    return others[-1].output_dtype(first.dtype)
 
 
 def warn_once(reason: str) -> None:

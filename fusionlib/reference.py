@@ -1,22 +1,25 @@
-"""The reference: a gated RMS norm and FP8 group quantisation in plain PyTorch, every rounding written out.
+"""The reference: the producers and FP8 group quantisation in plain PyTorch, every rounding written out.
 
 Everything else in the library is compared with these functions: the layers call them, they are the CPU implementation
-of the op, and the kernel must agree with them bit for bit up to summation order. They correspond to
-`RMSNormGated.forward_static` in vLLM PR #40710. Shapes: `x` and `gate` are [tokens, ...]; the dimensions after the
-first are flattened to one row of `hidden` elements, so [tokens, heads, head_dim] and [tokens, hidden] are equivalent.
+of the ops, and the kernels must agree with them bit for bit up to summation order. Shapes: rows such as `x` and `gate`
+are [tokens, ...]; the dimensions after the first are flattened to one row of `hidden` elements, so
+[tokens, heads, head_dim] and [tokens, hidden] are equivalent.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 
-from fusionlib.spec import GatedNorm, GroupQuant
+from fusionlib.spec import ActAndMul, GatedNorm, GroupQuant, RMSNorm
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": torch.nn.functional.silu,
     "sigmoid": torch.sigmoid,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
 }
 
 
@@ -62,6 +65,53 @@ def rms_norm_gated(
     return _fresh(value.to(norm.output_dtype(x.dtype)).flatten(1))
 
 
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, norm: RMSNorm, residual: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMS norm of each run of `norm.norm_size` elements of x, or of x + residual; see `RMSNorm` for the formula.
+
+    Args:
+        x: [tokens, ...], bf16, fp16 or fp32; its dtype is the one that the points `norm` and `output` round to.
+        weight: [norm_size], or [hidden] if every element of the row has its own; None for ones.
+        residual: [tokens, ...] with as many elements per token; its dtype is that of the sum.
+
+    Returns:
+        The normalised value [tokens, hidden] of `norm.output_dtype(x.dtype)`, and the sum [tokens, hidden] of the
+        residual's dtype: x itself if there is no residual. Both contiguous.
+    """
+    value = x.flatten(1).float()
+    if residual is not None:
+        value = value + residual.flatten(1).float()
+    total = value.to(x.dtype if residual is None else residual.dtype)
+    if "sum" in norm.rounding:
+        value = total.float()
+    value = value.unflatten(1, (-1, norm.norm_size))  # [tokens, runs, norm_size]
+    variance = value.pow(2).mean(-1, keepdim=True)
+    value = value * torch.rsqrt(variance + norm.eps)
+    if "norm" in norm.rounding:
+        value = value.to(x.dtype).float()
+    if weight is not None:
+        factor = weight.float() + norm.weight_offset if norm.weight_offset else weight.float()
+        value = value * factor.view(-1, norm.norm_size)
+    return _fresh(value.to(norm.output_dtype(x.dtype)).flatten(1)), _own(total, x)
+
+
+def act_and_mul(x: torch.Tensor, gate: torch.Tensor, act: ActAndMul) -> torch.Tensor:
+    """x * act(gate); see `ActAndMul` for the formula.
+
+    Args:
+        x: [tokens, ...], bf16, fp16 or fp32; its dtype is the one that both points round to.
+        gate: [tokens, ...] with as many elements per token, any floating dtype.
+
+    Returns:
+        [tokens, hidden] contiguous, of `act.output_dtype(x.dtype)`.
+    """
+    activated = _ACTIVATIONS[act.activation](gate.flatten(1).float())
+    if "activation" in act.rounding:
+        activated = activated.to(x.dtype).float()
+    return _fresh((x.flatten(1).float() * activated).to(act.output_dtype(x.dtype)))
+
+
 def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise each run of `quant.group_size` elements to FP8; see `GroupQuant` for the formula.
 
@@ -95,6 +145,12 @@ def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch
 def _fresh(rows: torch.Tensor) -> torch.Tensor:
     """`rows` [tokens, elements] with a fresh tensor's strides; results inherit x's, arbitrary where a size is 1."""
     return rows if rows.stride() == (rows.shape[1], 1) else rows.clone(memory_format=torch.contiguous_format)
+
+
+def _own(rows: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """`rows` as a fresh tensor that shares no memory with `source`: an op must not return its input."""
+    fresh = _fresh(rows)
+    return fresh.clone() if fresh.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() else fresh
 
 
 def dequantise(codes: torch.Tensor, scale: torch.Tensor, quant: GroupQuant) -> torch.Tensor:

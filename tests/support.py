@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from fusionlib import reference
-from fusionlib.spec import FP8_MAXIMA, ROUNDING_POINTS, GatedNorm, GroupQuant
+from fusionlib.spec import FP8_MAXIMA, GatedNorm, GroupQuant
 
 POISON_CODE = 0x7E  # a finite e4m3fn code (448): an unwritten byte is neither NaN nor zero, and shows as a wrong value
 
@@ -41,7 +41,7 @@ def norms(norm_size: int) -> st.SearchStrategy[GatedNorm]:
     @st.composite
     def build(draw) -> GatedNorm:
         before = draw(st.booleans())
-        points = [p for p in ROUNDING_POINTS if p != ("gate" if before else "weight")]
+        points = [p for p in GatedNorm.POINTS if p != ("gate" if before else "weight")]
         rounding = draw(st.frozensets(st.sampled_from(points)))
         return GatedNorm(
             norm_size,

@@ -15,7 +15,7 @@ from fusionlib import GatedNorm, GroupQuant, op, quant_op, reference, schema
 from tests.support import FLOAT_DTYPES, good, grouped_gate, norms, quants, same
 
 FUSED = torch.ops.fusionlib.rms_norm_gated_group_quant.default
-WITH_NORM = torch.ops.fusionlib.rms_norm_gated_group_quant_with_norm.default
+WITH_NORM = torch.ops.fusionlib.rms_norm_gated_group_quant_with_value.default
 QUANT = torch.ops.fusionlib.group_quant.default
 
 #: norm, group, hidden; the last two divide a token's row and not each other
@@ -186,7 +186,7 @@ def test_a_projections_gate_needs_no_copy_and_changes_nothing():
         ({"weight": torch.randn(64)}, ["weight has shape [64]", "[128]", "[512]"]),
         ({"weight": torch.randn(256)[::2]}, ["weight", "strides [2]", "contiguous"]),
         ({"weight": torch.ones(128, dtype=torch.int64)}, ["weight is torch.int64"]),
-        ({"bias": torch.randn(512)}, ["bias has shape [512]", "weight [128]"]),
+        ({"bias": torch.randn(512)}, ["bias has shape [512]", "weight has shape [128]", "the same"]),
         ({"gate": torch.randn(3, 4, 128, device="meta")}, ["cpu, meta", "one device"]),
     ],
 )
@@ -231,9 +231,9 @@ def test_the_gpu_path_falls_back_once_said_and_right(monkeypatch):
     x, gate, weight = (arguments[name] for name in ("x", "gate", "weight"))
     spelled = (x, gate, weight, None, *scalars(arguments["norm"], arguments["quant"]))
     with pytest.warns(RuntimeWarning, match="the reason of this test"):
-        got = op.GATED_NORM._on_gpu(True, *spelled)
+        got = op.GATED_NORM._on_gpu(("value",), *spelled)
     for a, b in zip(got, WITH_NORM(*spelled), strict=True):
         assert same(a, b)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        op.GATED_NORM._on_gpu(False, *spelled)
+        op.GATED_NORM._on_gpu((), *spelled)

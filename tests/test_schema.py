@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from fusionlib import GatedNorm, GroupQuant, schema
 from fusionlib.op import GATED_NORM
 from fusionlib.rewrite.cache_key import PACKAGE
-from fusionlib.spec import ROUNDING_POINTS
 from tests.support import norms, quants
 
 NORM_SCALARS = (
@@ -61,12 +60,12 @@ def test_an_op_takes_the_scalars_and_reads_back_the_specs(norm, quant):
     """Through PyTorch's own types: what a schema would not take, or would take for another number, shows here."""
     quant = replace(quant, floor=quant.floor_in(norm.output_dtype(torch.float32)))
     x = torch.ones(2, 8)
-    codes, _, value = GATED_NORM.with_value(x, x, torch.ones(8), None, *schema.scalars(norm, quant))
+    codes, _, value = GATED_NORM.returning({"value"})[0](x, x, torch.ones(8), None, *schema.scalars(norm, quant))
     assert codes.dtype == quant.dtype and value.dtype == norm.output_dtype(x.dtype)
     assert GATED_NORM.specs(*schema.scalars(norm, quant)) == (norm, quant)
 
 
-@given(st.frozensets(st.sampled_from(ROUNDING_POINTS)))
+@given(st.frozensets(st.sampled_from(GatedNorm.POINTS)))
 def test_a_set_of_words_is_in_the_order_of_its_literal(points):
     @dataclass(frozen=True)
     class Rounded:
@@ -74,7 +73,7 @@ def test_a_set_of_words_is_in_the_order_of_its_literal(points):
 
     assert schema.declared(Rounded) == "str points"
     (text,) = schema.scalars(Rounded(points))
-    assert text == ",".join(point for point in ROUNDING_POINTS if point in points)
+    assert text == ",".join(point for point in GatedNorm.POINTS if point in points)
     assert schema.from_scalars(Rounded, (text,)) == Rounded(points)
 
 

@@ -114,12 +114,13 @@ def compile_fused(
 
     from fusionlib.kernels import gated_norm as kernel
     from fusionlib.kernels import launch
+    from fusionlib.kernels.config import LaunchConfig, choose_launch
 
     if target not in TARGETS:
         raise ValueError(f"target {target!r} is unknown; choose one of {', '.join(TARGETS)}")
     unit = unit_size(norm, quant)
-    config = kernel.choose_launch(1 << 20, unit, threads_per_warp=TARGETS[target][2])
-    config = kernel.LaunchConfig(rows or config.rows, num_warps or config.num_warps)
+    config = choose_launch(1 << 20, unit, threads_per_warp=TARGETS[target][2])
+    config = LaunchConfig(rows or config.rows, num_warps or config.num_warps)
     contiguous = RowLayout(hidden, hidden, 0, hidden, 0)
     constants = launch.fused_constants(
         norm,

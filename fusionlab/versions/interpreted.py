@@ -26,6 +26,7 @@ from fusionlab.codes import code_steps
 from fusionlab.versions.registry import VERSIONS, Version
 from fusionlib import reference
 from fusionlib.kernels import gated_norm as product
+from fusionlib.kernels.config import LaunchConfig
 from fusionlib.spec import GatedNorm, GroupQuant
 
 MOST_VALUES = 4096  # per variable; of larger ones only the shape is reported
@@ -194,7 +195,7 @@ def watch(
         programs = triton.cdiv(x.numel() // max(norm.norm_size, quant.group_size), rows)
 
         def run() -> None:
-            launch_fused(x, gate, weight, None, norm, quant, codes, scale, None, product.LaunchConfig(rows, num_warps))
+            launch_fused(x, gate, weight, None, norm, quant, codes, scale, None, LaunchConfig(rows, num_warps))
     else:
         launches = chosen.launches(x, gate if chosen.strided else gate.contiguous(), weight, norm, quant, codes, scale)
         kernels, programs = [launch.kernel for launch in launches], launches[-1].programs

@@ -7,7 +7,7 @@ import torch
 from fusionlab.observe.codegen import _POINTEE, TARGETS, Listing, compile_fused
 from fusionlab.versions.case import Launch
 from fusionlab.versions.registry import Version
-from fusionlib.kernels.gated_norm import choose_launch
+from fusionlib.kernels.config import choose_launch
 from fusionlib.kernels.row_layout import row_layout
 from fusionlib.spec import GatedNorm, GroupQuant
 

@@ -13,8 +13,10 @@ CONTRIBUTING.md goes through it in seven steps.
 """
 
 from fusionlib.contract import places_problem, rows_problem, strides_problem
+from fusionlib.fusions.act_and_mul import ActAndMulQuant, SigmoidGateQuant
 from fusionlib.fusions.fusion import VALUE, Calls, Fusion
 from fusionlib.fusions.gated_norm import GatedNormQuant
+from fusionlib.fusions.rms_norm import RMSNormQuant
 from fusionlib.match.activation import Activation, read_activation
 from fusionlib.match.graph import (
     describe,
@@ -42,11 +44,12 @@ from fusionlib.quant_op import QuantOp
 from fusionlib.spec import GroupQuant
 
 #: What `FusionPass` looks for by default.
-BUILT_IN: tuple[Fusion, ...] = (GatedNormQuant(),)
+BUILT_IN: tuple[Fusion, ...] = (GatedNormQuant(), RMSNormQuant(), ActAndMulQuant(), SigmoidGateQuant())
 
 __all__ = [
     "BUILT_IN",
     "VALUE",
+    "ActAndMulQuant",
     "Activation",
     "Calls",
     "Fusion",
@@ -54,9 +57,11 @@ __all__ = [
     "GroupQuant",
     "NotMine",
     "QuantOp",
+    "RMSNormQuant",
     "Reading",
     "Reason",
     "Root",
+    "SigmoidGateQuant",
     "Stop",
     "Trail",
     "describe",

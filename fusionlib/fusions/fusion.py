@@ -16,11 +16,9 @@ from torch import fx
 from fusionlib import schema
 from fusionlib.match.reasons import Reason, register_reasons
 from fusionlib.match.result import Reading, Trail
+from fusionlib.quant_op import VALUE as VALUE
 from fusionlib.quant_op import QuantOp
 from fusionlib.spec import GroupQuant
-
-#: The name under which `emit` returns the value itself.
-VALUE = "value"
 
 
 class Calls(Protocol):
@@ -38,7 +36,7 @@ class Fusion(ABC):
 
     A subclass gives `name`, `op` and `read`, and its own reasons if it has any. The default `problem` and `emit` follow
     from the op. A subclass whose producer has further results (a sum that the next layer reads) names their
-    nodes in `Reading.kept`, and returns them from its own `emit`.
+    nodes in `Reading.kept`; its op declares what it can return by the same names.
     """
 
     #: Its name in reports and `expect=`.
@@ -78,9 +76,8 @@ class Fusion(ABC):
         `wanted` names the results read besides codes and scale: "value", [tokens, hidden], and those of
         `Reading.kept`, whose shapes they must have.
         """
-        target = self.op.with_value if VALUE in wanted else self.op.plain
+        target, names = self.op.returning(wanted)
         call = calls.call(target, *tensors.values(), *schema.scalars(spec, quant))
-        names = ("codes", "scale", VALUE)[: 3 if VALUE in wanted else 2]
         return {name: calls.item(call, index) for index, name in enumerate(names)}
 
     def spell(self, spec: Any) -> str:

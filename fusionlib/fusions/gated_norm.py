@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
+from fusionlib.fusions import norm_product
 from fusionlib.fusions.fusion import Calls, Fusion
 from fusionlib.fusions.read_gated_norm import read_gated_norm
 from fusionlib.match.graph import aten, numel, tensor_of
@@ -42,16 +43,7 @@ class GatedNormQuant(Fusion):
             "The gate is broadcast: it has fewer elements than the value.",
             "Expand it in the model, or apply it to the heads elsewhere.",
         ),
-        Reason(
-            "bias",
-            "A bias is added where the fused computation has none.",
-            "Add it to norm(x) * weight: before a gate that comes behind the norm, after one that comes first.",
-        ),
-        Reason(
-            "order",
-            "Norm, weight and gate are applied in an order that the fused computation does not have.",
-            "Use norm * weight * act(gate), or norm(x * act(gate)) * weight.",
-        ),
+        *norm_product.REASONS,
     )
 
     def read(self, value: fx.Node, trail: Trail) -> Reading:

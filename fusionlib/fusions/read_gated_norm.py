@@ -1,62 +1,31 @@
-"""Reads a gated RMS norm from its value.
-
-The value is a product, maybe in an unusual order and maybe rounded along the way. `_levels` cuts it at its roundings:
-the factors of one level are multiplied in float32, where their order changes only the last bit. `GatedNorm.rounding`
-says which factor is on which side of a cut.
-"""
+"""Reads a gated RMS norm from its value."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
 
-from fusionlib.fusions.recognise_gated_norm import has_gate, is_foreign_activation, is_rearranged, why_no_root
-from fusionlib.match.activation import Activation, read_activation
-from fusionlib.match.graph import (
-    NARROW,
-    aten,
-    describe,
-    dtype,
-    input_of,
-    is_add,
-    is_call,
-    is_div,
-    is_mul,
-    is_narrowing,
-    is_vector_of,
-    literal,
-    numel,
-    operands,
-    peel_exact,
-    same,
-    shape,
-    with_literal,
+from fusionlib.fusions.norm_product import (
+    Form,
+    Level,
+    check_roundings,
+    need_as_many,
+    out_dtype,
+    read_levels,
+    rounding_points,
+    weight_of,
 )
+from fusionlib.fusions.recognise_gated_norm import has_gate, is_foreign_activation, why_no_root
+from fusionlib.match.activation import Activation, read_activation
+from fusionlib.match.graph import NARROW, describe, dtype, input_of, is_mul, is_narrowing, operands, peel_exact
 from fusionlib.match.reasons import NotMine, Stop
 from fusionlib.match.result import Reading, Trail
-from fusionlib.match.root import Root, find_root, read_root, repeats_along
-from fusionlib.match.sizes import Shape, equal
-from fusionlib.spec import GatedNorm, RoundingPoint
+from fusionlib.match.root import Root, find_root, read_root
+from fusionlib.spec import GatedNorm
 
-_MOST_FACTORS = 16  # a gated norm has five; a value squared k times is a product of 2^k
-_SHOULD_BE = "norm(x) * weight * act(gate), or norm(x * act(gate)) * weight"
-
-
-@dataclass
-class _Level:
-    """Factors multiplied in float32, a bias added to their product, and the dtype that it is rounded to.
-
-    `rounded` is None if it is not rounded: at the top, or if the level ends at a bias inside a larger product.
-    """
-
-    rounded: torch.dtype | None
-    node: fx.Node
-    factors: dict[str, fx.Node] = field(default_factory=dict)
-    act: Activation | None = None
-    inner: fx.Node | None = None
-    bias: fx.Node | None = None
+_FORM = Form("not_gated_norm", "norm(x) * weight * act(gate), or norm(x * act(gate)) * weight", gated=True)
 
 
 def read_gated_norm(y: fx.Node, trail: Trail) -> Reading:
@@ -77,26 +46,22 @@ def read_gated_norm(y: fx.Node, trail: Trail) -> Reading:
         raise
     if not has_gate(y, root):
         raise NotMine
-    levels = _levels(y, root, trail)
-    labels = [label for level in levels for label in level.factors]
-    for needed in ("root", "x"):
-        if needed not in labels:
-            raise Stop("mean_source", root.node, "the value times the root of its own mean of squares", describe(y))
+    levels = read_levels(y, root, _FORM, trail)
     act = next((level.act for level in levels if level.act is not None), None)
     if act is not None:
         return _norm_first(y, root, levels, act, trail)
     return _gate_first(y, root, levels, trail)
 
 
-def _norm_first(y: fx.Node, root: Root, levels: list[_Level], act: Activation, trail: Trail) -> Reading:
+def _norm_first(y: fx.Node, root: Root, levels: list[Level], act: Activation, trail: Trail) -> Reading:
     x = peel_exact(root.value)
-    points = _cuts(y, levels, ("gate", "weight", "core"), {"weight": "weight", "core": "norm"})
+    points = rounding_points(levels, ("gate", "weight", "core"), {"weight": "weight", "core": "norm"}, _FORM)
     return _finish(y, x, act, root, levels, points, True, trail)
 
 
-def _gate_first(y: fx.Node, root: Root, levels: list[_Level], trail: Trail) -> Reading:
+def _gate_first(y: fx.Node, root: Root, levels: list[Level], trail: Trail) -> Reading:
     gated = peel_exact(root.value)
-    points = _cuts(y, levels, ("weight", "core"), {"core": "norm"})
+    points = rounding_points(levels, ("weight", "core"), {"core": "norm"}, _FORM)
     product, rounded = gated, None
     if is_narrowing(gated) and dtype(gated) in NARROW:
         product, rounded = peel_exact(input_of(gated)), dtype(gated)
@@ -117,29 +82,7 @@ def _gated_product(y: fx.Node, product: fx.Node) -> tuple[fx.Node, Activation]:
                 return x, act
     if is_mul(product) and any(is_foreign_activation(arg) for arg in operands(product)):
         raise Stop("activation", product, "silu or sigmoid of the gate", describe(product))
-    raise Stop("not_gated_norm", y, _SHOULD_BE, describe(product))
-
-
-def _cuts(
-    y: fx.Node, levels: list[_Level], order: tuple[str, ...], names: dict[str, RoundingPoint]
-) -> dict[RoundingPoint, torch.dtype]:
-    """The rounding points and their dtypes, from which factors are on which side of each rounding."""
-    rank = {"root": "core", "x": "core"}
-    points: dict[RoundingPoint, torch.dtype] = {}
-    if levels[0].rounded is not None:
-        points["output"] = levels[0].rounded
-    seen = -1
-    for index, level in enumerate(levels):
-        ranks = sorted(order.index(rank.get(label, label)) for label in level.factors)
-        if ranks[0] <= seen:
-            raise Stop("order", level.node, _SHOULD_BE, f"{'/'.join(level.factors)} inside another rounding")
-        seen = ranks[-1]
-        if index and level.rounded is not None:
-            first = order[ranks[0]]
-            if first not in names:
-                raise Stop("rounding", level.node, "a rounding point of fusionlib.GatedNorm", describe(level.node))
-            points[names[first]] = level.rounded
-    return points
+    raise Stop("not_gated_norm", y, _FORM.should_be, describe(product))
 
 
 def _finish(
@@ -147,38 +90,30 @@ def _finish(
     x: fx.Node,
     act: Activation,
     root: Root,
-    levels: list[_Level],
-    points: dict[RoundingPoint, torch.dtype],
+    levels: list[Level],
+    points: dict[str, torch.dtype],
     norm_before_gate: bool,
     trail: Trail,
 ) -> Reading:
     """Check shapes and rounding dtypes, and express what was read as a `GatedNorm`."""
     trail.add("x", x)
     trail.add("gate", act.gate)
-    _as_many("gate_shape", act.gate, y, "a gate")
-    _as_many("mean_source", x, y, "a value")
+    need_as_many("gate_shape", act.gate, y, "a gate")
+    need_as_many("mean_source", x, y, "a value")
     if act.rounded is not None:
         points["activation"] = act.rounded
-    for point, rounded in points.items():
-        if rounded != dtype(x) and point != "output":
-            node = act.node if point == "activation" else y
-            raise Stop("rounding", node, f"roundings to {dtype(x)}, the dtype of x", f"{point} rounded to {rounded}")
-    output = points.get("output")
-    rounding = frozenset(points)
+    check_roundings(y, x, points, {"activation": act.node})
+    rounding: frozenset[Any] = frozenset(points)
     if dtype(x) is torch.float32:
         rounding = frozenset({"output"})  # nothing else to round: one spelling for it
-    weight = next((level.factors["weight"] for level in levels if "weight" in level.factors), None)
-    offset = 0
-    if weight is not None:
-        weight, offset = _weight_and_offset(weight)
-        trail.add("weight", weight)
+    weight, offset = weight_of(levels, trail)
     bias = _bias(levels, trail)
-    out_dtype = None if output in (None, dtype(x)) else output
-    spec = GatedNorm(root.size, root.eps, act.kind, norm_before_gate, offset, rounding, out_dtype)
+    kind: Any = act.kind  # silu or sigmoid, the kinds that were read
+    spec = GatedNorm(root.size, root.eps, kind, norm_before_gate, offset, rounding, out_dtype(x, points))
     return Reading({"x": x, "gate": act.gate}, spec, {"weight": weight, "bias": bias}, run=root.size)
 
 
-def _bias(levels: list[_Level], trail: Trail) -> fx.Node | None:
+def _bias(levels: list[Level], trail: Trail) -> fx.Node | None:
     """The bias, which must be added to the norm times its weight, before a gate that follows the norm."""
     biased = [(index, level.bias) for index, level in enumerate(levels) if level.bias is not None]
     if not biased:
@@ -189,178 +124,3 @@ def _bias(levels: list[_Level], trail: Trail) -> fx.Node | None:
         raise Stop("bias", levels[index].node, "norm(x) * weight + bias", "a bias added elsewhere")
     trail.add("bias", bias)
     return bias
-
-
-def _as_many(code: str, node: fx.Node, y: fx.Node, what: str) -> None:
-    """Stop unless `node` has an element for each of the value's."""
-    if equal(numel(node), numel(y)):
-        return
-    known = isinstance(numel(node), int) and isinstance(numel(y), int)
-    raise Stop(code if known else "symbolic_shape", node, f"{what} of shape {list(shape(y))}", describe(node))
-
-
-def _weight_and_offset(weight: fx.Node) -> tuple[fx.Node, int]:
-    """(the weight, 1) for 1 + weight in float32; any other vector, including an addition in 16 bits, is the weight."""
-    if is_add(weight) and dtype(weight) is torch.float32:
-        pair = with_literal(weight)
-        if pair is not None and pair[1] == 1.0:
-            return peel_exact(pair[0]), 1
-    return weight, 0
-
-
-def _levels(y: fx.Node, root: Root, trail: Trail) -> list[_Level]:
-    """The product `y` cut at its roundings, outermost first."""
-    levels: list[_Level] = []
-    node: fx.Node | None = y
-    while node is not None:
-        if len(levels) > 4:
-            raise Stop("rounding", node, "at most three roundings and a bias on the way", "more of them")
-        level = _level(node, root, trail, {label for done in levels for label in done.factors})
-        if levels and not levels[-1].factors:
-            if levels[-1].bias is not None:
-                raise Stop("bias", node, "one bias, added to norm(x) * weight", "another one on top of it")
-            raise Stop("rounding", node, "one rounding of a product", "two in a row")
-        levels.append(level)
-        node = level.inner
-    if not levels[-1].factors:
-        raise Stop("not_gated_norm", y, _SHOULD_BE, describe(y))
-    return levels
-
-
-def _level(node: fx.Node, root: Root, trail: Trail, taken: set[str]) -> _Level:
-    top, rounded = peel_exact(node), None
-    while is_narrowing(top) and dtype(top) in NARROW:
-        if rounded not in (None, dtype(top)):
-            raise Stop("rounding", top, f"one rounding, to {rounded}", f"another to {dtype(top)}")
-        rounded, top = dtype(top), peel_exact(input_of(top))
-    if dtype(top) in NARROW:
-        if rounded not in (None, dtype(top)):
-            raise Stop("rounding", top, f"one rounding, to {rounded}", f"another to {dtype(top)}")
-        rounded = dtype(top)
-    level = _Level(rounded, peel_exact(node))
-    if (added := _biased(top)) is not None:
-        value, level.bias = added
-        top = peel_exact(value)
-        if dtype(top) in NARROW:
-            raise Stop("rounding", top, "no rounding between the product and the bias", describe(top))
-    spare: list[fx.Node] = []
-    for operand, target in _factors(top, root):
-        _place(level, operand, target, root, spare, taken | set(level.factors))
-    _resolve_spare(level, spare, root)
-    if level.factors:
-        names = ("rsqrt" if label == "root" else label for label in level.factors)
-        trail.add(f"product of {', '.join(names)}", level.node)
-    return level
-
-
-def _factors(top: fx.Node, root: Root) -> list[tuple[fx.Node, Shape]]:
-    """The operands of a product in float32, whatever its association, each with the shape it is used at."""
-    found: list[tuple[fx.Node, Shape]] = []
-    stack: list[tuple[fx.Node, Shape, bool]] = [(top, shape(top), True)]
-    while stack:
-        if len(found) + len(stack) > _MOST_FACTORS:
-            raise Stop("not_gated_norm", top, _SHOULD_BE, f"a product of more than {_MOST_FACTORS} factors")
-        operand, target, is_top = stack.pop()
-        node = peel_exact(operand)
-        leaf = _is_root(operand, node, root) or same(node, root.value) or (not is_top and dtype(node) in NARROW)
-        if leaf or (not is_top and _is_part(operand, node, target)):
-            found.append((operand, target))
-        elif is_mul(node) and len(both := [arg for arg in operands(node) if isinstance(arg, fx.Node)]) == 2:
-            if root.divides and any(_is_root(arg, peel_exact(arg), root) for arg in both):
-                raise Stop("not_gated_norm", node, "a division by the root of the mean", "a product with it")
-            stack.extend((arg, shape(node), False) for arg in reversed(both))
-        elif root.divides and _divides_by(node, root):
-            stack.append((input_of(node, 1), shape(node), False))
-            stack.append((input_of(node), shape(node), False))
-        else:
-            found.append((operand, target))
-    return found
-
-
-def _divides_by(node: fx.Node, root: Root) -> bool:
-    operand = node.args[1] if is_div(node) and isinstance(node.args[0], fx.Node) else None
-    return isinstance(operand, fx.Node) and _is_root(operand, peel_exact(operand), root)
-
-
-def _is_root(operand: fx.Node, node: fx.Node, root: Root) -> bool:
-    return node is root.node or (is_call(node, aten.expand.default) and peel_exact(input_of(node)) is root.node)
-
-
-def _is_part(operand: fx.Node, node: fx.Node, target: Shape) -> bool:
-    """Whether a factor is one part of the norm, although it may itself be a product."""
-    return is_vector_of(operand, target) or read_activation(node) is not None
-
-
-def _place(level: _Level, operand: fx.Node, target: Shape, root: Root, spare: list[fx.Node], taken: set[str]) -> None:
-    """Assign a factor to a part of the norm, or keep it in `spare` or as the next level."""
-    node = peel_exact(operand)
-    label: str | None = None
-    if _is_root(operand, node, root):
-        label = "root"
-        if not repeats_along(root, operand, target):
-            raise Stop("mean_axis", root.node, f"one root for each run of {root.size} elements", f"used at {target}")
-    elif same(node, root.value):
-        label = "x"
-    elif (act := read_activation(node)) is not None:
-        label = "gate"
-    elif is_vector_of(operand, target):
-        label = "weight"
-    if label is None and ((dtype(node) in NARROW and _holds(node)) or _biased(node) is not None):
-        if level.inner is not None:
-            raise Stop("rounding", node, "one rounded or biased factor", "two of them")
-        level.inner = node
-    elif label is None:
-        spare.append(operand)
-    elif label in taken:
-        raise Stop("order", node, _SHOULD_BE, f"a second {label}: {describe(node)}")
-    else:
-        level.factors[label] = node
-        level.act = act if label == "gate" else level.act
-
-
-def _holds(node: fx.Node) -> bool:
-    """Whether a norm's root is a factor somewhere below `node`."""
-    return (is_narrowing(node) or is_mul(node) or is_div(node) or is_add(node)) and find_root(node) is not None
-
-
-def _resolve_spare(level: _Level, spare: list[fx.Node], root: Root) -> None:
-    """A spare factor is the z of z * sigmoid(z) taken apart by association; anything else is refused."""
-    for operand in spare:
-        act = level.act
-        if act is not None and act.kind == "sigmoid" and same(operand, act.gate) and act.rounded is None:
-            level.act = Activation("silu", act.gate, None, act.node)
-            continue
-        if "root" in level.factors and "x" not in level.factors:
-            raise Stop(
-                "mean_source", root.node, f"the root of the mean of {describe(peel_exact(operand))}", "another's"
-            )
-        raise _foreign(operand, level)
-
-
-def _foreign(operand: fx.Node, level: _Level) -> Stop:
-    """The reason for a factor that does not belong to a gated norm."""
-    node = peel_exact(operand)
-    if is_rearranged(node):
-        return Stop("rearranged", node, "the value as the norm leaves it", describe(node))
-    scaled = is_mul(node) and with_literal(node) is not None
-    if scaled or literal(operand) is not None or numel(node) == 1:
-        return Stop("not_gated_norm", node, _SHOULD_BE, f"a further factor: {describe(node)}")
-    if dtype(node) in NARROW and (is_mul(node) or is_add(node)):
-        return Stop("rounding", node, "factors multiplied in float32", f"a product that is rounded: {describe(node)}")
-    if is_foreign_activation(operand) or "gate" not in level.factors:
-        if equal(shape(operand)[-1], 1):
-            return Stop("gate_shape", node, "a gate with an element for each of the value's", describe(node))
-        return Stop("activation", node, "silu or sigmoid of the gate", describe(node))
-    return Stop("not_gated_norm", node, _SHOULD_BE, f"a further factor: {describe(node)}")
-
-
-def _biased(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """(value, bias) if `node` adds a vector to every row of a norm."""
-    if not is_add(node):
-        return None
-    for value, vector in (operands(node), operands(node)[::-1]):
-        if not isinstance(value, fx.Node) or not isinstance(vector, fx.Node):
-            continue
-        if is_vector_of(vector, shape(node)) and find_root(value) is not None:
-            return value, peel_exact(vector)
-    return None

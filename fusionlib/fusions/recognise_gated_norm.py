@@ -21,6 +21,7 @@ from fusionlib.match.graph import (
     peel_exact,
     result_of,
     same,
+    shape,
 )
 from fusionlib.match.reasons import NotMine, Stop
 from fusionlib.match.root import Root, find_root
@@ -73,7 +74,7 @@ def has_gate(y: fx.Node, root: Root | None) -> bool:
         elif is_mul(node) or is_div(node) or is_add(node):
             factors = (arg for arg in operands(node) if isinstance(arg, fx.Node))
             stack.extend((arg, whole_counts and not is_add(node)) for arg in factors)
-        elif whole_counts and find_root(node) is None and equal(numel(node), numel(y)):
+        elif whole_counts and len(shape(node)) > 1 and find_root(node) is None and equal(numel(node), numel(y)):
             return True
     if root is None:
         return False

@@ -6,7 +6,7 @@ decides how the work is divided.
 
 from __future__ import annotations
 
-from math import gcd
+from math import gcd, lcm
 from typing import Any
 
 import torch
@@ -16,9 +16,13 @@ from triton import knobs
 
 from fusionlib.contract import amd_arch, unit_size
 from fusionlib.devices import threads_per_warp
-from fusionlib.kernels import gated_norm
+from fusionlib.kernels.act_and_mul import act_and_mul_group_quant_kernel
+from fusionlib.kernels.config import LaunchConfig, choose_launch
+from fusionlib.kernels.gated_norm import rms_norm_gated_group_quant_kernel
+from fusionlib.kernels.group_quant import group_quant_kernel
+from fusionlib.kernels.rms_norm import rms_norm_group_quant_kernel
 from fusionlib.kernels.row_layout import RowLayout, row_layout
-from fusionlib.spec import GatedNorm, GroupQuant
+from fusionlib.spec import ActAndMul, GatedNorm, GroupQuant, RMSNorm
 
 _FLOOR_ON = {"amax": 1, "scale": 2}
 _DTYPES = {None: None, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
@@ -42,6 +46,60 @@ def quant_constants(quant: GroupQuant) -> dict[str, Any]:
     }
 
 
+def unit_constants(
+    run: int, quant: GroupQuant, hidden: int, units: int, config: LaunchConfig, *, ptx: bool
+) -> dict[str, Any]:
+    """The compile-time constants of the tiling, for a launch over `units` units of runs of `run` elements."""
+    segment, unit = gcd(run, quant.group_size), lcm(run, quant.group_size)
+    block_segments = triton.next_power_of_2(unit // segment)
+    return quant_constants(quant) | {
+        "UNITS": hidden // unit,
+        "SEGMENTS": unit // segment,
+        "SEGMENT": segment,
+        "GROUP_SEGMENTS": quant.group_size // segment,
+        "PTX": ptx,
+        "ROWS": config.rows,
+        "EVEN": units % config.rows == 0,
+        "SEGMENT_IS_WARP": block_segments * config.rows == config.num_warps,
+        "BLOCK_SEGMENTS": block_segments,
+        "BLOCK_SEGMENT": triton.next_power_of_2(segment),
+    }
+
+
+def in_pieces(tiling: dict[str, Any], config: LaunchConfig) -> dict[str, Any]:
+    """A tiling by `unit_constants` whose units are held in several blocks of eight elements a thread.
+
+    That is not possible if a norm, or a group, is not a whole number of such blocks, or there are several rows.
+    """
+    segment, segments = tiling["SEGMENT"], tiling["SEGMENTS"]
+    block = 8 * 32 * config.num_warps // segment
+    fits = config.rows == 1 and tiling["PTX"] and segment == tiling["BLOCK_SEGMENT"] and block < segments
+    if not fits or block < 1 or block % tiling["GROUP_SEGMENTS"] or block & (block - 1):
+        return tiling | {"PIECES": 1}
+    is_warp = block == config.num_warps
+    return tiling | {"PIECES": -(-segments // block), "BLOCK_SEGMENTS": block, "SEGMENT_IS_WARP": is_warp}
+
+
+def norm_constants(run: int, tiling: dict[str, Any], config: LaunchConfig) -> dict[str, Any]:
+    """The compile-time constants of means over `run` elements, for a tiling by `unit_constants`."""
+    segments = run // tiling["SEGMENT"]
+    elements = tiling["BLOCK_SEGMENTS"] * tiling["BLOCK_SEGMENT"]
+    shared = config.rows == 1 and segments == tiling["SEGMENTS"] and elements >= 32 * config.num_warps > 32
+    return {
+        "NORM_SEGMENTS": segments,
+        "WARPS": config.num_warps if shared and tiling["PTX"] else 0,
+    }
+
+
+def row_constants(**rows: RowLayout) -> dict[str, int]:
+    """The compile-time constants of rows by name: X_OUTER and X_INNER for x."""
+    return {
+        f"{name.upper()}_{part.upper()}": getattr(layout, part)
+        for name, layout in rows.items()
+        for part in ("outer", "inner")
+    }
+
+
 def fused_constants(
     norm: GatedNorm,
     quant: GroupQuant,
@@ -52,58 +110,126 @@ def fused_constants(
     weight_elements: int,
     has_bias: bool,
     store_normed: bool,
-    config: gated_norm.LaunchConfig,
+    config: LaunchConfig,
     units: int,
     ptx: bool,
     interpret: bool = False,
 ) -> dict[str, Any]:
-    """Every compile-time constant of the fused kernel, by name, for a launch over `units` units."""
-    segment = gcd(norm.norm_size, quant.group_size)
-    unit = unit_size(norm, quant)
-    return quant_constants(quant) | {
-        "UNITS": hidden // unit,
-        "SEGMENTS": unit // segment,
-        "SEGMENT": segment,
-        "NORM_SEGMENTS": norm.norm_size // segment,
-        "GROUP_SEGMENTS": quant.group_size // segment,
-        "X_OUTER": x.outer,
-        "X_INNER": x.inner,
-        "GATE_OUTER": gate.outer,
-        "GATE_INNER": gate.inner,
-        "WEIGHT_PER_TOKEN": weight_elements != norm.norm_size,
-        "HAS_BIAS": has_bias,
-        "STORE_NORMED": store_normed,
-        "SILU": norm.activation == "silu",
-        "NORM_BEFORE_GATE": norm.norm_before_gate,
-        "WEIGHT_OFFSET": float(norm.weight_offset),
-        "ROUND_ACTIVATION": "activation" in norm.rounding,
-        "ROUND_GATE": "gate" in norm.rounding,
-        "ROUND_NORM": "norm" in norm.rounding,
-        "ROUND_WEIGHT": "weight" in norm.rounding,
-        "ROUND_OUTPUT": "output" in norm.rounding,
-        "OUT_DTYPE": _DTYPES[norm.out_dtype],
-        "EXACT": interpret or quant.floor is None,
-        "PTX": ptx,
-        "ROWS": config.rows,
-        "EVEN": units % config.rows == 0,
-        "ROW_IS_WARP": segment == unit and config.rows == config.num_warps,
-        "BLOCK_SEGMENTS": triton.next_power_of_2(unit // segment),
-        "BLOCK_SEGMENT": triton.next_power_of_2(segment),
-    }
+    """Every compile-time constant of the gated norm's kernel, by name, for a launch over `units` units."""
+    constants = unit_constants(norm.norm_size, quant, hidden, units, config, ptx=ptx)
+    return (
+        constants
+        | norm_constants(norm.norm_size, constants, config)
+        | row_constants(x=x, gate=gate)
+        | {
+            "WEIGHT_PER_TOKEN": weight_elements != norm.norm_size,
+            "HAS_BIAS": has_bias,
+            "STORE_NORMED": store_normed,
+            "ACTIVATION": norm.activation,
+            "NORM_BEFORE_GATE": norm.norm_before_gate,
+            "WEIGHT_OFFSET": float(norm.weight_offset),
+            "ROUND_ACTIVATION": "activation" in norm.rounding,
+            "ROUND_GATE": "gate" in norm.rounding,
+            "ROUND_NORM": "norm" in norm.rounding,
+            "ROUND_WEIGHT": "weight" in norm.rounding,
+            "ROUND_OUTPUT": "output" in norm.rounding,
+            "OUT_DTYPE": _DTYPES[norm.out_dtype],
+            "EXACT": interpret or quant.floor is None,
+        }
+    )
+
+
+def rms_norm_constants(
+    norm: RMSNorm,
+    quant: GroupQuant,
+    hidden: int,
+    x: RowLayout,
+    residual: RowLayout | None,
+    *,
+    weight_elements: int | None,
+    store_normed: bool,
+    store_sum: bool,
+    config: LaunchConfig,
+    units: int,
+    ptx: bool,
+) -> dict[str, Any]:
+    """Every compile-time constant of the RMS norm's kernel, by name; `weight_elements` is None without a weight."""
+    constants = in_pieces(unit_constants(norm.norm_size, quant, hidden, units, config, ptx=ptx), config)
+    return (
+        constants
+        | norm_constants(norm.norm_size, constants, config)
+        | row_constants(x=x, residual=residual or x)
+        | {
+            "HAS_RESIDUAL": residual is not None,
+            "HAS_WEIGHT": weight_elements is not None,
+            "WEIGHT_PER_TOKEN": weight_elements not in (None, norm.norm_size),
+            "STORE_NORMED": store_normed,
+            "STORE_SUM": store_sum,
+            "WEIGHT_OFFSET": float(norm.weight_offset),
+            "ROUND_SUM": "sum" in norm.rounding,
+            "ROUND_NORM": "norm" in norm.rounding,
+            "ROUND_OUTPUT": "output" in norm.rounding,
+            "OUT_DTYPE": _DTYPES[norm.out_dtype],
+        }
+    )
+
+
+def act_and_mul_constants(
+    act: ActAndMul,
+    quant: GroupQuant,
+    hidden: int,
+    x: RowLayout,
+    gate: RowLayout,
+    *,
+    store_value: bool,
+    config: LaunchConfig,
+    units: int,
+    ptx: bool,
+    interpret: bool = False,
+) -> dict[str, Any]:
+    """Every compile-time constant of the kernel of a product with an activation, by name."""
+    constants = unit_constants(quant.group_size, quant, hidden, units, config, ptx=ptx)
+    return (
+        constants
+        | row_constants(x=x, gate=gate)
+        | {
+            "STORE_VALUE": store_value,
+            "ACTIVATION": act.activation,
+            "ROUND_ACTIVATION": "activation" in act.rounding,
+            "ROUND_OUTPUT": "output" in act.rounding,
+            "OUT_DTYPE": _DTYPES[act.out_dtype],
+            "EXACT": interpret or quant.floor is None,
+        }
+    )
 
 
 def may_contract(constants: dict[str, Any]) -> bool:
-    """Whether the compiler may contract a multiplication and an addition into one multiply-add in the fused kernel.
+    """Whether the compiler may contract a multiplication and an addition into one multiply-add in a fused kernel.
 
     A contracted multiply-add skips a rounding that eager performs. On NVIDIA, unless a bias is added to a product, the
     only candidates are in the sum of squares, whose order eager does not fix either. Other vendors were not checked.
     """
-    return constants["PTX"] and not constants["HAS_BIAS"]
+    return constants["PTX"] and not constants.get("HAS_BIAS", False)
 
 
 def scale_strides(scale: torch.Tensor) -> tuple[int, int]:
     """Elements from one token's scale to the next, and from one group's (or word of four) to the next."""
     return (scale.stride(0), scale.stride(1)) if scale.ndim == 2 else (scale.stride(0), 0)
+
+
+def _layout(row: torch.Tensor) -> RowLayout:
+    layout = row_layout(row)
+    assert layout is not None  # the contract's strides_problem
+    return layout
+
+
+def _strides(layout: RowLayout) -> tuple[int, int, int]:
+    return layout.token_stride, layout.outer_stride, layout.inner_stride
+
+
+def heuristic(units: int, unit: int, device: torch.device) -> LaunchConfig:
+    """The launch configuration for `units` units of `unit` elements on `device`."""
+    return choose_launch(units, unit, threads_per_warp(amd_arch(device)))
 
 
 def launch_fused(
@@ -116,17 +242,16 @@ def launch_fused(
     codes: torch.Tensor,
     scale: torch.Tensor,
     normed: torch.Tensor | None,
-    config: gated_norm.LaunchConfig | None = None,
+    config: LaunchConfig | None = None,
 ) -> None:
-    """Run the fused kernel into `codes`, `scale` and, unless None, `normed`. `config` overrides the heuristic."""
+    """Run the gated norm's kernel into `codes`, `scale` and, unless None, `normed`. `config` overrides `heuristic`."""
     tokens, hidden = codes.shape
     unit = unit_size(norm, quant)
     units = tokens * (hidden // unit)
     if units == 0:
         return
-    config = config or gated_norm.choose_launch(units, unit, threads_per_warp(amd_arch(codes.device)))
-    x_layout, gate_layout = row_layout(x), row_layout(gate)
-    assert x_layout is not None and gate_layout is not None  # the contract's strides_problem
+    config = config or heuristic(units, unit, codes.device)
+    x_layout, gate_layout = _layout(x), _layout(gate)
     constants = fused_constants(
         norm,
         quant,
@@ -141,7 +266,7 @@ def launch_fused(
         ptx=runs_ptx(),
         interpret=knobs.runtime.interpret,
     )
-    gated_norm.rms_norm_gated_group_quant_kernel[(triton.cdiv(units, config.rows),)](
+    rms_norm_gated_group_quant_kernel[(triton.cdiv(units, config.rows),)](
         x,
         gate,
         weight,
@@ -152,12 +277,107 @@ def launch_fused(
         norm.eps,
         quant.floor or 0.0,
         units,
-        x_layout.token_stride,
-        x_layout.outer_stride,
-        x_layout.inner_stride,
-        gate_layout.token_stride,
-        gate_layout.outer_stride,
-        gate_layout.inner_stride,
+        *_strides(x_layout),
+        *_strides(gate_layout),
+        *scale_strides(scale),
+        **constants,
+        num_warps=config.num_warps,
+        enable_fp_fusion=may_contract(constants),
+    )
+
+
+def launch_rms_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    norm: RMSNorm,
+    quant: GroupQuant,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    normed: torch.Tensor | None,
+    total: torch.Tensor | None,
+    config: LaunchConfig | None = None,
+) -> None:
+    """Run the RMS norm's kernel into `codes`, `scale` and, unless None, `normed` and the sum `total`."""
+    tokens, hidden = codes.shape
+    unit = unit_size(norm, quant)
+    units = tokens * (hidden // unit)
+    if units == 0:
+        return
+    config = config or heuristic(units, unit, codes.device)
+    x_layout, residual_layout = _layout(x), None if residual is None else _layout(residual)
+    constants = rms_norm_constants(
+        norm,
+        quant,
+        hidden,
+        x_layout,
+        residual_layout,
+        weight_elements=None if weight is None else weight.numel(),
+        store_normed=normed is not None,
+        store_sum=total is not None,
+        config=config,
+        units=units,
+        ptx=runs_ptx(),
+    )
+    rms_norm_group_quant_kernel[(triton.cdiv(units, config.rows),)](
+        x,
+        x if residual is None else residual,
+        x if weight is None else weight,
+        codes,
+        scale,
+        codes if normed is None else normed,
+        codes if total is None else total,
+        norm.eps,
+        quant.floor or 0.0,
+        units,
+        *_strides(x_layout),
+        *_strides(residual_layout or x_layout),
+        *scale_strides(scale),
+        **constants,
+        num_warps=config.num_warps,
+        enable_fp_fusion=may_contract(constants),
+    )
+
+
+def launch_act_and_mul(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    act: ActAndMul,
+    quant: GroupQuant,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    value: torch.Tensor | None,
+    config: LaunchConfig | None = None,
+) -> None:
+    """Run the kernel of a product with an activation into `codes`, `scale` and, unless None, `value`."""
+    tokens, hidden = codes.shape
+    units = tokens * (hidden // quant.group_size)
+    if units == 0:
+        return
+    config = config or heuristic(units, quant.group_size, codes.device)
+    x_layout, gate_layout = _layout(x), _layout(gate)
+    constants = act_and_mul_constants(
+        act,
+        quant,
+        hidden,
+        x_layout,
+        gate_layout,
+        store_value=value is not None,
+        config=config,
+        units=units,
+        ptx=runs_ptx(),
+        interpret=knobs.runtime.interpret,
+    )
+    act_and_mul_group_quant_kernel[(triton.cdiv(units, config.rows),)](
+        x,
+        gate,
+        codes,
+        scale,
+        codes if value is None else value,
+        quant.floor or 0.0,
+        units,
+        *_strides(x_layout),
+        *_strides(gate_layout),
         *scale_strides(scale),
         **constants,
         num_warps=config.num_warps,
@@ -172,8 +392,8 @@ def launch_group_quant(y: torch.Tensor, quant: GroupQuant, codes: torch.Tensor, 
     units = tokens * groups
     if units == 0:
         return
-    config = gated_norm.choose_launch(units, quant.group_size, threads_per_warp(amd_arch(codes.device)))
-    gated_norm.group_quant_kernel[(triton.cdiv(units, config.rows),)](
+    config = heuristic(units, quant.group_size, codes.device)
+    group_quant_kernel[(triton.cdiv(units, config.rows),)](
         y,
         codes,
         scale,
@@ -187,7 +407,7 @@ def launch_group_quant(y: torch.Tensor, quant: GroupQuant, codes: torch.Tensor, 
         PTX=runs_ptx(),
         ROWS=config.rows,
         EVEN=units % config.rows == 0,
-        ROW_IS_WARP=config.rows == config.num_warps,
+        GROUP_IS_WARP=config.rows == config.num_warps,
         BLOCK_GROUP=triton.next_power_of_2(quant.group_size),
         num_warps=config.num_warps,
         enable_fp_fusion=False,

@@ -30,8 +30,8 @@ class RowLayout:
 def row_layout(tensor: torch.Tensor) -> RowLayout | None:
     """The row layout of a [tokens, ...] tensor, or None if it needs more than two levels of strides.
 
-    The last dimension must have stride 1 (or one element). Dimensions that continue each other are merged first, so a
-    [tokens, 32, 128] view of contiguous memory is one run of 4096.
+    A last dimension of another stride than 1 makes every element a run of its own. Dimensions that continue each other
+    are merged first, so a [tokens, 32, 128] view of contiguous memory is one run of 4096.
     """
     hidden = prod(tensor.shape[1:])
     runs: list[tuple[int, int]] = []  # (elements, stride), innermost first

@@ -1,13 +1,14 @@
-"""Reads the activation of the gate: silu and sigmoid in every spelling that rounds where `GatedNorm` does."""
+"""Reads the activation of a gate, in every spelling that rounds once at most, at its end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
+from fusionlib.match.gelu import read_gelu, read_gelu_tanh
 from fusionlib.match.graph import (
     NARROW,
     aten,
@@ -30,7 +31,10 @@ from fusionlib.match.reasons import Stop
 from fusionlib.match.sizes import equal
 from fusionlib.spec import Activation as ActivationKind
 
-#: Elementwise activations that are not ours, listed so that a refusal can name them.
+#: The activations of a gated norm.
+GATES: tuple[ActivationKind, ...] = ("silu", "sigmoid")
+
+#: Elementwise activations that a gated norm has not, listed so that a refusal can name them.
 OTHER_ACTIVATIONS = {
     aten.relu.default, aten.gelu.default, aten.tanh.default, aten.softplus.default, aten.hardswish.default,
     aten.hardsigmoid.default, aten.mish.default, aten.elu.default, aten.leaky_relu.default, aten.exp.default,
@@ -48,14 +52,14 @@ class Activation:
     node: fx.Node
 
 
-def read_activation(node: fx.Node) -> Activation | None:
-    """The activation that `node` computes, or None. Raises Stop for one of ours that rounds inside."""
+def read_activation(node: fx.Node, kinds: Iterable[ActivationKind] = GATES) -> Activation | None:
+    """The activation of `kinds` that `node` computes, or None. Raises Stop for one that rounds inside."""
     top = peel_exact(node)
     inner, rounded = top, None
     if is_narrowing(top) and dtype(top) in NARROW:
         inner, rounded = peel_exact(input_of(top)), dtype(top)
-    for kind, reader in _READERS:
-        read = reader(inner)
+    for kind in kinds:
+        read = _READERS[kind](inner)
         if read is None:
             continue
         gate, inside = read
@@ -71,7 +75,7 @@ def read_activation(node: fx.Node) -> Activation | None:
 
 
 def is_activation(node: fx.Node) -> bool:
-    """Whether `node` computes one of ours, also one that rounds inside and cannot be read."""
+    """Whether `node` computes silu or sigmoid, also one that rounds inside and cannot be read."""
     try:
         return read_activation(node) is not None
     except Stop:
@@ -102,10 +106,12 @@ def _sigmoid(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
     return _one_plus_exp_neg(one_over(node))
 
 
-_READERS: tuple[tuple[ActivationKind, Callable[[fx.Node], tuple[fx.Node, list[fx.Node]] | None]], ...] = (
-    ("silu", _silu),
-    ("sigmoid", _sigmoid),
-)
+_READERS: dict[ActivationKind, Callable[[fx.Node], tuple[fx.Node, list[fx.Node]] | None]] = {
+    "silu": _silu,
+    "sigmoid": _sigmoid,
+    "gelu": read_gelu,
+    "gelu_tanh": read_gelu_tanh,
+}
 
 
 def _one_plus_exp_neg(node: object) -> tuple[fx.Node, list[fx.Node]] | None:

@@ -74,23 +74,29 @@ class Reading:
     """One producer, read from its value: the nodes its op takes, by the op's names and in its order, and its spec.
 
     Args:
-        rows: the tensors with an element for each of the value's, [tokens, ...] in some shape.
+        rows: the tensors with an element for each of the value's, [tokens, ...] in some shape; None if the graph has no
+            such one. The first is always there.
         spec: what is computed: a frozen dataclass.
         vectors: those with one element for each element of a run or of a token; None if the graph has none.
         run: elements that belong together, such as those of one norm: a token is whole runs.
         kept: further values that the op can return, by the names of `Fusion.emit`.
     """
 
-    rows: dict[str, fx.Node]
+    rows: dict[str, fx.Node | None]
     spec: Any
     vectors: dict[str, fx.Node | None] = field(default_factory=dict)
     run: int = 1
     kept: dict[str, fx.Node] = field(default_factory=dict)
 
     @property
+    def given_rows(self) -> list[fx.Node]:
+        """The tensors of `rows` that the graph has."""
+        return [node for node in self.rows.values() if node is not None]
+
+    @property
     def inputs(self) -> list[fx.Node]:
         """All nodes the op reads."""
-        return [*self.rows.values(), *(node for node in self.vectors.values() if node is not None)]
+        return [*self.given_rows, *(node for node in self.vectors.values() if node is not None)]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def hidden_size(reading: Reading, quant: QuantRead) -> int:
 
 def _rows(reading: Reading, quant: QuantRead) -> list[int]:
     """Static last dimensions of the shapes that the value has from the producer to the codes."""
-    forms = list(reading.rows.values())[:1]
+    forms = list(reading.given_rows)[:1]
     form: fx.Node | None = quant.value
     while form is not None:
         forms.append(form)
@@ -55,7 +55,7 @@ def _rows(reading: Reading, quant: QuantRead) -> list[int]:
 
 def _heads_row(reading: Reading, hidden: int) -> int:
     """The row that the heads of an input make up, for a value that is never flattened."""
-    for node in reading.rows.values():
+    for node in reading.given_rows:
         sizes = shape(node)
         tail = sizes[1:] if len(sizes) == 3 else sizes[2:]
         row = prod(tail) if len(sizes) in (3, 4) else 0

@@ -28,7 +28,7 @@ DEPENDS_ON = (
     "quant_op.py",
     "reference.py",
     "schema.py",
-    "spec.py",
+    "spec",
 )
 
 

@@ -114,8 +114,10 @@ class FusionPass(CustomGraphPass):
     def _apply_all(self, matches: list[Match], journal: Journal) -> dict[fx.Node, Site]:
         facts = GraphFacts.of(matches[0].anchor.graph)
         sites: dict[fx.Node, Site] = {}
-        # All plans come first: no plan should see what another rewrite makes.
-        for group, plan in [(group, _planned(group)) for group in group_by_value(matches)]:
+        # All plans come first: no plan should see what another rewrite makes. The last site is rewritten first: it may
+        # read what an earlier one returns, such as the sum of a residual, and follows when that is replaced.
+        plans = [(group, _planned(group)) for group in group_by_value(matches)]
+        for group, plan in sorted(plans, key=lambda each: facts.order[each[0][0].value], reverse=True):
             sites |= _refusals(group, plan) if isinstance(plan, Stop) else self._apply(plan, facts, journal)
         if any(site.fused for site in sites.values()):
             matches[0].anchor.graph.lint()

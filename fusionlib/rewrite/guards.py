@@ -62,7 +62,7 @@ def check(site: SitePlan, facts: GraphFacts, devices: tuple[str, ...]) -> None:
     unfused reference (`_supported`). Where the kernel runs, no size was found at which two kernels or Inductor's one
     are faster (data/benchmarks).
     """
-    first = next(iter(site.reading.rows.values()))
+    first = site.reading.given_rows[0]
     device = tensor_of(first).device
     if device.type not in devices:
         raise Stop("device", first, f"a tensor on {' or '.join(devices)}", f"one on {device.type}")

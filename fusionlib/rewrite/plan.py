@@ -13,6 +13,7 @@ from math import prod
 import torch
 from torch import fx
 
+from fusionlib.contract import MAX_STEP
 from fusionlib.fusions.fusion import VALUE, Fusion
 from fusionlib.kernels.row_layout import row_layout
 from fusionlib.match.graph import aten, below, computed_by, describe, input_of, is_call, numel, shape, tensor_of, value
@@ -131,6 +132,7 @@ def _plan_quant(match: Match) -> QuantPlan:
 def _cone(site: SitePlan) -> set[fx.Node]:
     """Every tensor node between the inputs of the site and its codes and scales, these included."""
     ends = [q.match.quant.codes for q in site.quants] + [q.match.quant.scale for q in site.quants]
+    ends += site.kept.values()
     return computed_by(filter(None, ends), site.reading.inputs, _holds_tensors)
 
 
@@ -140,7 +142,7 @@ def _holds_tensors(node: fx.Node) -> bool:
 
 def _follow_values(site: SitePlan) -> None:
     """Fill `roots` and `dependent`, in one walk from the inputs to the codes."""
-    rows = set(site.reading.rows.values())
+    rows = set(site.reading.given_rows)
     for node in sorted(site.cone):
         source = below(node)
         site.roots[node] = node if source is None else site.roots.get(source, source)
@@ -164,7 +166,13 @@ def needs_nothing(user: fx.Node) -> bool:
 def _wanted(site: SitePlan) -> frozenset[str]:
     """The kept values that are read outside; also the value itself if it is quantised in a second way."""
     names = {node: name for name, node in site.kept.items()}
-    wanted = {names[root] for node, root in site.roots.items() if root in names and outside_users(node, site.cone)}
+    wanted = set()
+    for node, root in site.roots.items():
+        users = outside_users(node, site.cone) if root in names else []
+        if early := [user for user in users if user < site.end]:
+            raise Stop("intermediate_used", node, f"users after %{site.end.name}", describe(early[0]))
+        if users:
+            wanted.add(names[root])
     if any(q.spec != site.quants[0].spec for q in site.quants):
         wanted.add(VALUE)
     return frozenset(wanted)
@@ -173,22 +181,28 @@ def _wanted(site: SitePlan) -> frozenset[str]:
 # What is read.
 
 
-def _row_input(node: fx.Node, site: SitePlan) -> Input:
+def _row_input(node: fx.Node | None, site: SitePlan) -> Input | None:
     """How to read a tensor of tokens.
 
     Matching looked through every copy. If the op cannot read the tensor at the bottom with its strides, it reads a copy
     that the graph makes anyway; a new copy is made only if there is none.
     """
+    if node is None:
+        return None
     hidden = site.match.hidden
     forms = (n for n in site.cone if n is not node and value(n) is not None and site.roots[n] is node)
     for form in (node, *sorted(n for n in forms if tensor_of(n).dtype == tensor_of(node).dtype)):
         sizes = _input_sizes(form, hidden)
         fake = _reshaped(tensor_of(form), sizes)
-        if equal(fake.stride(-1), 1) and row_layout(fake) is not None:
+        if _is_dense(fake) and row_layout(fake) is not None:
             return Input(form, False, sizes, fake)
     sizes = _input_sizes(node, hidden)
     copy = tensor_of(node).clone(memory_format=torch.contiguous_format)
     return Input(node, True, sizes, _reshaped(copy, sizes))
+
+
+def _is_dense(fake: torch.Tensor) -> bool:
+    return any(equal(fake.stride(-1), step) for step in range(1, MAX_STEP + 1))
 
 
 def _vector_input(node: fx.Node | None) -> Input | None:
@@ -254,7 +268,7 @@ def _output_sizes(node: fx.Node, site: SitePlan, flat: Shape) -> Sizes:
 
 def _size_node(size: int | torch.SymInt, node: fx.Node, site: SitePlan) -> Size | None:
     """Where a dynamic size comes from: a dimension of an input, or a number that the graph computes anyway."""
-    for source in site.reading.rows.values():
+    for source in site.reading.given_rows:
         for dim, candidate in enumerate(shape(source)):
             if equal(candidate, size):
                 return source, dim

@@ -195,7 +195,7 @@ def _op_arguments(case: Case, producer: Producer) -> tuple:
     base = capture("first", _quantised(producer), *case.tensors(6))
     module = fx.GraphModule(base.root, base.graph)
     FusionPass("cpu", fusions=(case.fusion,)).rewrite(module.graph)
-    runner = _Arguments(module, (case.fusion.op.plain, case.fusion.op.with_value))
+    runner = _Arguments(module, case.fusion.op.overloads)
     runner.run(*base.inputs)
     if runner.found is None:
         raise AssertionError("the first spelling did not fuse")
@@ -204,7 +204,7 @@ def _op_arguments(case: Case, producer: Producer) -> tuple:
 
 def _op_problem(case: Case, producer: Producer) -> str | None:
     arguments = _op_arguments(case, producer)
-    for op in (case.fusion.op.plain, case.fusion.op.with_value):
+    for op in case.fusion.op.overloads:
         torch.library.opcheck(op, arguments)
     return None
 

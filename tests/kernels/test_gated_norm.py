@@ -24,9 +24,9 @@ pytest.importorskip("triton", reason="Triton is not installed on this platform")
 import triton
 import triton.language as tl
 
-from fusionlib.kernels import gated_norm as kernel
 from fusionlib.kernels import launch, ptx
 from fusionlib.kernels import quant as kernel_quant
+from fusionlib.kernels.config import LaunchConfig, choose_launch
 
 
 def spelled(quant: GroupQuant) -> str:
@@ -56,7 +56,7 @@ SHAPES = {  # norm, group size, [heads, head_dim]
 @given(units=st.integers(1, 2**31), unit=st.sampled_from([16, 64, 96, 128, 256, 512, 1024, 6144, 8192, 16384]))
 def test_launch_config_is_one_triton_takes(units, unit):
     for lanes in (32, 64):
-        config = kernel.choose_launch(units, unit, lanes)
+        config = choose_launch(units, unit, lanes)
         assert config.rows & (config.rows - 1) == 0 and config.num_warps & (config.num_warps - 1) == 0
         assert 1 <= config.num_warps * lanes <= 1024
         assert config.rows * unit <= config.num_warps * lanes * 64  # values per thread
@@ -273,7 +273,7 @@ def test_every_launch_config_is_right(config, groups):
     x = torch.randn(77, 2 * groups, 128, dtype=torch.bfloat16, device="cuda")
     gate = grouped_gate(77, groups, 2, 128, torch.bfloat16, "cuda")
     weight, norm, quant = torch.randn(128, device="cuda"), GatedNorm.qwen3_next(), GroupQuant.vllm()
-    got = run_kernel(x, gate, weight, norm, quant, kernel.LaunchConfig(*config))
+    got = run_kernel(x, gate, weight, norm, quant, LaunchConfig(*config))
     assert_agrees(got, x, gate, weight, norm, quant)
 
 
@@ -300,7 +300,7 @@ def test_what_is_not_a_number_is_what_the_reference_makes_of_it(special, quant, 
     x, gate = torch.randn(2, 64, 4, 128, device="cuda", dtype=dtype)
     x[0, 0], x[1, 1, 5], gate[2, 2, 7], gate[3] = special, special, special, special
     weight, norm = torch.ones(128, device="cuda"), GatedNorm.vllm()
-    codes, scale, normed = run_kernel(x, gate, weight, norm, quant, kernel.LaunchConfig(*config))
+    codes, scale, normed = run_kernel(x, gate, weight, norm, quant, LaunchConfig(*config))
     expected = reference.rms_norm_gated(x, gate, weight, norm)
     expected_codes, expected_scale = reference.group_quant(normed, quant)
     assert torch.equal(normed.isnan(), expected.isnan()) and torch.equal(normed.isinf(), expected.isinf())
@@ -365,6 +365,6 @@ def test_opcheck_on_the_gpu(tokens):
     x = torch.randn(tokens, 32, 128, dtype=torch.bfloat16, device="cuda")
     gate = grouped_gate(tokens, 16, 2, 128, torch.bfloat16, "cuda")
     spelled = schema.scalars(GatedNorm.qwen3_next(), GroupQuant.vllm())
-    for fused in ("rms_norm_gated_group_quant", "rms_norm_gated_group_quant_with_norm"):
+    for fused in ("rms_norm_gated_group_quant", "rms_norm_gated_group_quant_with_value"):
         overload = getattr(torch.ops.fusionlib, fused).default
         torch.library.opcheck(overload, (x, gate, torch.ones(128, device="cuda"), None, *spelled))

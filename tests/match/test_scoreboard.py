@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from fusionlib import GatedNorm, GroupQuant, op, reference, schema
-from fusionlib.spec import ROUNDING_POINTS
 from tests.spellings import (
     ACTIVATIONS,
     FP8,
@@ -240,7 +239,7 @@ def test_value_whose_last_dimension_is_strided():
 def every_norm():
     """Both orders with every set of rounding points that the order has."""
     for before in (True, False):
-        points = [p for p in ROUNDING_POINTS if p != ("gate" if before else "weight")]
+        points = [p for p in GatedNorm.POINTS if p != ("gate" if before else "weight")]
         for count in range(len(points) + 1):
             for rounding in combinations(points, count):
                 yield GatedNorm(128, 1e-5, "sigmoid" if count % 2 else "silu", before, count % 2, frozenset(rounding))

@@ -258,7 +258,7 @@ def test_a_second_reader_of_the_value_gets_it_from_the_call():
     got, report, (graph,) = run_rewritten(fn, *tensors, fusion=ours(TanhQuant(), strict=True))
     want = fn(*tensors)
     assert len(report.fused) == 1 and not any(node.target is aten.tanh.default for node in graph.nodes)
-    assert any(node.target is TANH.with_value for node in graph.nodes) and torch.equal(got[2], want[2])
+    assert any(node.target is TANH.returning({"value"})[0] for node in graph.nodes) and torch.equal(got[2], want[2])
     agree(got, want, 128)
 
 
@@ -269,10 +269,10 @@ def test_a_second_reader_of_the_value_gets_it_from_the_call():
 @pytest.mark.parametrize("quant", [GroupQuant(64), GroupQuant(32, scale_layout="column_major_padded")], ids=str)
 def test_the_op_of_a_fusion_is_a_good_op(quant, return_value):
     x = torch.randn(3, 2, 64)
-    op = TANH.with_value if return_value else TANH.plain
+    op = TANH.returning({"value"})[0] if return_value else TANH.plain
     torch.library.opcheck(op, (x, *scalars_of(quant)))
     want = *reference.group_quant(torch.tanh(x.flatten(1)), quant), torch.tanh(x.flatten(1))
-    got = TANH(x, Tanh(), quant, return_value=return_value)
+    got = TANH(x, Tanh(), quant, also={"value"} if return_value else ())
     assert len(got) == 2 + return_value
     assert all(same(a, b) for a, b in zip(got, want, strict=False))
 
@@ -300,7 +300,7 @@ def test_the_op_of_a_fusion_has_the_gradient_of_its_reference():
 
     want = gradient(plain)
     assert want.abs().sum() > 0
-    assert torch.equal(gradient(lambda leaf: TANH(leaf, Tanh(), quant, return_value=True)), want)
+    assert torch.equal(gradient(lambda leaf: TANH(leaf, Tanh(), quant, also={"value"})), want)
 
 
 def test_the_op_of_a_fusion_says_what_does_not_fit():

@@ -16,17 +16,16 @@ import triton.language as tl
 
 from fusionlib.contract import amd_arch, unit_size
 from fusionlib.devices import threads_per_warp
-from fusionlib.kernels import gated_norm as kernel
 from fusionlib.kernels import launch
-from fusionlib.kernels.gated_norm import (
-    LaunchConfig,
+from fusionlib.kernels.config import LaunchConfig, choose_launch
+from fusionlib.kernels.row_layout import row_layout
+from fusionlib.kernels.units import (
     are_units,
     load_units,
     rows_of_program,
     store_unit_scales,
     weight_offsets,
 )
-from fusionlib.kernels.row_layout import row_layout
 from fusionlib.spec import GatedNorm, GroupQuant
 
 _POINTEE = {"x_ptr": "i16", "gate_ptr": "i16", "weight_ptr": "i16", "codes_ptr": "u8", "scale_ptr": "fp32"}
@@ -128,7 +127,7 @@ def launch_light(
     tokens, hidden = codes.shape
     unit = unit_size(norm, quant)
     units = tokens * (hidden // unit)
-    config = config or kernel.choose_launch(units, unit, threads_per_warp(amd_arch()))
+    config = config or choose_launch(units, unit, threads_per_warp(amd_arch()))
     x_layout, gate_layout = row_layout(x), row_layout(gate)
     constants = light_constants(
         launch.fused_constants(

@@ -128,9 +128,9 @@ def _prepared(
 
 def heuristic(case: Case) -> Any:
     """Our kernel's own `LaunchConfig` for `case`."""
-    from fusionlib.kernels import gated_norm as kernel
+    from fusionlib.kernels.config import choose_launch
 
-    return kernel.choose_launch(case.units, case.unit, threads_per_warp(amd_arch()))
+    return choose_launch(case.units, case.unit, threads_per_warp(amd_arch()))
 
 
 def light_problem(outputs: tuple[torch.Tensor, torch.Tensor], inputs: Any) -> str | None:

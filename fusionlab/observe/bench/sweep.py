@@ -1,6 +1,6 @@
 """Sweeps over launch configurations: for our heuristic's thresholds, and to tune the light as thoroughly as ours.
 
-The grid covers the fields of `gated_norm.LaunchConfig`: a new field must be listed here.
+The grid covers the fields of `LaunchConfig`: a new field must be listed here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def configurations(case: Case, lanes: int = 32) -> list[Any]:
     """Every `LaunchConfig` of the grid that fits `case`'s unit on warps of `lanes`, including the heuristic's."""
     import triton
 
-    from fusionlib.kernels.gated_norm import LaunchConfig
+    from fusionlib.kernels.config import LaunchConfig
 
     block = triton.next_power_of_2(case.unit)
     found = []
@@ -114,7 +114,7 @@ class TunedLight:
 
     def __call__(self, case: Case) -> Any:
         """The `LaunchConfig` for `case`; in a chain, that of the same case alone."""
-        from fusionlib.kernels.gated_norm import LaunchConfig
+        from fusionlib.kernels.config import LaunchConfig
 
         key = (case.shape.name, case.tokens, case.gate)
         if key not in self._known:

@@ -152,7 +152,7 @@ def _light(case: Case) -> Call:
 
 
 def light_call(case: Case, config: object = None, *, dependent: bool = False) -> Call:
-    """The light as a call; `config` is a `gated_norm.LaunchConfig`, None for our kernel's heuristic."""
+    """The light as a call; `config` is a `LaunchConfig`, None for our kernel's heuristic."""
     try:
         from fusionlab.observe.bench.light import launch_light
     except ImportError as error:
@@ -168,7 +168,7 @@ def light_call(case: Case, config: object = None, *, dependent: bool = False) ->
 
 
 def fused_call(case: Case, config: object) -> Call:
-    """Our kernel as a call with the launch configuration `config` (a `gated_norm.LaunchConfig`)."""
+    """Our kernel as a call with the launch configuration `config` (a `LaunchConfig`)."""
     from fusionlib.kernels.launch import launch_fused
 
     norm, quant = case.shape.norm, case.quant

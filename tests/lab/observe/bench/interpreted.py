@@ -12,7 +12,7 @@ from fusionlab.observe.bench.cases import SHAPES, Case
 from fusionlab.observe.bench.dependent import launch_producer
 from fusionlab.observe.bench.light import launch_light
 from fusionlab.observe.bench.run import light_problem
-from fusionlib.kernels.gated_norm import LaunchConfig
+from fusionlib.kernels.config import LaunchConfig
 from tests.support import poisoned_outputs
 
 

@@ -19,7 +19,7 @@ from fusionlab.observe.bench.light import compile_light, launch_light
 from fusionlab.observe.census import census
 from fusionlab.observe.codegen import compile_fused
 from fusionlib import GroupQuant
-from fusionlib.kernels.gated_norm import LaunchConfig
+from fusionlib.kernels.config import LaunchConfig
 
 #: shape, rows, warps
 LAUNCHES = [("32x128", 1, 1), ("32x128", 8, 8), ("32x128", 16, 8), ("mamba2", 1, 4), ("per_token", 1, 8)]

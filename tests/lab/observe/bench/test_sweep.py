@@ -11,7 +11,7 @@ from fusionlab.observe.bench.cases import SHAPES, Case
 from fusionlab.observe.bench.results import Results, SweepRow
 from fusionlab.observe.bench.run import Settings, heuristic
 from fusionlab.observe.bench.variants import VARIANTS
-from fusionlib.kernels.gated_norm import LaunchConfig
+from fusionlib.kernels.config import LaunchConfig
 from tests.lab.observe.bench.fakes import FakeTimer
 
 SETTINGS = Settings(rounds=3, seed=0, device="cpu")

@@ -1,0 +1,197 @@
+"""A product with an activation: what an MLP quantises between its projections, and the gate of an attention output."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import fx
+
+from fusionlib.fusions.fusion import Fusion
+from fusionlib.match.activation import Activation, read_activation
+from fusionlib.match.graph import (
+    FLOATS,
+    NARROW,
+    clamp_bounds,
+    describe,
+    dtype,
+    input_of,
+    is_add,
+    is_mul,
+    is_narrowing,
+    numel,
+    operands,
+    peel_exact,
+    same,
+    with_literal,
+)
+from fusionlib.match.reasons import NotMine, Reason, Stop
+from fusionlib.match.result import Reading, Trail
+from fusionlib.match.root import find_root
+from fusionlib.match.sizes import equal
+from fusionlib.op import ACT_AND_MUL
+from fusionlib.spec import ActAndMul
+from fusionlib.spec import Activation as Kind
+
+_MOST_FACTORS = 8
+_KINDS: tuple[Kind, ...] = ("silu", "gelu", "gelu_tanh", "sigmoid")
+_SHOULD_BE = "x * act(gate)"
+
+_SHARED = (
+    Reason(
+        "product_shape",
+        "The activation, or what it is multiplied with, is broadcast: it has fewer elements than the product.",
+        "Expand it in the model, or multiply by it elsewhere.",
+    ),
+    Reason(
+        "further_factor",
+        "More is multiplied than an activation and one value.",
+        "Multiply by it elsewhere: a weight of an expert, for example, behind the next projection.",
+    ),
+)
+
+
+class _Product(Fusion):
+    """x * act(gate) with an activation of `kinds` before FP8 group quantisation."""
+
+    op = ACT_AND_MUL
+    kinds: ClassVar[tuple[Kind, ...]]
+
+    def read(self, value: fx.Node, trail: Trail) -> Reading:
+        """The product whose value is `value`."""
+        product, rounded = _top(value)
+        if not is_mul(product) or _activation(product) is not None:
+            raise NotMine
+        factors = _factors(product)
+        if any(find_root(factor) is not None for factor in factors):
+            raise NotMine  # a norm and its gate
+        trail.add("product", value)
+        self._refuse_modified(factors)
+        x, act = self._split(product, factors)
+        trail.add("x", x)
+        trail.add("gate", act.gate)
+        for node in (x, act.gate):
+            if not equal(numel(node), numel(value)):
+                known = isinstance(numel(node), int) and isinstance(numel(value), int)
+                raise Stop("product_shape" if known else "symbolic_shape", node, describe(value), describe(node))
+        self._refuse_changed(x, act)
+        return Reading({"x": x, "gate": act.gate}, _spec(value, x, act, rounded))
+
+    def _split(self, product: fx.Node, factors: list[fx.Node]) -> tuple[fx.Node, Activation]:
+        """(x, activation) among the factors of a product. Raises NotMine if the activation is not of this fusion."""
+        acts = {factor: act for factor in factors if (act := _activation(factor)) is not None}
+        if not acts:
+            raise NotMine
+        gate = next((factor for factor, act in acts.items() if act.kind != "sigmoid"), next(iter(acts)))
+        others, act = [factor for factor in factors if factor is not gate], acts[gate]
+        if act.kind == "sigmoid" and act.rounded is None and len(others) == 2:
+            # z * sigmoid(z) * x, associated as (z * x) * sigmoid(z)
+            rest = [factor for factor in others if not same(factor, act.gate)]
+            if len(rest) == 1:
+                others, act = rest, Activation("silu", act.gate, None, act.node)
+        if act.kind not in self.kinds:
+            raise NotMine
+        if len(others) != 1:
+            found = f"{len(others)} factors besides {act.kind}" if others else "a factor that is a number"
+            raise Stop("further_factor", product, _SHOULD_BE, found)
+        return peel_exact(others[0]), act
+
+    def _refuse_modified(self, factors: list[fx.Node]) -> None:
+        """Raise Stop for what looks like the product of this fusion but is another computation."""
+
+    def _refuse_changed(self, x: fx.Node, act: Activation) -> None:
+        """Raise Stop if x or gate are changed on their way, so that reading them from memory gains nothing."""
+
+    def spell(self, spec: ActAndMul) -> str:
+        """The product in one line."""
+        to = "" if spec.out_dtype is None else f" to {str(spec.out_dtype).removeprefix('torch.')}"
+        return f"x * {spec.activation}(gate) (rounds at {spec.rounding_text or 'no point'}{to})"
+
+
+class ActAndMulQuant(_Product):
+    """x * silu(gate), or by gelu, before FP8 group quantisation: an MLP's two halves, of one projection or of two."""
+
+    name = "act_and_mul"
+    kinds = ("silu", "gelu", "gelu_tanh")
+    reasons = (
+        *_SHARED,
+        Reason(
+            "modified_glu",
+            "The gate is scaled or clamped, or the value clamped or offset, before they are multiplied, as in gpt-oss.",
+            "Nothing, if the model needs it: the fused computation is x * act(gate) of two tensors as they are.",
+        ),
+    )
+
+    def _refuse_modified(self, factors: list[fx.Node]) -> None:
+        for factor in factors:
+            inner, _ = _top(factor)
+            if not is_mul(inner):
+                continue
+            for gate, other in (operands(inner), operands(inner)[::-1]):
+                act = _activation(other) if isinstance(other, fx.Node) else None
+                scaled = act.gate if act is not None and act.kind == "sigmoid" else None
+                if is_narrowing(scaled):
+                    scaled = peel_exact(input_of(scaled))
+                pair = with_literal(scaled) if scaled is not None and is_mul(scaled) else None
+                if pair is not None and same(pair[0], gate):
+                    raise Stop("modified_glu", inner, "gate * sigmoid(gate)", f"sigmoid of {pair[1]:g} times the gate")
+
+    def _refuse_changed(self, x: fx.Node, act: Activation) -> None:
+        for name, node in (("x", x), ("gate", act.gate)):
+            offset = with_literal(node) if is_add(node) else None
+            if clamp_bounds(node) is not None or offset is not None:
+                raise Stop("modified_glu", node, f"{name} as a projection leaves it", describe(node))
+
+
+class SigmoidGateQuant(_Product):
+    """x * sigmoid(gate) before FP8 group quantisation: the gated output of an attention layer."""
+
+    name = "sigmoid_gate"
+    kinds = ("sigmoid",)
+    reasons = _SHARED
+
+
+class _Top(NamedTuple):
+    """A value below its rounding: the node that computes it, and the dtype it is rounded to, None for float32."""
+
+    node: fx.Node
+    rounded: torch.dtype | None
+
+
+def _top(value: fx.Node) -> _Top:
+    node = peel_exact(value)
+    rounded = dtype(node) if dtype(node) in NARROW else None
+    return _Top(peel_exact(input_of(node)) if is_narrowing(node) and rounded is not None else node, rounded)
+
+
+def _activation(node: fx.Node) -> Activation | None:
+    return read_activation(node, _KINDS)
+
+
+def _factors(product: fx.Node) -> list[fx.Node]:
+    """The tensors that are multiplied in float32, in any association; a rounded factor and an activation are whole."""
+    found: list[fx.Node] = []
+    stack: list[object] = [*reversed(operands(product))]
+    while stack and len(found) + len(stack) <= _MOST_FACTORS:
+        operand = stack.pop()
+        if not isinstance(operand, fx.Node):
+            continue
+        node = peel_exact(operand)
+        if not is_mul(node) or dtype(node) in NARROW or _activation(node) is not None:
+            found.append(node)
+        else:
+            stack.extend(reversed(operands(node)))
+    return found
+
+
+def _spec(value: fx.Node, x: fx.Node, act: Activation, rounded: torch.dtype | None) -> ActAndMul:
+    """What was read, as a spec. Raises Stop if it rounds to another dtype than x's, or computes in float64."""
+    for node in (x, act.gate):
+        if dtype(node) not in FLOATS:
+            raise Stop("rounding", node, "a float tensor of 16 or 32 bits", describe(node))
+    if act.rounded not in (None, dtype(x)):
+        raise Stop("rounding", act.node, f"roundings to {dtype(x)}, the dtype of x", describe(act.node))
+    points: set[Any] = {"output"} if rounded is not None or dtype(x) is torch.float32 else set()
+    if act.rounded is not None:
+        points.add("activation")
+    return ActAndMul(act.kind, frozenset(points), None if rounded in (None, dtype(x)) else rounded)
