@@ -89,44 +89,55 @@ def rms_norm_group_quant_kernel(
 
     row = rows_of_program(ROWS)
     element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
-    squares = tl.zeros([ROWS, BLOCK_SEGMENTS, BLOCK_SEGMENT], tl.float32)
-    values = ()
+    whole = are_units(row, units, EVEN)[:, None, None]
+    # All loads come first: the compiler must not move one across a store, and a row's loads should all be on their way.
+    rows = ()
+    residuals = ()
     weights = ()
     for piece in tl.static_range(PIECES):
         segment = piece * BLOCK_SEGMENTS + tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
-        within = segment * SEGMENT + element  # [1, S, E]
         inside = is_inside(segment, element, piece * BLOCK_SEGMENTS, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)
-        inside = tl.broadcast_to(inside, squares.shape)
-        mask = are_units(row, units, EVEN)[:, None, None] & inside
+        mask = whole & inside  # [R, S, E]
         x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
                        SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT, piece * BLOCK_SEGMENTS)  # fmt: skip
-        value = _float32(x, PTX)
+        rows = rows + (x,)  # noqa: RUF005 (what Triton compiles)
         if HAS_RESIDUAL:
             residual = load_units(residual_ptr, row, mask, residual_stride_token, residual_stride_outer,
                                   residual_stride_inner, UNITS, RESIDUAL_OUTER, RESIDUAL_INNER, SEGMENTS, SEGMENT,
                                   BLOCK_SEGMENTS, BLOCK_SEGMENT, piece * BLOCK_SEGMENTS)  # fmt: skip
-            value = _rounded(value + _float32(residual, PTX), SUM_DTYPE, ROUND_SUM, PTX)
-        if HAS_WEIGHT:  # loaded early, and in the shape of x, for the reasons given in `gated_norm`
+            residuals = residuals + (residual,)  # noqa: RUF005
+        if HAS_WEIGHT:  # in the shape of x, for the reason given in `gated_norm`
             offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SEGMENTS, WEIGHT_PER_TOKEN)
-            offset = tl.broadcast_to(offset, squares.shape)
-            weights = weights + (tl.load(weight_ptr + offset, mask=inside, other=0.0),)  # noqa: RUF005
-        if STORE_SUM:
-            tl.store(sum_ptr + row.to(tl.int64)[:, None, None] * UNIT + within, value.to(SUM_DTYPE), mask=mask)
+            offset = tl.broadcast_to(offset, mask.shape)
+            weight = tl.load(weight_ptr + offset, mask=tl.broadcast_to(inside, mask.shape), other=0.0)
+            weights = weights + (weight,)  # noqa: RUF005
+
+    squares = tl.zeros([ROWS, BLOCK_SEGMENTS, BLOCK_SEGMENT], tl.float32)
+    values = ()
+    for piece in tl.static_range(PIECES):
+        value = _float32(rows[piece], PTX)
+        if HAS_RESIDUAL:
+            value = _rounded(value + _float32(residuals[piece], PTX), SUM_DTYPE, ROUND_SUM, PTX)
         squares += value * value
         values = values + (value,)  # noqa: RUF005
     root = root_of_mean(squares, eps, NORM_SEGMENTS, SEGMENTS, NORM_SIZE, WARPS)
+
     for piece in tl.static_range(PIECES):
         segment = piece * BLOCK_SEGMENTS + tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
+        within = segment * SEGMENT + element  # [1, S, E]
         inside = is_inside(segment, element, piece * BLOCK_SEGMENTS, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)
-        mask = are_units(row, units, EVEN)[:, None, None] & tl.broadcast_to(inside, squares.shape)
-        y = _rounded(values[piece] * root, X_DTYPE, ROUND_NORM, PTX)
+        mask = whole & inside
+        value = values[piece]
+        if STORE_SUM:
+            tl.store(sum_ptr + row.to(tl.int64)[:, None, None] * UNIT + within, value.to(SUM_DTYPE), mask=mask)
+        y = _rounded(value * root, X_DTYPE, ROUND_NORM, PTX)
         if HAS_WEIGHT:
             weight = _float32(weights[piece], PTX)
             if WEIGHT_OFFSET != 0:
                 weight += WEIGHT_OFFSET
             y = y * weight
         y = _rounded(y, Y_DTYPE, ROUND_OUTPUT, PTX)
-        quantise_units(y, row, mask, segment * SEGMENT + element, codes_ptr, scale_ptr, normed_ptr, floor, units,
-                       scale_stride_token, scale_stride_group, UNITS, SEGMENTS, SEGMENT, GROUP_SEGMENTS, STORE_NORMED,
-                       Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, PTX, EVEN,
-                       SEGMENT_IS_WARP, BLOCK_SEGMENTS, BLOCK_SEGMENT, piece * BLOCK_SEGMENTS)  # fmt: skip
+        quantise_units(y, row, mask, within, codes_ptr, scale_ptr, normed_ptr, floor, units, scale_stride_token,
+                       scale_stride_group, UNITS, SEGMENTS, SEGMENT, GROUP_SEGMENTS, STORE_NORMED, Y_DTYPE, FP8_MAX,
+                       FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, PTX, EVEN, SEGMENT_IS_WARP,
+                       BLOCK_SEGMENTS, BLOCK_SEGMENT, piece * BLOCK_SEGMENTS)  # fmt: skip
