@@ -17,7 +17,7 @@ from triton import knobs
 from fusionlib.contract import amd_arch, unit_size
 from fusionlib.devices import threads_per_warp
 from fusionlib.kernels.act_and_mul import act_and_mul_group_quant_kernel
-from fusionlib.kernels.config import LaunchConfig, choose_launch
+from fusionlib.kernels.config import LaunchConfig, choose_launch, choose_row_launch
 from fusionlib.kernels.gated_norm import rms_norm_gated_group_quant_kernel
 from fusionlib.kernels.group_quant import group_quant_kernel
 from fusionlib.kernels.rms_norm import rms_norm_group_quant_kernel
@@ -232,6 +232,12 @@ def heuristic(units: int, unit: int, device: torch.device) -> LaunchConfig:
     return choose_launch(units, unit, threads_per_warp(amd_arch(device)))
 
 
+def norm_heuristic(units: int, unit: int, device: torch.device) -> LaunchConfig:
+    """The same for an RMS norm, whose units are long rows if a norm is one."""
+    choose = choose_row_launch if unit > 1024 else choose_launch
+    return choose(units, unit, threads_per_warp(amd_arch(device)))
+
+
 def launch_fused(
     x: torch.Tensor,
     gate: torch.Tensor,
@@ -304,7 +310,7 @@ def launch_rms_norm(
     units = tokens * (hidden // unit)
     if units == 0:
         return
-    config = config or heuristic(units, unit, codes.device)
+    config = config or norm_heuristic(units, unit, codes.device)
     x_layout, residual_layout = _layout(x), None if residual is None else _layout(residual)
     constants = rms_norm_constants(
         norm,

@@ -118,6 +118,12 @@ def rms_norm_group_quant_kernel(
         value = _float32(rows[piece], PTX)
         if HAS_RESIDUAL:
             value = _rounded(value + _float32(residuals[piece], PTX), SUM_DTYPE, ROUND_SUM, PTX)
+        if STORE_SUM:  # while the threads wait for each other's squares
+            segment = piece * BLOCK_SEGMENTS + tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
+            inside = is_inside(segment, element, piece * BLOCK_SEGMENTS, SEGMENTS, SEGMENT, BLOCK_SEGMENTS,
+                               BLOCK_SEGMENT)  # fmt: skip
+            offset = row.to(tl.int64)[:, None, None] * UNIT + segment * SEGMENT + element
+            tl.store(sum_ptr + offset, value.to(SUM_DTYPE), mask=whole & inside)
         squares += value * value
         values = values + (value,)  # noqa: RUF005
     root = root_of_mean(squares, eps, NORM_SEGMENTS, SEGMENTS, NORM_SIZE, WARPS)
@@ -127,10 +133,7 @@ def rms_norm_group_quant_kernel(
         within = segment * SEGMENT + element  # [1, S, E]
         inside = is_inside(segment, element, piece * BLOCK_SEGMENTS, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)
         mask = whole & inside
-        value = values[piece]
-        if STORE_SUM:
-            tl.store(sum_ptr + row.to(tl.int64)[:, None, None] * UNIT + within, value.to(SUM_DTYPE), mask=mask)
-        y = _rounded(value * root, X_DTYPE, ROUND_NORM, PTX)
+        y = _rounded(values[piece] * root, X_DTYPE, ROUND_NORM, PTX)
         if HAS_WEIGHT:
             weight = _float32(weights[piece], PTX)
             if WEIGHT_OFFSET != 0:

@@ -5,15 +5,17 @@ Examples::
     fusionlib bench --quick                       four sizes of one shape, few rounds
     fusionlib bench --out data/benchmarks         everything, written to data/benchmarks/<device>.json
     fusionlib bench --sweep --tokens 1 64 8192    launch configurations, for the heuristic's thresholds
-    fusionlib bench --versions                    the kernel's seven versions of notebook 05, beside the light
     fusionlib bench --step --out data/benchmarks  a decode step of Qwen3-Next-like blocks: what the fusions save
     fusionlib bench --check --tokens 4            on a CPU: no times, only whether the variants agree with eager
+
+Parts of the lab that stand on the benchmark add measurements of their own: see `Measurement`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,21 @@ _ON_A_CPU = (
 )
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add the `bench` parser to `subparsers`."""
+@dataclass(frozen=True)
+class Measurement:
+    """Something else that the command can measure, instead of the variants: a run of its own, chosen by `--name`.
+
+    `measure(tokens, timer, results, *, rounds, seed, device, save)` adds to `results`, a `Results`; `tokens` is None
+    where none are named, and `save()` is called after each case.
+    """
+
+    name: str
+    help: str
+    measure: Callable[..., None]
+
+
+def register(subparsers: argparse._SubParsersAction, measurements: Iterable[Measurement] = ()) -> None:
+    """Add the `bench` parser to `subparsers`, with `measurements` that are not the benchmark's own."""
     parser = subparsers.add_parser(
         "bench",
         help="measure the fused kernel beside the alternatives and the light (needs a GPU)",
@@ -67,11 +82,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of inputs and of the order; default: %(default)s")
     parser.add_argument("--sweep", action="store_true", help="sweep launch configurations instead")
-    parser.add_argument(
-        "--versions",
-        action="store_true",
-        help="time the versions of notebook 05 instead; --tokens 1 64 8192 by default",
-    )
+    for measurement in measurements:
+        parser.add_argument(
+            f"--{measurement.name}", dest="instead", action="store_const", const=measurement, help=measurement.help
+        )
     parser.add_argument("--step", action="store_true", help="a decode step of Qwen3-Next-like blocks instead")
     parser.add_argument(
         "--step-variants", nargs="+", choices=STEP_VARIANTS, default=list(STEP_VARIANTS), help="of --step; default: all"
@@ -86,7 +100,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         type=Path,
         help="a .json file, or a folder for <device>.json, -sweep, -versions, -chain, -shapes, -producers or -step",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, instead=None)
 
 
 def _positive(text: str) -> int:
@@ -101,9 +115,10 @@ def run(namespace: argparse.Namespace) -> int:
     import torch
 
     gpu = torch.cuda.is_available()
-    if namespace.versions and (namespace.sweep or namespace.check or namespace.dependent_launch):
-        raise UsageError("--versions is a run of its own; leave --sweep, --check and --dependent-launch out")
-    if namespace.step and (namespace.sweep or namespace.versions or namespace.dependent_launch):
+    instead: Measurement | None = namespace.instead
+    if instead is not None and (namespace.sweep or namespace.check or namespace.dependent_launch):
+        raise UsageError(f"--{instead.name} is a run of its own; leave --sweep, --check and --dependent-launch out")
+    if namespace.step and (namespace.sweep or instead is not None or namespace.dependent_launch):
         raise UsageError("--step is a run of its own; leave --sweep, --versions and --dependent-launch out")
     if not namespace.step and (namespace.layers or namespace.context_length or namespace.record):
         raise UsageError("--layers, --context-length and --record belong to --step; add it or leave them out")
@@ -161,13 +176,10 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
             write_results(path, results, manifest)
 
     with own_tuning():
-        if namespace.versions:
-            from fusionlab.versions import recorded_times
-
-            recorded_times.measure(
-                namespace.tokens or recorded_times.TOKENS, timer, results, rounds=settings.rounds, seed=settings.seed,
-                device=device, save=save,
-            )  # fmt: skip
+        if namespace.instead is not None:
+            namespace.instead.measure(
+                namespace.tokens, timer, results, rounds=settings.rounds, seed=settings.seed, device=device, save=save
+            )
         elif namespace.sweep:
             sweep_all(listed, timer, settings, results, save=save)
         else:
@@ -202,8 +214,8 @@ def _suffix(namespace: argparse.Namespace) -> str:
     """A file name suffix for a run other than the one of everything, or of the base shape alone."""
     if namespace.sweep:
         return "-sweep"
-    if namespace.versions:
-        return "-versions"
+    if namespace.instead is not None:
+        return f"-{namespace.instead.name}"
     if "alone" not in namespace.contexts:
         return "-chain"
     shapes = _shapes(namespace)
@@ -271,8 +283,9 @@ def _command(namespace: argparse.Namespace) -> str:
             given = value if isinstance(value, list) else [] if value is None else [value]
             words += [f"--{option.replace('_', '-')}", *map(str, given)] if given else []
         return " ".join(words)
-    if namespace.versions:
-        words += ["--versions", *(["--tokens", *map(str, namespace.tokens)] if namespace.tokens else [])]
+    if namespace.instead is not None:
+        words += [f"--{namespace.instead.name}"]
+        words += ["--tokens", *map(str, namespace.tokens)] if namespace.tokens else []
         return " ".join([*words, "--rounds", str(namespace.rounds), "--seed", str(namespace.seed)])
     words += [f"--{flag.replace('_', '-')}" for flag in ("quick", "sweep", "dependent_launch") if vars(namespace)[flag]]
     for option in ("tokens", "producers", "shapes", "variants", "gates", "contexts"):
