@@ -25,7 +25,7 @@ def test_every_quantisation_of_a_block_is_a_site_of_a_built_in_fusion(kind):
         return block(*tensors)
 
     with torch.no_grad():
-        report = fusionlib.explain(run, model.hidden, model.hidden.clone(), *state)
+        report = fusionlib.explain(run, model.hidden, model.hidden.clone(), *state, devices="cpu")
     assert report.fused_by == SITES[kind] and not report.refused and not report.unclaimed
     assert sum(SITES[kind].values()) == 4
 
