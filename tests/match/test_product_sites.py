@@ -200,6 +200,16 @@ def many_factors(gate, up, weight):
     return quantised((F.silu(gate.float()) * (one * (one * one * one * one * one * one * one * one))).bfloat16())
 
 
+def squared(gate, up, weight):
+    act = F.silu(gate.float())
+    return quantised((up.float() * act * act).bfloat16())
+
+
+def gate_squared(gate, up, weight):
+    act = torch.sigmoid(gate.float())
+    return quantised((up.float() * act * act).bfloat16())
+
+
 def two_gates(gate, up, weight):
     return quantised((torch.sigmoid(gate.float()) * torch.sigmoid(up.float()) * up.float()).bfloat16())
 
@@ -252,6 +262,8 @@ REFUSED = {
     routed: ("further_factor", "act_and_mul"),
     weighted: ("further_factor", "act_and_mul"),
     many_factors: ("further_factor", "act_and_mul"),
+    squared: ("further_factor", "act_and_mul"),
+    gate_squared: ("further_factor", "sigmoid_gate"),
     two_gates: ("further_factor", "sigmoid_gate"),
     broadcast_gate: ("product_shape", "act_and_mul"),
     gate_per_token: ("product_shape", "act_and_mul"),
