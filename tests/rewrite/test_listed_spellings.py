@@ -28,6 +28,17 @@ def row_name(value: str | Spelling) -> str:
     return value if isinstance(value, str) else value.name
 
 
+def within_a_step(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal but for one code in a thousand by one step.
+
+    PyTorch's gelu and its erf may differ in a last bit on a CPU, and for negative values 1 + erf cancels the others.
+    """
+    if a.dtype.itemsize > 1:
+        return same(a, b)
+    steps = code_steps(a, b)
+    return a.stride() == b.stride() and bool(steps.max() <= 1 and steps.float().mean() <= 1e-3)
+
+
 def test_every_fusion_has_a_table_and_every_row_a_name_of_its_own():
     assert set(TABLES) == set(OPS)
     for table in TABLES.values():
@@ -47,7 +58,9 @@ def test_every_listed_spelling_fuses_and_equals_eager(name, spelling):
     got, want = run_spelling(edit, spelling)
     sites = [site for record in records for site in record.sites]
     assert sites and all(site.fused and site.fusion == name for site in sites), "\n".join(map(str, sites))
-    assert len(got) == len(want) and all(map(same, got, want))
+    assert len(got) == len(want)
+    alike = within_a_step if spelling.name.startswith("gelu") else same
+    assert all(map(alike, got, want))
     assert read and (spelling.spec is None or set(read) == {spelling.spec})
 
 
