@@ -261,8 +261,8 @@ def case_name(tokens: int) -> str:
     return f"step/{tokens}/strided/step"
 
 
-def trace_name(variant: str, tokens: int) -> str:
-    """The file of a trace, named as the recorder names its own."""
+def trace_name(variant: str, tokens: int | str) -> str:
+    """The file of a trace, named as the recorder names its own; a pattern of files if a part is `*`."""
     return f"{variant}-{tokens}-graph.json.gz"
 
 
