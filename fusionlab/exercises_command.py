@@ -34,14 +34,14 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _page(args: argparse.Namespace) -> int:
-    from fusionlab.exercises import chapters, progress
+    from fusionlab.exercises import progress
     from fusionlab.exercises.progress_page import render
     from fusionlib.commands.errors import UsageError
 
     target = args.output or _beside_the_site()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        progress.replace_file(target, render(chapters.standings(progress.read()), target.parent))
+        progress.replace_file(target, render(target.parent))
     except OSError as error:
         raise UsageError(f"{target} cannot be written ({error.strerror}); name another one with --output") from error
     print(f"page: {target.resolve()}")

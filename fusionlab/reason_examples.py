@@ -102,7 +102,7 @@ def symbolic_group():
     x, gate, weight = tensors()
     for tensor in (x, gate):
         torch._dynamo.mark_dynamic(tensor, 1)  # the number of heads
-    return explain(lambda *args: quant(norm(*args).float()), x, gate, weight)  # one scale a row
+    return explain(lambda *args: quant(norm(*args).float()), x, gate, weight, devices="cpu")  # one scale a row
 
 
 def amax_source(x, gate, weight):
@@ -161,7 +161,7 @@ def opaque_quant():
         return OpaqueQuant(arguments["y"], GroupQuant(scale_layout="column_major"))
 
     register_quant_op(torch.ops.fusionlib.group_quant.default, reader)
-    return explain(lambda *args: group_quant(norm(*args), GroupQuant()), *tensors())
+    return explain(lambda *args: group_quant(norm(*args), GroupQuant()), *tensors(), devices="cpu")
 
 
 def unknown_quant_op():
@@ -170,7 +170,7 @@ def unknown_quant_op():
         return quant(groups(y))
 
     opaque.register_fake(lambda y: quant(groups(y)))
-    return explain(lambda *args: opaque(norm(*args)), *tensors())
+    return explain(lambda *args: opaque(norm(*args)), *tensors(), devices="cpu")
 
 
 # What is normed, and how.
@@ -242,7 +242,7 @@ def symbolic_shape():
     gate = gate.reshape(12, 2, 128)  # half a token a row: its rows are another dynamic size than the tokens of x
     for tensor in (x, gate):
         torch._dynamo.mark_dynamic(tensor, 0)
-    return explain(lambda x, gate, weight: site(x, gate.view(-1, 4, 128), weight), x, gate, weight)
+    return explain(lambda x, gate, weight: site(x, gate.view(-1, 4, 128), weight), x, gate, weight, devices="cpu")
 
 
 def rounding(x, gate, weight):
@@ -259,12 +259,12 @@ def order(x, gate, weight):
 
 
 def device():
-    return explain(site, *tensors(), devices=("cuda",))
+    return explain(site, *tensors())  # on a CPU, and the pass rewrites on GPUs unless told otherwise
 
 
 def unsupported():
     x, gate, _ = tensors()
-    return explain(site, x, gate, torch.rand(256)[::2])
+    return explain(site, x, gate, torch.rand(256)[::2], devices="cpu")
 
 
 def mutation():
@@ -280,7 +280,7 @@ def mutation():
 
 def training():
     x, gate, weight = tensors()
-    return explain(site, x, gate, weight.requires_grad_())
+    return explain(site, x, gate, weight.requires_grad_(), devices="cpu")
 
 
 def intermediate_used(x, gate, weight):
@@ -292,7 +292,7 @@ def intermediate_used(x, gate, weight):
 def replacement_differs():
     x, gate = (t.transpose(0, 1) for t in torch.randn(2, 4, 6, 128, dtype=torch.bfloat16))  # one head after the other
     path = lambda x, gate: quant((rms(x.float()) * F.silu(gate.float())).to(x.dtype).float())  # noqa: E731
-    return explain(path, x, gate)
+    return explain(path, x, gate, devices="cpu")
 
 
 def internal_error():
@@ -300,7 +300,7 @@ def internal_error():
         return OpaqueQuant(arguments["values"], GroupQuant())  # KeyError: the op calls it y
 
     register_quant_op(torch.ops.fusionlib.group_quant.default, reader)
-    return explain(lambda *args: group_quant(norm(*args), GroupQuant()), *tensors())
+    return explain(lambda *args: group_quant(norm(*args), GroupQuant()), *tensors(), devices="cpu")
 
 
 #: Every example by its code, in the order of the reasons.
@@ -314,4 +314,4 @@ def explained(code: str) -> Report:
     """The report on the example of `code`; readers that it registers are removed afterwards."""
     example = EXAMPLES[code]
     with readers_kept():
-        return explain(example, *tensors()) if inspect.signature(example).parameters else example()
+        return explain(example, *tensors(), devices="cpu") if inspect.signature(example).parameters else example()

@@ -30,8 +30,9 @@ Every example changes one thing of this path, which fuses (`F` is `torch.nn.func
 
 {shared}
 
-An example that is a function of `x`, `gate` and `weight` is refused by `fusionlib.explain(example, *tensors())`. One
-without parameters makes its report itself. The tests run all of them, from `fusionlab/reason_examples.py`.
+An example that is a function of `x`, `gate` and `weight` is refused by
+`fusionlib.explain(example, *tensors(), devices="cpu")`. One without parameters makes its report itself. The tests run
+all of them, from `fusionlab/reason_examples.py`.
 """
 
 

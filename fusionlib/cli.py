@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from fusionlib.commands import cost, doctor, explain
+from fusionlib.commands.diagnosis import installed_version
 from fusionlib.commands.errors import UsageError
 from fusionlib.commands.parser import Parser
 
@@ -61,7 +62,7 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        found = {name: doctor.installed_version(name) or "not installed" for name in ("fusionlib", "torch", "triton")}
+        found = {name: installed_version(name) or "not installed" for name in ("fusionlib", "torch", "triton")}
         python = ".".join(map(str, sys.version_info[:3]))
         print("fusionlib {fusionlib} (torch {torch}, triton {triton}, ".format(**found) + f"Python {python})")
         parser.exit()

@@ -1,9 +1,14 @@
-"""What a GPU can do, decided from plain facts about it: the one place that says which devices the kernels are for.
+"""Where the kernels run, and what a GPU can do, decided from plain facts about it.
 
 It imports nothing, so that `fusionlib doctor` can use it even if torch is broken.
 """
 
 from __future__ import annotations
+
+#: The types of devices on which a graph can be rewritten, and those where it is unless others are named: where the
+#: kernels run. PyTorch calls AMD's GPUs cuda too. On a CPU the fused op is the unfused reference, and saves no time.
+DEVICES = ("cpu", "cuda")
+KERNEL_DEVICES = ("cuda",)
 
 #: The lowest compute capability with a conversion to FP8 (NVIDIA's PTX ISA: cvt to e4m3x2 needs sm_89).
 NVIDIA_FP8 = (8, 9)

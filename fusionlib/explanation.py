@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from fusionlib.rewrite.fusion_pass import DEVICES, FusionPass
+from fusionlib.devices import KERNEL_DEVICES
+from fusionlib.rewrite.fusion_pass import FusionPass
 from fusionlib.rewrite.report import CompileRecord, Report
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ Watcher = Callable[[fx.GraphModule, CompileRecord], None]
 def explain(
     fn: Callable[..., Any],
     *args: Any,
-    devices: Sequence[str] = DEVICES,
+    devices: Iterable[str] = KERNEL_DEVICES,
     dynamic: bool | None = None,
     watch: Watcher | None = None,
     **kwargs: Any,
@@ -39,7 +40,8 @@ def explain(
 
     Args:
         fn: a function or module.
-        devices: where the pass would rewrite; by default, wherever the tensors are.
+        devices: where the pass would rewrite; GPUs only by default, as for FusionPass. Elsewhere a site is refused as
+            `device`, so `devices="cpu"` asks about a model on a CPU.
         dynamic: as in `torch.compile`.
         watch: called with each graph, rewritten, and its record.
 
@@ -61,14 +63,9 @@ def explain(
         to_the_pass(module, example_inputs, look, is_inference=bool(how.get("is_inference")))
         return stand_in
 
-    def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-        from torch._inductor.compile_fx import compile_fx
-
-        return compile_fx(module, example_inputs, inner_compile=inner_compile)
-
     try:
         with apart_from_caches():
-            torch.compile(fn, backend=backend, dynamic=dynamic)(*args, **kwargs)
+            torch.compile(fn, backend=inductor_until(inner_compile), dynamic=dynamic)(*args, **kwargs)
     except NoKernel as stopped:
         log.warning("fusionlib.explain saw %d graphs and stopped there: %s", len(graphs), stopped)
     return Report(tuple(records))
@@ -114,6 +111,17 @@ def to_the_pass(
         visit(module)
 
 
+def inductor_until(inner_compile: Callable[..., Any]) -> Callable[[fx.GraphModule, Sequence[Any]], Any]:
+    """A backend that is Inductor up to where it would compile a graph: `inner_compile` gets the graph instead."""
+
+    def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        from torch._inductor.compile_fx import compile_fx
+
+        return compile_fx(module, example_inputs, inner_compile=inner_compile)
+
+    return backend
+
+
 @contextlib.contextmanager
 def apart_from_caches() -> Iterator[None]:
     """Neither read nor fill the caches of real compiles."""
@@ -135,13 +143,22 @@ def stand_in_for(module: fx.GraphModule) -> Callable[..., Any]:
     """Something that takes a graph's inputs and returns its outputs, whatever is done to `module` afterwards."""
     twin = _twin(module)
 
-    def run(inputs: list[Any]) -> Any:
-        values = list(inputs)
-        inputs.clear()
+    def run(*values: Any) -> Any:
         try:
             return twin(*values)
         except NotImplementedError as error:
             raise NoKernel(str(error)) from error
+
+    return boxed(run)
+
+
+def boxed(call: Callable[..., Any]) -> Callable[[list[Any]], Any]:
+    """`call` as Inductor calls a compiled graph: with a list of its inputs, which it empties."""
+
+    def run(inputs: list[Any]) -> Any:
+        values = list(inputs)
+        inputs.clear()
+        return call(*values)
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run

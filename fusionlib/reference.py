@@ -93,7 +93,8 @@ def rms_norm(
     if weight is not None:
         factor = weight.float() + norm.weight_offset if norm.weight_offset else weight.float()
         value = value * factor.view(-1, norm.norm_size)
-    return _fresh(value.to(norm.output_dtype(x.dtype)).flatten(1)), _own(total, x)
+    # An op must not return its input: without a residual, and in float32, the sum is x itself.
+    return _fresh(value.to(norm.output_dtype(x.dtype)).flatten(1)), _fresh(total.clone() if residual is None else total)
 
 
 def act_and_mul(x: torch.Tensor, gate: torch.Tensor, act: ActAndMul) -> torch.Tensor:
@@ -145,12 +146,6 @@ def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch
 def _fresh(rows: torch.Tensor) -> torch.Tensor:
     """`rows` [tokens, elements] with a fresh tensor's strides; results inherit x's, arbitrary where a size is 1."""
     return rows if rows.stride() == (rows.shape[1], 1) else rows.clone(memory_format=torch.contiguous_format)
-
-
-def _own(rows: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """`rows` as a fresh tensor that shares no memory with `source`: an op must not return its input."""
-    fresh = _fresh(rows)
-    return fresh.clone() if fresh.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() else fresh
 
 
 def dequantise(codes: torch.Tensor, scale: torch.Tensor, quant: GroupQuant) -> torch.Tensor:

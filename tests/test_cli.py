@@ -13,6 +13,7 @@ import torch
 from fusionlab.notebooks import runner
 from fusionlib import cli
 from fusionlib.commands import doctor
+from fusionlib.commands.diagnosis import Finding, installed_version
 
 v4 = nbformat.v4
 
@@ -163,7 +164,7 @@ def test_an_interrupt_is_130(checkout, monkeypatch):
 
 @pytest.mark.parametrize(("blocking", "code"), [(False, 0), (True, 1)])
 def test_doctor_says_by_its_exit_code_whether_the_walkthrough_can_run(capsys, monkeypatch, blocking, code):
-    found = doctor.Finding("part", "1", "2", "differs", "cost", blocking)
+    found = Finding("part", "1", "2", "differs", "cost", blocking)
     monkeypatch.setattr(doctor, "diagnose", lambda machine: [found])
     assert cli.main(["doctor"]) == code
     assert "differs: cost" in capsys.readouterr().out
@@ -197,7 +198,7 @@ def test_the_version_is_that_of_the_project(capsys):
         cli.main(["--version"])
     out = capsys.readouterr().out
     assert end.value.code == 0 and len(out.splitlines()) == 1
-    installed = doctor.installed_version("fusionlib")
+    installed = installed_version("fusionlib")
     assert out.startswith(f"fusionlib {installed or 'not installed'} (torch {torch.__version__}, triton ")
 
 

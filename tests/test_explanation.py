@@ -1,5 +1,6 @@
 """explain says what the pass does: the same sites in the same graphs, whatever the sizes, subgraphs and breaks."""
 
+import inspect
 import logging
 
 import pytest
@@ -8,7 +9,9 @@ import torch._dynamo.config as dynamo_config
 from torch._inductor.utils import fresh_cache
 
 from fusionlib import explain
+from fusionlib.devices import KERNEL_DEVICES
 from fusionlib.match.opaque import readers_kept
+from fusionlib.pattern import TracedPass
 from fusionlib.rewrite import FusionPass
 from fusionlib.testing.roundings import roundings_kept
 from tests.spellings import NormSpelling, QuantSpelling, inputs, site
@@ -114,12 +117,24 @@ def test_it_says_what_the_pass_does(name):
         torch.no_grad(),
         dynamo_config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True),
     ):
-        said = explain(CASES[name], *tensors)
+        said = explain(CASES[name], *tensors, devices="cpu")
         fusion = FusionPass(("cpu",))
         torch._dynamo.reset()
         torch.compile(CASES[name], options={"post_grad_custom_pre_pass": fusion})(*tensors)
     assert said == fusion.report()
     assert len(list(said)) == SITES[name]
+
+
+def test_it_asks_about_the_devices_of_the_pass():
+    """Unasked both rewrite on GPUs only, and say so in the same words."""
+    said, fusion = explain(PATH, *inputs()), FusionPass()
+    with fresh_cache(), torch.no_grad():
+        torch._dynamo.reset()
+        torch.compile(PATH, options={"post_grad_custom_pre_pass": fusion})(*inputs())
+    assert said == fusion.report()
+    assert [site.code for site in said] == ["device"]
+    defaults = [inspect.signature(make).parameters["devices"].default for make in (explain, FusionPass, TracedPass)]
+    assert defaults == [KERNEL_DEVICES] * 3
 
 
 def test_behind_a_break_are_true_values():
@@ -130,7 +145,7 @@ def test_behind_a_break_are_true_values():
             raise ValueError("zeros were fed")
         return codes, PATH(x, z, w)[1]
 
-    assert len(explain(fn, *inputs()).fused) == 1
+    assert len(explain(fn, *inputs(), devices="cpu").fused) == 1
 
 
 def test_a_function_runs_once_and_what_it_writes_is_written():
@@ -142,7 +157,7 @@ def test_a_function_runs_once_and_what_it_writes_is_written():
         return codes
 
     with roundings_kept():
-        explain(fn, *tensors)
+        explain(fn, *tensors, devices="cpu")
     assert torch.equal(cache, PATH(*tensors)[1])
 
 
@@ -152,7 +167,7 @@ def test_an_error_of_the_function_is_the_functions():
         return PATH(x[rows], z[rows], w)
 
     with pytest.raises(IndexError):
-        explain(fn, *inputs())
+        explain(fn, *inputs(), devices="cpu")
 
 
 def test_an_op_without_a_kernel_ends_it_with_a_warning(caplog):
@@ -166,14 +181,19 @@ def test_an_op_without_a_kernel_ends_it_with_a_warning(caplog):
             return codes, scale, PATH(x, z, w)
 
         with caplog.at_level(logging.WARNING, "fusionlib"):
-            report = explain(fn, *inputs())
+            report = explain(fn, *inputs(), devices="cpu")
     assert len(report.fused) == 1
     assert any("saw 1 graph" in record.getMessage() and "nowhere" in record.getMessage() for record in caplog.records)
 
 
 def test_watchers_see_every_graph_as_the_pass_left_it():
     seen = []
-    explain(conditional, *inputs(), watch=lambda module, record: seen.append((module, record, str(module.graph))))
+    explain(
+        conditional,
+        *inputs(),
+        watch=lambda module, record: seen.append((module, record, str(module.graph))),
+        devices="cpu",
+    )
     assert [len(record.sites) for _, record, _ in seen] == [1, 1, 0]
     assert all(str(module.graph) == text for module, _, text in seen)  # and it stays that way
     assert all("fusionlib" in text for _, record, text in seen if record.sites)

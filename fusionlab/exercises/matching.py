@@ -167,7 +167,7 @@ FUSES = "fuses"
 def outcome(name: str) -> str:
     """What the semantic matcher says of one of `NEAR_MISSES`: "fuses", the code of a refusal, or "unclaimed"."""
     with torch.no_grad(), roundings_kept():
-        (site,) = explain(NEAR_MISSES[name], *make_inputs())
+        (site,) = explain(NEAR_MISSES[name], *make_inputs(), devices="cpu")
     return FUSES if site.fused else site.code if site.refused else site.outcome
 
 
@@ -307,7 +307,7 @@ def _examine(fn: Any) -> str | None:
             if wrong is not None:
                 return wrong if name == "ordinary values" else f"for {name}: {wrong}"
         with roundings_kept():
-            report = explain(fn, *make_inputs())
+            report = explain(fn, *make_inputs(), devices="cpu")
     if report.refused:
         site = report.refused[0]
         return f"it is refused with {site.code} at {site.line}: expected {site.expected}; found {site.found}."

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from fusionlab.exercises.chapters import Standing, standings, summary
-from fusionlab.exercises.progress import NEW, SOLVED, TRIED
+from fusionlab.exercises.progress import NEW, SOLVED, TRIED, read
 
 #: The page's name beside the site's pages.
 FILE = "progress.html"
@@ -43,8 +43,8 @@ a {{ color: #1a63b0; }}
 {back}<h1>Your progress</h1>
 <p>{summary}</p>
 {chapters}
-<p class="note">From this machine, for this machine: nothing is sent anywhere. <code>fusionlib exercises page</code>
-writes this page again, <code>fusionlib exercises reset</code> forgets it all.</p>
+<p class="note">As it was when this page was written, on this machine: nothing is sent anywhere. <code>fusionlib
+exercises page</code> writes it again, as a new site does; <code>fusionlib exercises reset</code> forgets it all.</p>
 </body>
 </html>
 """
@@ -57,20 +57,12 @@ _EMPTY = (
 )
 
 
-def render(all_standings: list[Standing], folder: Path) -> str:
-    """The page; notebooks whose pages lie in `folder` are links."""
-    return _page(escape(summary(all_standings)), all_standings, folder)
-
-
-def render_empty(folder: Path) -> str:
-    """The page of a new site: all exercises, nothing solved. A site is handed on, and one's progress is not."""
-    return _page(_EMPTY, standings({}), folder)
-
-
-def _page(words: str, all_standings: list[Standing], folder: Path) -> str:
+def render(folder: Path) -> str:
+    """The page of what is noted on this machine now; notebooks whose pages lie in `folder` are links."""
+    now = standings(read())
+    words = escape(summary(now)) if any(standing.touched for standing in now) else _EMPTY
     back = '<p><a href="index.html">All pages</a></p>\n' if (folder / "index.html").exists() else ""
-    chapters = "\n".join(_chapter(standing, folder) for standing in all_standings)
-    return _PAGE.format(back=back, summary=words, chapters=chapters)
+    return _PAGE.format(back=back, summary=words, chapters="\n".join(_chapter(standing, folder) for standing in now))
 
 
 def _chapter(standing: Standing, folder: Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusionlab.checkout import git_commit
-from fusionlib.commands.doctor import installed_version
+from fusionlib.commands.diagnosis import installed_version
 
 LIBRARIES = ("torch", "triton", "transformers", "numpy", "plotly", "ipykernel")
 

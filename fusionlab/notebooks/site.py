@@ -81,7 +81,8 @@ class Page:
 def build_site(executed: Sequence[Path], site: Path) -> Path:
     """Render executed notebooks into the folder `site`, replacing its content, and return the path of its index.
 
-    The folder is replaced only if every page could be rendered. Only one process at a time may do this: see `files`.
+    The folder is replaced only if every page could be rendered; its page of progress is written anew from what is noted
+    on this machine. Only one process at a time may do this: see `files`.
     """
     pages = [read_page(path) for path in executed]
     fresh = site.with_name(f".{site.name}.partial")
@@ -102,7 +103,7 @@ def build_site(executed: Sequence[Path], site: Path) -> Path:
     figure = front_figure({page.name: path for path, page in zip(executed, pages, strict=True)})
     address = kit.HREF if document else ""
     _write_page(fresh / "index.html", render_index(_folder("templates"), pages, figure=figure, kit=address))
-    _write_page(fresh / progress_page.FILE, progress_page.render_empty(fresh))
+    _write_page(fresh / progress_page.FILE, progress_page.render(fresh))
     replace_folder(fresh, site)
     return (site / "index.html").resolve()
 

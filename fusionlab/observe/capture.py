@@ -22,8 +22,9 @@ from torch import fx
 
 from fusionlab.observe.byte_ledger import Bytes, Entry, ledger
 from fusionlab.recorder import NodeRecord, Recording, record
-from fusionlib.explanation import apart_from_caches, stand_in_for, to_the_pass
-from fusionlib.rewrite.fusion_pass import DEVICES, FusionPass
+from fusionlib.devices import DEVICES
+from fusionlib.explanation import apart_from_caches, inductor_until, stand_in_for, to_the_pass
+from fusionlib.rewrite.fusion_pass import FusionPass
 
 #: The stages in the order in which a graph passes through them.
 STAGES = ("dynamo", "aten", "before", "after")
@@ -107,7 +108,7 @@ def capture(
     Args:
         fn: a function or module; it is traced, and Python code outside its graphs runs.
         graph_pass: what runs between `before` and `after`; by default the rewrite of `FusionPass(devices)`.
-        devices: where the default pass rewrites.
+        devices: where the default pass rewrites; everywhere unless named, since every graph here is to be looked at.
         dynamic: as in `torch.compile`.
 
     Raises:
@@ -117,13 +118,11 @@ def capture(
     found: list[dict[str, Any]] = []
 
     def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        from torch._inductor.compile_fx import compile_fx
-
         into: dict[str, Any] = {"dynamo": Stage.of("dynamo", module.graph)}
         found.append(into)
         inner = functools.partial(_to_the_pass, into=into, graph_pass=graph_pass)
         with _patched(joint_custom_pre_pass=lambda graph: into.setdefault("aten", Stage.of("aten", graph))):
-            return compile_fx(module, example_inputs, inner_compile=inner)
+            return inductor_until(inner)(module, example_inputs)
 
     with apart_from_caches():
         torch.compile(fn, backend=backend, dynamic=dynamic)(*args, **kwargs)

@@ -19,7 +19,7 @@ from typing import Any
 from fusionlab.checkout import git_commit
 from fusionlab.observe.hardware import cpu_name, driver_version
 from fusionlab.observe.privacy import command_text, leaks
-from fusionlib.commands.doctor import installed_version
+from fusionlib.commands.diagnosis import installed_version
 
 MANIFEST_NAME = "MANIFEST.json"
 SCHEMA = 1

@@ -17,7 +17,7 @@ import itertools
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,12 +116,10 @@ def record_step(variant: str, tokens: int, *, path: str | Path | None = None, **
         TraceError: if the cleaned trace is too large or cannot be written.
     """
     recording = Recording(variant, tokens, **options).resolved()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # suppresses its start and stop messages on stderr
+    step = make_step(recording)
     with tempfile.TemporaryDirectory() as folder:
-        raw, cleaned = Path(folder, "raw.json"), Path(folder, recording.name)
-        _profile(make_step(recording), recording).export_chrome_trace(str(raw))
-        clean_trace(raw, cleaned, secrets=own_names())
-        trace = read_trace(cleaned)
+        cleaned = Path(folder, recording.name)
+        trace = cleaned_trace(profiled([step] * recording.steps, str(recording.device)), cleaned)
         if path is None:
             return replace(trace, path=Path(recording.name))
         path = Path(path)
@@ -146,7 +144,7 @@ def make_step(recording: Recording) -> Callable[[], torch.Tensor]:
         return layer.out_proj.product(codes, scale, inputs.x.dtype)
 
     with torch.no_grad():
-        return _captured(step) if recording.graph else _warm(step)
+        return captured(step) if recording.graph else _warm(step)
 
 
 def _layer(recording: Recording) -> AttentionOutput:
@@ -192,13 +190,13 @@ def own_code(function: FunctionType) -> FunctionType:
     return FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
 
 
-def _warm(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+def _warm(step: Callable[[], Any]) -> Callable[[], Any]:
     for _ in range(WARM_UP):
         step()
     return step
 
 
-def _captured(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+def captured(step: Callable[[], Any]) -> Callable[[], Any]:
     """`step` as the replay of a CUDA graph; compiled and warmed up on a side stream first, as capture requires."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]):
         torch.cuda.synchronize()  # CUPTI must be active before the graph is made, else its kernels are not told apart
@@ -211,16 +209,20 @@ def _captured(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     with torch.cuda.graph(graph):
         output = step()
 
-    def replay() -> torch.Tensor:
+    def replay() -> Any:
         graph.replay()
         return output
 
     return _warm(replay)
 
 
-def _profile(step: Callable[[], torch.Tensor], recording: Recording) -> torch.profiler.profile:
-    """The profile of the marked steps. There is no synchronisation between steps, as in a decode loop."""
-    gpu = recording.device == "cuda"
+def profiled(steps: Sequence[Callable[[], Any]], device: str) -> torch.profiler.profile:
+    """The profile of `steps`, each called once and marked by its number.
+
+    There is no synchronisation between them, as in a decode loop.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # suppresses its start and stop messages on stderr
+    gpu = device == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if gpu else []
     with torch.no_grad(), torch.cuda.device(0) if gpu else nullcontext(), warnings.catch_warnings():
@@ -229,9 +231,22 @@ def _profile(step: Callable[[], torch.Tensor], recording: Recording) -> torch.pr
         if gpu:
             torch.cuda.synchronize()
         with torch.profiler.profile(activities=activities) as profiler:
-            for number in range(recording.steps):
+            for number, step in enumerate(steps):
                 with torch.profiler.record_function(f"fusionlib step {number}"):
                     step()
             if gpu:
                 torch.cuda.synchronize()
     return profiler
+
+
+def cleaned_trace(profiler: torch.profiler.profile, path: Path) -> Trace:
+    """Write the profile to `path`, cleaned (`observe.clean`), and read it back.
+
+    Raises:
+        TraceError: if the cleaned trace is too large or cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder, "raw.json")
+        profiler.export_chrome_trace(str(raw))
+        clean_trace(raw, path, secrets=own_names())
+    return read_trace(path)

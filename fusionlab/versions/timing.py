@@ -18,6 +18,8 @@ from fusionlab.observe.bench.timer import GraphTimer, Timer, copies_for, in_roun
 from fusionlab.observe.byte_ledger import Bytes
 from fusionlab.versions.case import require
 from fusionlab.versions.registry import VERSIONS, Version
+from fusionlib.contract import amd_arch, unit_size
+from fusionlib.devices import threads_per_warp
 from fusionlib.spec import GatedNorm, GroupQuant
 
 ROUNDS = 15
@@ -169,12 +171,27 @@ def _call(
     version: Version | None, weight: torch.Tensor, norm: GatedNorm, quant: GroupQuant
 ) -> Callable[[tuple[torch.Tensor, ...]], Callable[[], Any]]:
     """Buffers -> a call of `version` on them, or of the light if `version` is None."""
-    from fusionlab.observe.bench.light import launch_light
-
-    launch = launch_light if version is None else version.launch_into
+    if version is None:
+        return _light(weight, norm, quant)
 
     def on(buffers: tuple[torch.Tensor, ...]) -> Callable[[], Any]:
         x, gate, codes, scale = buffers
-        return lambda: launch(x, gate, weight, norm, quant, codes, scale)
+        return lambda: version.launch_into(x, gate, weight, norm, quant, codes, scale)
+
+    return on
+
+
+def _light(
+    weight: torch.Tensor, norm: GatedNorm, quant: GroupQuant
+) -> Callable[[tuple[torch.Tensor, ...]], Callable[[], Any]]:
+    """Buffers -> a call of the light, launched as our kernel would be."""
+    from fusionlab.observe.bench.light import launch_light
+    from fusionlib.kernels.config import choose_launch
+
+    def on(buffers: tuple[torch.Tensor, ...]) -> Callable[[], Any]:
+        x, gate, *outputs = buffers
+        unit = unit_size(norm, quant)
+        config = choose_launch(outputs[0].numel() // unit, unit, threads_per_warp(amd_arch()))
+        return lambda: launch_light((x, gate), weight, norm.norm_size, quant, outputs, config)
 
     return on

@@ -21,32 +21,7 @@ if __name__ == "__main__":  # import from the package around this file, installe
         folder for folder in sys.path if os.path.abspath(folder) != here
     ]
 
-from fusionlib.commands.diagnosis import (
-    COSTS,
-    Finding,
-    Gpu,
-    Machine,
-    can_run,
-    diagnose,
-    installed_version,
-    render,
-    satisfies,
-    this_machine,
-)
-
-__all__ = [
-    "COSTS",
-    "Finding",
-    "Gpu",
-    "Machine",
-    "can_run",
-    "diagnose",
-    "installed_version",
-    "register",
-    "render",
-    "satisfies",
-    "this_machine",
-]
+from fusionlib.commands.diagnosis import can_run, diagnose, render, this_machine
 
 
 def register(subparsers):

@@ -15,6 +15,7 @@ from typing import Any
 from fusionlib.commands.errors import UsageError
 from fusionlib.commands.failure import in_a_line
 from fusionlib.commands.parser import did_you_mean
+from fusionlib.devices import DEVICES, KERNEL_DEVICES
 
 
 def register(subparsers: Any) -> None:
@@ -24,7 +25,18 @@ def register(subparsers: Any) -> None:
         "target", metavar="MODULE:CALLABLE",
         help="a callable without parameters that returns (function or module, argument, ...)",
     )  # fmt: skip
+    parser.add_argument(
+        "--devices", type=_device_types, default=KERNEL_DEVICES, metavar="TYPE,...",
+        help="where the pass may rewrite, of cpu and cuda (default: cuda, where the kernel runs)",
+    )  # fmt: skip
     parser.set_defaults(run=_run)
+
+
+def _device_types(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in DEVICES]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no type of device; name {' or '.join(DEVICES)}, or both")
+    return names
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -33,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
 
     function, *arguments = _call_target(args.target)
     try:
-        report = explain(function, *arguments)
+        report = explain(function, *arguments, devices=args.devices)
     except Exception as error:  # whatever the function raises: it is the user's own
         raise UsageError(f"{args.target}: {_name_of(function)} cannot be traced: {_describe_error(error)}") from error
     print(report)

@@ -56,7 +56,7 @@ def act_and_mul_group_quant_kernel(
     PTX: tl.constexpr,  # use the inline PTX of fusionlib.kernels.ptx
     ROWS: tl.constexpr,
     EVEN: tl.constexpr,  # no program has a row beyond the last unit
-    ROW_IS_WARP: tl.constexpr,  # each unit is held by the threads of one warp
+    SEGMENT_IS_WARP: tl.constexpr,  # each segment is held by the threads of one warp
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
 ):
@@ -81,5 +81,5 @@ def act_and_mul_group_quant_kernel(
     y = _rounded(_float32(x, PTX) * act, Y_DTYPE, ROUND_OUTPUT, PTX)
     quantise_units(y, row, mask, within, codes_ptr, scale_ptr, value_ptr, floor, units, scale_stride_token,
                    scale_stride_group, UNITS, SEGMENTS, SEGMENT, GROUP_SEGMENTS, STORE_VALUE, Y_DTYPE, FP8_MAX,
-                   FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, PTX, EVEN, ROW_IS_WARP,
+                   FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, PTX, EVEN, SEGMENT_IS_WARP,
                    BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip

@@ -68,7 +68,8 @@ def rms_norm_gated_group_quant_kernel(
     PTX: tl.constexpr,  # use the inline PTX of fusionlib.kernels.ptx
     ROWS: tl.constexpr,
     EVEN: tl.constexpr,  # no program has a row beyond the last unit
-    ROW_IS_WARP: tl.constexpr,  # each unit is held by the threads of one warp
+    WARPS: tl.constexpr,  # of the program if all of them share one norm and PTX can be used; else 0
+    SEGMENT_IS_WARP: tl.constexpr,  # each segment is held by the threads of one warp
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
 ):
@@ -105,7 +106,9 @@ def rms_norm_gated_group_quant_kernel(
     act = _rounded(act, X_DTYPE, ROUND_ACTIVATION, PTX)
     if not NORM_BEFORE_GATE:
         value = _rounded(value * act, X_DTYPE, ROUND_GATE, PTX)
-    value = _rounded(value * root_of_mean(value, eps, NORM_SEGMENTS, SEGMENTS, NORM_SIZE), X_DTYPE, ROUND_NORM, PTX)
+    value = _rounded(
+        value * root_of_mean(value * value, eps, NORM_SEGMENTS, SEGMENTS, NORM_SIZE, WARPS), X_DTYPE, ROUND_NORM, PTX
+    )
     value = value * weight
     if HAS_BIAS:
         value += bias
@@ -114,5 +117,5 @@ def rms_norm_gated_group_quant_kernel(
     y = _rounded(value, Y_DTYPE, ROUND_OUTPUT, PTX)
     quantise_units(y, row, mask, within, codes_ptr, scale_ptr, normed_ptr, floor, units, scale_stride_token,
                    scale_stride_group, UNITS, SEGMENTS, SEGMENT, GROUP_SEGMENTS, STORE_NORMED, Y_DTYPE, FP8_MAX,
-                   FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, PTX, EVEN, ROW_IS_WARP,
+                   FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, PTX, EVEN, SEGMENT_IS_WARP,
                    BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip

@@ -31,7 +31,7 @@ def group_quant_kernel(
     PTX: tl.constexpr,
     ROWS: tl.constexpr,
     EVEN: tl.constexpr,
-    ROW_IS_WARP: tl.constexpr,
+    GROUP_IS_WARP: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
 ):
     """Quantisation alone: what a serving engine's opaque quantisation op does after a separate norm."""
@@ -44,7 +44,7 @@ def group_quant_kernel(
     y = tl.load(y_ptr + token * y_stride_token + group * GROUP + element, mask=mask, other=0.0)
     y = _float32(y, PTX)  # [R, 1, E]
     Y_DTYPE: tl.constexpr = y_ptr.dtype.element_ty
-    amax = _group_amax(y, ROW_IS_WARP=ROW_IS_WARP)
+    amax = _group_amax(y, SEGMENT_IS_WARP=GROUP_IS_WARP)
     scale = _group_scale(amax, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, ROUND_SCALE, UE8M0, PTX)
     quotient = _quotient(y, scale[:, None, None], RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
     out_offset = row.to(tl.int64)[:, None, None] * GROUP + element

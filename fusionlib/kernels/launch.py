@@ -17,7 +17,7 @@ from triton import knobs
 from fusionlib.contract import amd_arch, unit_size
 from fusionlib.devices import threads_per_warp
 from fusionlib.kernels.act_and_mul import act_and_mul_group_quant_kernel
-from fusionlib.kernels.config import LaunchConfig, choose_launch
+from fusionlib.kernels.config import LaunchConfig, choose_launch, choose_row_launch
 from fusionlib.kernels.gated_norm import rms_norm_gated_group_quant_kernel
 from fusionlib.kernels.group_quant import group_quant_kernel
 from fusionlib.kernels.rms_norm import rms_norm_group_quant_kernel
@@ -51,6 +51,7 @@ def unit_constants(
 ) -> dict[str, Any]:
     """The compile-time constants of the tiling, for a launch over `units` units of runs of `run` elements."""
     segment, unit = gcd(run, quant.group_size), lcm(run, quant.group_size)
+    block_segments = triton.next_power_of_2(unit // segment)
     return quant_constants(quant) | {
         "UNITS": hidden // unit,
         "SEGMENTS": unit // segment,
@@ -59,9 +60,34 @@ def unit_constants(
         "PTX": ptx,
         "ROWS": config.rows,
         "EVEN": units % config.rows == 0,
-        "ROW_IS_WARP": segment == unit and config.rows == config.num_warps,
-        "BLOCK_SEGMENTS": triton.next_power_of_2(unit // segment),
+        "SEGMENT_IS_WARP": block_segments * config.rows == config.num_warps,
+        "BLOCK_SEGMENTS": block_segments,
         "BLOCK_SEGMENT": triton.next_power_of_2(segment),
+    }
+
+
+def in_pieces(tiling: dict[str, Any], config: LaunchConfig) -> dict[str, Any]:
+    """A tiling by `unit_constants` whose units are held in several blocks of eight elements a thread.
+
+    That is not possible if a norm, or a group, is not a whole number of such blocks, or there are several rows.
+    """
+    segment, segments = tiling["SEGMENT"], tiling["SEGMENTS"]
+    block = 8 * 32 * config.num_warps // segment
+    fits = config.rows == 1 and tiling["PTX"] and segment == tiling["BLOCK_SEGMENT"] and block < segments
+    if not fits or block < 1 or block % tiling["GROUP_SEGMENTS"] or block & (block - 1):
+        return tiling | {"PIECES": 1}
+    is_warp = block == config.num_warps
+    return tiling | {"PIECES": -(-segments // block), "BLOCK_SEGMENTS": block, "SEGMENT_IS_WARP": is_warp}
+
+
+def norm_constants(run: int, tiling: dict[str, Any], config: LaunchConfig) -> dict[str, Any]:
+    """The compile-time constants of means over `run` elements, for a tiling by `unit_constants`."""
+    segments = run // tiling["SEGMENT"]
+    elements = tiling["BLOCK_SEGMENTS"] * tiling["BLOCK_SEGMENT"]
+    shared = config.rows == 1 and segments == tiling["SEGMENTS"] and elements >= 32 * config.num_warps > 32
+    return {
+        "NORM_SEGMENTS": segments,
+        "WARPS": config.num_warps if shared and tiling["PTX"] else 0,
     }
 
 
@@ -93,9 +119,9 @@ def fused_constants(
     constants = unit_constants(norm.norm_size, quant, hidden, units, config, ptx=ptx)
     return (
         constants
+        | norm_constants(norm.norm_size, constants, config)
         | row_constants(x=x, gate=gate)
         | {
-            "NORM_SEGMENTS": norm.norm_size // constants["SEGMENT"],
             "WEIGHT_PER_TOKEN": weight_elements != norm.norm_size,
             "HAS_BIAS": has_bias,
             "STORE_NORMED": store_normed,
@@ -128,12 +154,12 @@ def rms_norm_constants(
     ptx: bool,
 ) -> dict[str, Any]:
     """Every compile-time constant of the RMS norm's kernel, by name; `weight_elements` is None without a weight."""
-    constants = unit_constants(norm.norm_size, quant, hidden, units, config, ptx=ptx)
+    constants = in_pieces(unit_constants(norm.norm_size, quant, hidden, units, config, ptx=ptx), config)
     return (
         constants
+        | norm_constants(norm.norm_size, constants, config)
         | row_constants(x=x, residual=residual or x)
         | {
-            "NORM_SEGMENTS": norm.norm_size // constants["SEGMENT"],
             "HAS_RESIDUAL": residual is not None,
             "HAS_WEIGHT": weight_elements is not None,
             "WEIGHT_PER_TOKEN": weight_elements not in (None, norm.norm_size),
@@ -204,6 +230,12 @@ def _strides(layout: RowLayout) -> tuple[int, int, int]:
 def heuristic(units: int, unit: int, device: torch.device) -> LaunchConfig:
     """The launch configuration for `units` units of `unit` elements on `device`."""
     return choose_launch(units, unit, threads_per_warp(amd_arch(device)))
+
+
+def norm_heuristic(units: int, unit: int, device: torch.device) -> LaunchConfig:
+    """The same for an RMS norm, whose units are long rows if a norm is one."""
+    choose = choose_row_launch if unit > 1024 else choose_launch
+    return choose(units, unit, threads_per_warp(amd_arch(device)))
 
 
 def launch_fused(
@@ -278,7 +310,7 @@ def launch_rms_norm(
     units = tokens * (hidden // unit)
     if units == 0:
         return
-    config = config or heuristic(units, unit, codes.device)
+    config = config or norm_heuristic(units, unit, codes.device)
     x_layout, residual_layout = _layout(x), None if residual is None else _layout(residual)
     constants = rms_norm_constants(
         norm,
@@ -381,7 +413,7 @@ def launch_group_quant(y: torch.Tensor, quant: GroupQuant, codes: torch.Tensor, 
         PTX=runs_ptx(),
         ROWS=config.rows,
         EVEN=units % config.rows == 0,
-        ROW_IS_WARP=config.rows == config.num_warps,
+        GROUP_IS_WARP=config.rows == config.num_warps,
         BLOCK_GROUP=triton.next_power_of_2(quant.group_size),
         num_warps=config.num_warps,
         enable_fp_fusion=False,

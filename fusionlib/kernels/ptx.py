@@ -126,3 +126,79 @@ def store_float32(pointer, value, mask):
         is_pure=False,
         pack=1,
     )
+
+
+@triton.constexpr_function
+def _root_of_mean(per_thread, warps, size):
+    """The instructions: $0 and up are the results, $per_thread and up the squares, then as many times eps."""
+    values = [f"${per_thread + i}" for i in range(per_thread)]
+    parts = [f"p{i}" for i in range(warps)]
+    words = 4 if warps % 4 == 0 else 2 if warps % 2 == 0 else 1
+    lines = [
+        "{",
+        f".shared .align 16 .b32 partial[{warps}];",
+        f".reg .f32 s, t, mean, {', '.join(parts)};",
+        ".reg .b32 thread, lane, warp, base, own;",
+        ".reg .pred first, odd, infinite;",
+        f"mov.f32 s, {values[0]};",
+        *[f"add.f32 s, s, {value};" for value in values[1:]],
+    ]
+    for distance in (16, 8, 4, 2, 1):
+        lines += [f"shfl.sync.bfly.b32 t, s, {distance}, 31, -1;", "add.f32 s, s, t;"]
+    lines += [
+        "mov.u32 thread, %tid.x;",
+        "and.b32 lane, thread, 31;",
+        "setp.eq.u32 first, lane, 0;",
+        "shr.u32 warp, thread, 5;",
+        "mov.u32 base, partial;",
+        "mad.lo.u32 own, warp, 4, base;",
+        "@first st.shared.f32 [own], s;",
+        "bar.sync 0;",
+    ]
+    for i in range(0, warps, words):
+        target = parts[i] if words == 1 else "{" + ", ".join(parts[i : i + words]) + "}"
+        lines.append(f"ld.shared{'' if words == 1 else f'.v{words}'}.f32 {target}, [base+{4 * i}];")
+    while len(parts) > 1:  # pairs: a chain of the logarithm's length
+        lines += [f"add.f32 {parts[i]}, {parts[i]}, {parts[i + 1]};" for i in range(0, len(parts) - 1, 2)]
+        parts = parts[::2]
+    lines.append(f"mul.f32 mean, p0, {1.0 / size!r};")
+    if size & (size - 1) != 0:  # else the reciprocal is exact
+        lines += [
+            # One residual step rounds a normal quotient correctly; others are divided.
+            f"fma.rn.f32 t, mean, {-float(size)!r}, p0;",
+            f"fma.rn.f32 mean, t, {1.0 / size!r}, mean;",
+            "setp.lt.f32 odd, p0, 7.888609052210118e-31;",
+            "setp.eq.f32 infinite, p0, 0f7F800000;",
+            "or.pred odd, odd, infinite;",
+            f"@odd div.rn.f32 mean, p0, {float(size)!r};",
+        ]
+    lines += [
+        f"add.f32 mean, mean, ${2 * per_thread};",
+        "rsqrt.approx.ftz.f32 mean, mean;",
+        *[f"mov.f32 ${i}, mean;" for i in range(per_thread)],
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+@triton.constexpr_function
+def _registers(results, arguments):
+    return ",".join(["=f"] * results + ["f"] * arguments)
+
+
+@triton.jit
+def block_root_of_mean(squares, eps, PER_THREAD: tl.constexpr, WARPS: tl.constexpr, SIZE: tl.constexpr):
+    """rsqrt(sum(squares) / SIZE + eps) over a whole block, in the shape of `squares`; at most once in a kernel.
+
+    `squares` is float32, and each of the WARPS * 32 threads holds PER_THREAD elements of it.
+    Triton's own reduction goes through shared memory twice, with a barrier each time: a few threads add the warps'
+    sums, and all others wait for them. Here every thread adds the warps' sums itself, after one barrier.
+    """
+    return tl.inline_asm_elementwise(
+        _root_of_mean(PER_THREAD, WARPS, SIZE),
+        _registers(PER_THREAD, 2 * PER_THREAD),
+        [squares, eps],
+        dtype=tl.float32,
+        is_pure=False,
+        pack=PER_THREAD,
+    )

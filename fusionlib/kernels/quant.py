@@ -63,14 +63,14 @@ def _group_amax(
     y,  # [R, S, E] float32
     RUN: tl.constexpr = 1,  # segments in a group
     SEGMENTS: tl.constexpr = 1,  # segments in a unit
-    ROW_IS_WARP: tl.constexpr = False,  # each unit is held by the threads of one warp
+    SEGMENT_IS_WARP: tl.constexpr = False,  # each segment is held by the threads of one warp
 ):
     """Largest magnitude of each group; NaN if the group contains one.
 
     [R] if the unit is one group, else [R, S] with the group's value repeated for each of its segments.
     """
     magnitude = tl.abs(y)
-    if ROW_IS_WARP:
+    if SEGMENT_IS_WARP:
         # Compared as integers, which have the same order, with NaN above infinity. The maximum integer of a warp takes
         # one instruction (redux.sync); the maximum float takes five exchanges between threads.
         magnitude = magnitude.to(tl.int32, bitcast=True)

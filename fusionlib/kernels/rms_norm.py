@@ -1,7 +1,8 @@
 """The Triton kernel: RMS norm, of a sum with a residual if there is one, and FP8 group quantisation in one pass.
 
 A unit is usually a whole row of the hidden size, and the work of one program: its mean of squares is the one thing that
-all its warps have to exchange. The sum and the normed value are written only if somebody else reads them.
+all its warps have to exchange. A long row is held in several pieces, so that one of 5120 elements issues no
+instructions for the padding to 8192. The sum and the normed value are written only if somebody else reads them.
 `fusionlib.kernels.units` defines units and segments; the comments give the shapes of block values: R rows, S segments,
 E elements.
 """
@@ -12,7 +13,15 @@ import triton
 import triton.language as tl
 
 from fusionlib.kernels.quant import _float32, _rounded
-from fusionlib.kernels.units import are_units, load_units, quantise_units, root_of_mean, rows_of_program, weight_offsets
+from fusionlib.kernels.units import (
+    are_units,
+    is_inside,
+    load_units,
+    quantise_units,
+    root_of_mean,
+    rows_of_program,
+    weight_offsets,
+)
 
 
 @triton.jit
@@ -64,49 +73,74 @@ def rms_norm_group_quant_kernel(
     PTX: tl.constexpr,  # use the inline PTX of fusionlib.kernels.ptx
     ROWS: tl.constexpr,
     EVEN: tl.constexpr,  # no program has a row beyond the last unit
-    ROW_IS_WARP: tl.constexpr,  # each unit is held by the threads of one warp
+    WARPS: tl.constexpr,  # of the program if all of them share one norm and PTX can be used; else 0
+    SEGMENT_IS_WARP: tl.constexpr,  # each segment is held by the threads of one warp
+    PIECES: tl.constexpr,  # blocks of BLOCK_SEGMENTS segments that hold a unit
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
 ):
     """Add, norm and quantise ROWS units per program."""
+    UNIT: tl.constexpr = SEGMENTS * SEGMENT
     NORM_SIZE: tl.constexpr = NORM_SEGMENTS * SEGMENT
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     SUM_DTYPE: tl.constexpr = residual_ptr.dtype.element_ty
     ROUNDED_DTYPE: tl.constexpr = X_DTYPE if OUT_DTYPE is None else OUT_DTYPE
     Y_DTYPE: tl.constexpr = ROUNDED_DTYPE if ROUND_OUTPUT else tl.float32
 
-    segment = tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
-    element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
-    within = segment * SEGMENT + element  # [1, S, E]
-    inside = (segment < SEGMENTS) & (element < SEGMENT)  # always true if all sizes are powers of two
-
     row = rows_of_program(ROWS)
-    mask = are_units(row, units, EVEN)[:, None, None] & inside
-    x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
-                   SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-    if HAS_RESIDUAL:
-        residual = load_units(residual_ptr, row, mask, residual_stride_token, residual_stride_outer,
-                              residual_stride_inner, UNITS, RESIDUAL_OUTER, RESIDUAL_INNER, SEGMENTS, SEGMENT,
-                              BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
-    if HAS_WEIGHT:  # loaded early, and in the shape of x, for the reasons given in `gated_norm`
-        weight_offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SEGMENTS, WEIGHT_PER_TOKEN)
-        weight_offset = tl.broadcast_to(weight_offset, mask.shape)
-        weight = tl.load(weight_ptr + weight_offset, mask=tl.broadcast_to(inside, mask.shape), other=0.0)
-        weight = _float32(weight, PTX)
-        if WEIGHT_OFFSET != 0:
-            weight += WEIGHT_OFFSET
+    element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
+    whole = are_units(row, units, EVEN)[:, None, None]
+    # All loads come first: the compiler must not move one across a store, and a row's loads should all be on their way.
+    rows = ()
+    residuals = ()
+    weights = ()
+    for piece in tl.static_range(PIECES):
+        segment = piece * BLOCK_SEGMENTS + tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
+        inside = is_inside(segment, element, piece * BLOCK_SEGMENTS, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)
+        mask = whole & inside  # [R, S, E]
+        x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
+                       SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT, piece * BLOCK_SEGMENTS)  # fmt: skip
+        rows = rows + (x,)  # noqa: RUF005 (what Triton compiles)
+        if HAS_RESIDUAL:
+            residual = load_units(residual_ptr, row, mask, residual_stride_token, residual_stride_outer,
+                                  residual_stride_inner, UNITS, RESIDUAL_OUTER, RESIDUAL_INNER, SEGMENTS, SEGMENT,
+                                  BLOCK_SEGMENTS, BLOCK_SEGMENT, piece * BLOCK_SEGMENTS)  # fmt: skip
+            residuals = residuals + (residual,)  # noqa: RUF005
+        if HAS_WEIGHT:  # in the shape of x, for the reason given in `gated_norm`
+            offset = weight_offsets(row, segment, element, UNITS, SEGMENTS, SEGMENT, NORM_SEGMENTS, WEIGHT_PER_TOKEN)
+            offset = tl.broadcast_to(offset, mask.shape)
+            weight = tl.load(weight_ptr + offset, mask=tl.broadcast_to(inside, mask.shape), other=0.0)
+            weights = weights + (weight,)  # noqa: RUF005
 
-    value = _float32(x, PTX)
-    if HAS_RESIDUAL:
-        value = _rounded(value + _float32(residual, PTX), SUM_DTYPE, ROUND_SUM, PTX)
-    if STORE_SUM:
-        sum_offset = row.to(tl.int64)[:, None, None] * (SEGMENTS * SEGMENT) + within
-        tl.store(sum_ptr + sum_offset, value.to(SUM_DTYPE), mask=mask)
-    value = _rounded(value * root_of_mean(value, eps, NORM_SEGMENTS, SEGMENTS, NORM_SIZE), X_DTYPE, ROUND_NORM, PTX)
-    if HAS_WEIGHT:
-        value = value * weight
-    y = _rounded(value, Y_DTYPE, ROUND_OUTPUT, PTX)
-    quantise_units(y, row, mask, within, codes_ptr, scale_ptr, normed_ptr, floor, units, scale_stride_token,
-                   scale_stride_group, UNITS, SEGMENTS, SEGMENT, GROUP_SEGMENTS, STORE_NORMED, Y_DTYPE, FP8_MAX,
-                   FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, PTX, EVEN, ROW_IS_WARP,
-                   BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+    squares = tl.zeros([ROWS, BLOCK_SEGMENTS, BLOCK_SEGMENT], tl.float32)
+    values = ()
+    for piece in tl.static_range(PIECES):
+        value = _float32(rows[piece], PTX)
+        if HAS_RESIDUAL:
+            value = _rounded(value + _float32(residuals[piece], PTX), SUM_DTYPE, ROUND_SUM, PTX)
+        if STORE_SUM:  # while the threads wait for each other's squares
+            segment = piece * BLOCK_SEGMENTS + tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
+            inside = is_inside(segment, element, piece * BLOCK_SEGMENTS, SEGMENTS, SEGMENT, BLOCK_SEGMENTS,
+                               BLOCK_SEGMENT)  # fmt: skip
+            offset = row.to(tl.int64)[:, None, None] * UNIT + segment * SEGMENT + element
+            tl.store(sum_ptr + offset, value.to(SUM_DTYPE), mask=whole & inside)
+        squares += value * value
+        values = values + (value,)  # noqa: RUF005
+    root = root_of_mean(squares, eps, NORM_SEGMENTS, SEGMENTS, NORM_SIZE, WARPS)
+
+    for piece in tl.static_range(PIECES):
+        segment = piece * BLOCK_SEGMENTS + tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
+        within = segment * SEGMENT + element  # [1, S, E]
+        inside = is_inside(segment, element, piece * BLOCK_SEGMENTS, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)
+        mask = whole & inside
+        y = _rounded(values[piece] * root, X_DTYPE, ROUND_NORM, PTX)
+        if HAS_WEIGHT:
+            weight = _float32(weights[piece], PTX)
+            if WEIGHT_OFFSET != 0:
+                weight += WEIGHT_OFFSET
+            y = y * weight
+        y = _rounded(y, Y_DTYPE, ROUND_OUTPUT, PTX)
+        quantise_units(y, row, mask, within, codes_ptr, scale_ptr, normed_ptr, floor, units, scale_stride_token,
+                       scale_stride_group, UNITS, SEGMENTS, SEGMENT, GROUP_SEGMENTS, STORE_NORMED, Y_DTYPE, FP8_MAX,
+                       FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, PTX, EVEN, SEGMENT_IS_WARP,
+                       BLOCK_SEGMENTS, BLOCK_SEGMENT, piece * BLOCK_SEGMENTS)  # fmt: skip

@@ -18,6 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fusionlib.kernels import ptx
 from fusionlib.kernels.quant import _group_amax, _group_scale, _quotient, _store_scale, _to_fp8, run_of_segment
 
 
@@ -37,6 +38,24 @@ def are_units(row, units, EVEN: tl.constexpr):
 
 
 @triton.jit
+def is_inside(
+    segment,  # [1, S, 1]
+    element,  # [1, 1, E]
+    FIRST: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    BLOCK_SEGMENTS: tl.constexpr,
+    BLOCK_SEGMENT: tl.constexpr,
+):
+    """Which elements [1, S, E] of a block that begins with segment FIRST belong to the unit."""
+    if FIRST + BLOCK_SEGMENTS <= SEGMENTS and BLOCK_SEGMENT == SEGMENT:
+        inside = (segment == segment) & (element == element)  # known to the compiler: loads without a mask
+    else:
+        inside = (segment < SEGMENTS) & (element < SEGMENT)
+    return inside
+
+
+@triton.jit
 def _run_sum(value, RUN: tl.constexpr, SEGMENTS: tl.constexpr):
     """Sum of [R, S, E] over each run of RUN segments; broadcastable against [R, S, E]."""
     total = tl.sum(value, axis=2)  # [R, S]
@@ -53,19 +72,24 @@ def _run_sum(value, RUN: tl.constexpr, SEGMENTS: tl.constexpr):
 
 @triton.jit
 def root_of_mean(
-    value,  # [R, S, E]
+    squares,  # [R, S, E]
     eps,
     NORM_SEGMENTS: tl.constexpr,
     SEGMENTS: tl.constexpr,
     NORM_SIZE: tl.constexpr,
+    WARPS: tl.constexpr,  # of the program if all of them share one norm and PTX can be used; else 0
 ):
-    """rsqrt(mean(value * value) + eps) of each norm; broadcastable against [R, S, E]."""
-    squares = _run_sum(value * value, NORM_SEGMENTS, SEGMENTS)
-    if NORM_SIZE & (NORM_SIZE - 1) == 0:
-        mean = squares * (1.0 / NORM_SIZE)  # exact: the reciprocal is a power of two
+    """rsqrt(sum of squares / NORM_SIZE + eps) of each norm; broadcastable against [R, S, E]."""
+    if WARPS:
+        root = ptx.block_root_of_mean(squares, eps, squares.numel // (32 * WARPS), WARPS, NORM_SIZE)
     else:
-        mean = tl.div_rn(squares, tl.full(squares.shape, NORM_SIZE, tl.float32))
-    return tl.rsqrt(mean + eps)
+        squares = _run_sum(squares, NORM_SEGMENTS, SEGMENTS)
+        if NORM_SIZE & (NORM_SIZE - 1) == 0:
+            mean = squares * (1.0 / NORM_SIZE)  # exact: the reciprocal is a power of two
+        else:
+            mean = tl.div_rn(squares, tl.full(squares.shape, NORM_SIZE, tl.float32))
+        root = tl.rsqrt(mean + eps)
+    return root
 
 
 @triton.jit
@@ -119,9 +143,10 @@ def load_units(
     SEGMENT: tl.constexpr,
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
+    FIRST: tl.constexpr = 0,
 ):
-    """The elements [R, S, E] of units `row`, in the dtype they are stored in."""
-    segment = tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
+    """The elements [R, S, E] of units `row` from segment FIRST on, in the dtype they are stored in."""
+    segment = FIRST + tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
     element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
     token = (row // UNITS).to(tl.int64)[:, None, None]  # 64 bits: token * stride exceeds 2^31 in a large prefill
     unit = (row % UNITS)[:, None, None]
@@ -167,14 +192,15 @@ def store_unit_scales(
     PACKED: tl.constexpr,
     PTX: tl.constexpr,
     EVEN: tl.constexpr,
+    FIRST: tl.constexpr = 0,
 ):
-    """Store the scales of units `row`."""
+    """Store the scales of units `row`, of their segments from FIRST on."""
     IN_UNIT: tl.constexpr = SEGMENTS // GROUP_SEGMENTS  # groups per unit
     known = are_units(row, units, EVEN)
     if IN_UNIT == 1:
         token, group = row // UNITS, row % UNITS
     else:
-        in_unit = tl.arange(0, BLOCK_SEGMENTS)[None, :]
+        in_unit = FIRST + tl.arange(0, BLOCK_SEGMENTS)[None, :]
         known = known[:, None] & (in_unit < SEGMENTS)
         if GROUP_SEGMENTS != 1:
             known = known & (in_unit % GROUP_SEGMENTS == 0)
@@ -213,17 +239,19 @@ def quantise_units(
     ROUND_SCALE: tl.constexpr,
     PTX: tl.constexpr,
     EVEN: tl.constexpr,
-    ROW_IS_WARP: tl.constexpr,
+    SEGMENT_IS_WARP: tl.constexpr,
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_SEGMENT: tl.constexpr,
+    FIRST: tl.constexpr = 0,  # the unit's segment that y begins with
 ):
     """Quantise the values of units and store codes, scales and, if asked for, the values themselves."""
     UNIT: tl.constexpr = SEGMENTS * SEGMENT
-    if BLOCK_SEGMENTS != SEGMENTS or BLOCK_SEGMENT != SEGMENT:
+    IN_BLOCK: tl.constexpr = min(SEGMENTS, BLOCK_SEGMENTS)  # segments of the unit that y can hold
+    if FIRST + BLOCK_SEGMENTS > SEGMENTS or BLOCK_SEGMENT != SEGMENT:
         y = tl.where(mask, y, 0.0)  # the padding may be anything: with eps = 0 its own norm is 0 * inf
-    amax = _group_amax(y, GROUP_SEGMENTS, SEGMENTS, ROW_IS_WARP)
+    amax = _group_amax(y, GROUP_SEGMENTS, IN_BLOCK, SEGMENT_IS_WARP)
     scale = _group_scale(amax, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, ROUND_SCALE, UE8M0, PTX)
-    divisor = scale[:, None, None] if GROUP_SEGMENTS == SEGMENTS else scale[:, :, None]
+    divisor = scale[:, None, None] if GROUP_SEGMENTS == IN_BLOCK else scale[:, :, None]
     quotient = _quotient(y, divisor, RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
     out_offset = row.to(tl.int64)[:, None, None] * UNIT + within
     # Eight codes per thread at a time, though sixteen would fit in one store: the layout follows the longest access,
@@ -236,4 +264,4 @@ def quantise_units(
         tl.store(value_ptr + out_offset, y.to(Y_DTYPE), mask=mask)
 
     store_unit_scales(scale_ptr, scale, row, units, scale_stride_token, scale_stride_group, UNITS, SEGMENTS,
-                      GROUP_SEGMENTS, BLOCK_SEGMENTS, PACKED, PTX, EVEN)  # fmt: skip
+                      GROUP_SEGMENTS, BLOCK_SEGMENTS, PACKED, PTX, EVEN, FIRST)  # fmt: skip

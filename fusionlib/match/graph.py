@@ -8,7 +8,7 @@ widens (bf16 -> fp32) is exact and transparent too; one that narrows is a roundi
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from math import prod
 from typing import Any, TypeGuard
 
@@ -95,6 +95,24 @@ def listed(argument: object) -> list[Any]:
     if not isinstance(argument, Sequence):
         raise TypeError(f"{argument!r} is no list")
     return list(argument)
+
+
+def written_arguments(op: torch._ops.OpOverload) -> list[str]:
+    """The names of the arguments that `op` writes to."""
+    return [a.name for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+
+
+def computed_by(
+    ends: Iterable[fx.Node], stop: Container[fx.Node | None], is_part: Callable[[fx.Node], bool] = lambda node: True
+) -> set[fx.Node]:
+    """The calls that make up `ends`: these and what they are computed from, up to `stop` and what is no part."""
+    stack, found = list(ends), set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        if node not in found and node not in stop and node.op == "call_function" and is_part(node):
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return found
 
 
 def value(node: fx.Node) -> torch.Tensor | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from fusionlib.match.graph import aten, describe, is_call, listed, shape, tensor_of, value
+from fusionlib.match.graph import aten, describe, is_call, listed, shape, tensor_of, value, written_arguments
 from fusionlib.match.quant import read_scaled
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import QuantRead, Trail
@@ -187,7 +187,7 @@ def _output(node: fx.Node, target: torch._ops.OpOverload, which: int | str) -> f
         return _taken(node, which)
     if target is node.target:
         raise Stop("opaque_quant", node, "a functionalised call of this mutating op", "a call that writes in place")
-    mutated = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    mutated = written_arguments(target)
     # A functionalised op without returns yields a leading None.
     first = max(len(target._schema.returns), 1)
     if "_all_bases" not in node.kwargs:

@@ -83,7 +83,7 @@ _TABLE = (
      "Compute in float32 between the rounding points of fusionlib.GatedNorm and GroupQuant."),
     # Where and when.
     ("device", "The pass does not rewrite for this device.",
-     "Pass devices=(...) with this device to FusionPass."),
+     'Name this device too: devices=("cpu", "cuda"), or --devices cpu,cuda on the command line.'),
     ("unsupported", "The fused op cannot run these tensors.",
      "See what was found: it names the value, the limit and the way out."),
     ("mutation", "A tensor that the fused op would read is written in between.",

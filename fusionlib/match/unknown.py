@@ -13,7 +13,18 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_iter
 
-from fusionlib.match.graph import aten, describe, dtype, is_call, listed, numel, peel_views, tensor_text, value
+from fusionlib.match.graph import (
+    aten,
+    describe,
+    dtype,
+    is_call,
+    listed,
+    numel,
+    peel_views,
+    tensor_text,
+    value,
+    written_arguments,
+)
 from fusionlib.match.opaque import functionalised
 from fusionlib.match.quant import FP8_DTYPES
 from fusionlib.match.reasons import Stop
@@ -79,11 +90,9 @@ def _call(node: fx.Node) -> _Call | None:
     op = wrapped or node.target
     if node.op != "call_function" or not isinstance(op, torch._ops.OpOverload) or op.namespace in _KNOWN:
         return None
-    schema = op._schema.arguments
     positional = () if wrapped else node.args
-    arguments = dict(zip((a.name for a in schema), positional, strict=False)) | node.kwargs
-    written = [a.name for a in schema if a.alias_info is not None and a.alias_info.is_write]
-    into = [arguments.pop(name, None) for name in ("_all_bases", *written)]
+    arguments = dict(zip((a.name for a in op._schema.arguments), positional, strict=False)) | node.kwargs
+    into = [arguments.pop(name, None) for name in ("_all_bases", *written_arguments(op))]
     returned: Any = node.meta.get("val")
     if wrapped:  # also returns what it wrote
         returned = returned[: len(op._schema.returns)]

@@ -16,6 +16,7 @@ from torch import fx
 from torch._inductor import pattern_matcher
 from torch._inductor.pattern_matcher import Match, PatternMatcherPass
 
+from fusionlib.devices import KERNEL_DEVICES
 from fusionlib.match.sizes import Size, same_shape
 from fusionlib.op import rms_norm_gated_group_quant, unsupported
 from fusionlib.pattern.matchers import MatcherGroupQuant, MatcherRMSNormGated
@@ -109,7 +110,7 @@ class TracedPattern:
     quant: GroupQuant
     custom_norm: bool = False
     custom_quant: bool = False
-    devices: tuple[str, ...] = ("cuda",)
+    devices: tuple[str, ...] = KERNEL_DEVICES
     dtype: torch.dtype = torch.bfloat16
 
     @property

@@ -13,6 +13,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.pattern_matcher import PatternMatcherPass
 
 from fusionlib.contract import device_problem
+from fusionlib.devices import KERNEL_DEVICES
 from fusionlib.pattern.infer import HeadShape, infer
 from fusionlib.pattern.pattern import TracedPattern, fold_consecutive_reshapes, group_problem, view_to_reshape
 from fusionlib.rewrite.cache_key import combined, source_hash
@@ -43,7 +44,7 @@ class TracedPass(CustomGraphPass):
     Args:
         shapes: the head shapes to trace patterns for.
         quants: the quantisations to trace patterns for.
-        devices: device types to replace on.
+        devices: device types to replace on; GPUs by default, as for FusionPass.
         dtype: of the activations and the weight that patterns are traced with.
 
     Attributes:
@@ -57,7 +58,7 @@ class TracedPass(CustomGraphPass):
         shapes: Iterable[HeadShape],
         quants: Iterable[GroupQuant] = (GroupQuant.vllm(),),
         *,
-        devices: Iterable[str] = ("cuda",),
+        devices: Iterable[str] = KERNEL_DEVICES,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.devices, self.dtype = tuple(devices), dtype
@@ -73,7 +74,7 @@ class TracedPass(CustomGraphPass):
         cls,
         model: nn.Module,
         *,
-        devices: Iterable[str] = ("cuda",),
+        devices: Iterable[str] = KERNEL_DEVICES,
         dtype: torch.dtype = torch.bfloat16,
     ) -> TracedPass:
         """The patterns for the layers of `model`; without an FP8 layer, with `GroupQuant.vllm()`."""

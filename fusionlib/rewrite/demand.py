@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import groupby
-from types import FrameType
+from types import CodeType, FrameType
 
 from torch._dynamo.utils import counters
 from torch._guards import CompileContext
@@ -46,18 +47,62 @@ def expects_nothing(expect: Expected) -> bool:
     return expect == 0 or (isinstance(expect, Mapping) and bool(expect) and not any(expect.values()))
 
 
-def graph_breaks() -> int:
+class Compiles:
+    """Tells which compile a graph belongs to, and whether graph breaks cut its model."""
+
+    def __init__(self) -> None:
+        self._breaks = _graph_breaks()
+        self._cut: set[CodeType | type | None] = set()  # the models that were cut
+
+    def current(self) -> Origin | None:
+        """The compile that this call is part of; None outside Dynamo.
+
+        A model is cut if Dynamo compiles a function that it calls, or if a break was counted since the last call:
+        Dynamo counts a break before it compiles what precedes it. If that break was in something else, a whole model is
+        taken for the first part of one.
+        """
+        compiling, compile_id = CompileContext.try_get(), CompileContext.current_compile_id()
+        if (
+            compiling is None
+            or compile_id is None
+            or compile_id.frame_id is None
+            or compile_id.frame_compile_id is None
+        ):
+            return None
+        (model, inside), breaks = _outermost_compiled(), _graph_breaks()
+        if inside or breaks != self._breaks:
+            self._cut.add(model)
+        self._breaks = breaks
+        number = _numbers.setdefault(compiling, next(_next_number))
+        return Origin(compile_id.frame_id, compile_id.frame_compile_id, number, model in self._cut, model)
+
+
+def _graph_breaks() -> int:
     """How many graph breaks Dynamo has counted in this process."""
     return sum(counters["graph_break"].values())
 
 
-def current_origin(breaks_before: int) -> Origin | None:
-    """The current compile; `cut` if there were graph breaks since `breaks_before`. None outside Dynamo."""
-    compiling, compile_id = CompileContext.try_get(), CompileContext.current_compile_id()
-    if compiling is None or compile_id is None or compile_id.frame_id is None or compile_id.frame_compile_id is None:
-        return None
-    number = _numbers.setdefault(compiling, next(_next_number))
-    return Origin(compile_id.frame_id, compile_id.frame_compile_id, number, graph_breaks() > breaks_before)
+def _outermost_compiled() -> tuple[CodeType | type | None, bool]:
+    """What the outermost call of a torch.compile'd callable runs, and whether Dynamo compiles something called in it.
+
+    The first is a function's code, or a module's class: instances of a class, and functions made of one code, share
+    Dynamo's frames, so they are one model here as well; None if PyTorch wraps what it compiles otherwise. A compile id
+    cannot say this: it names one frame, and nothing of the frames that call it.
+    """
+    wrapped, inside, caller = None, False, False
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module == "torch._dynamo.convert_frame":  # further out is what runs, so far in is what compiles
+            caller = False
+        elif module == "torch._dynamo.eval_frame" and frame.f_code.co_name == "compile_wrapper":
+            wrapped, inside = frame.f_locals.get("fn"), caller
+        else:
+            caller = caller or not module.startswith("torch.")
+        frame = frame.f_back
+    wrapped = inspect.unwrap(wrapped) if callable(wrapped) else None  # a decorator's code is that of all it decorates
+    owner = getattr(wrapped, "__self__", None)
+    return (getattr(wrapped, "__code__", None) if owner is None else type(owner)), inside
 
 
 def demand(expect: Expected, strict: bool, report: Report, *, more: bool = False) -> None:
@@ -77,25 +122,47 @@ def by_compile(records: Iterable[CompileRecord]) -> list[Report]:
     """Records of graphs grouped into compiles; `expect` counts the sites of each.
 
     The graphs of one compile of one function belong together: those of its branches, loops and regions, and its own.
-    If graph breaks cut a function, Dynamo treats the parts as separate functions; all such parts are one compile, each
-    counted as it was last compiled. After a reset of Dynamo they are another compile. A graph from outside Dynamo
+    If graph breaks cut a model, Dynamo treats the parts as separate functions; all parts of a model are one compile,
+    each counted as it was last compiled. After a reset of Dynamo they are another compile. A graph from outside Dynamo
     stands alone.
     """
     records = list(records)
     reports = [Report((record,)) for record in records if record.origin is None]
     known = [(record.origin, record) for record in records if record.origin is not None]
-    models: list[dict[int, tuple[CompileRecord, ...]]] = [{}]  # for each model that was cut, its parts by frame
+    models: dict[object, list[dict[int, tuple[CompileRecord, ...]]]] = {}  # the parts by frame, anew after each reset
     for _, group in groupby(sorted(known, key=lambda pair: pair[0].number), key=lambda pair: pair[0].number):
         origins, graphs = zip(*group, strict=True)
         origin = origins[0]
         if not any(each.cut for each in origins):
             reports.append(Report(graphs))
             continue
-        if origin.frame in models[-1] and origin.attempt == 0:  # a frame's first compile comes once, or after a reset
-            models.append({})
-        models[-1][origin.frame] = graphs
-    cut = [Report(tuple(graph for graphs in parts.values() for graph in graphs)) for parts in models if parts]
-    return [*reports, *cut]
+        lives = models.setdefault(origin.model, [{}])
+        if origin.attempt == 0 and any(
+            frame >= origin.frame for frame in lives[-1]
+        ):  # frames are numbered as they come
+            lives.append({})
+        lives[-1][origin.frame] = graphs
+    parts = [life for lives in models.values() for life in lives if life]
+    return [*reports, *(Report(tuple(itertools.chain.from_iterable(life.values()))) for life in parts)]
+
+
+def so_far(records: Iterable[CompileRecord], latest: CompileRecord) -> Report:
+    """`latest` and what certainly counts with it: graphs of the same compile, and other parts of the same cut model.
+
+    A part that is compiled again, or a reset of Dynamo, begins anew: which older parts still count is then not known.
+    """
+    here = latest.origin
+    if here is None:
+        return Report((latest,))
+    graphs, numbers = [latest], {here.frame: here.number}
+    for record in reversed(list(records)):
+        origin = record.origin
+        if origin is None or origin.model != here.model or not (origin.number == here.number or here.cut):
+            continue
+        if numbers.setdefault(origin.frame, origin.number) != origin.number:
+            break
+        graphs.insert(0, record)
+    return Report(tuple(graphs))
 
 
 def is_part_of_a_graph() -> bool:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
+from fusionlib.devices import DEVICES, KERNEL_DEVICES
 from fusionlib.fusions import BUILT_IN, Fusion
 from fusionlib.match import Match, Miss, Unclaimed, match_graph
 from fusionlib.match.graph import describe
@@ -16,15 +17,15 @@ from fusionlib.match.reasons import Stop
 from fusionlib.rewrite import cached_records
 from fusionlib.rewrite.cache_key import combined, fusions_hash, readers_hash, source_hash
 from fusionlib.rewrite.demand import (
+    Compiles,
     Expected,
     FusionError,
     by_compile,
     checked_expectation,
-    current_origin,
     demand,
     expects_nothing,
-    graph_breaks,
     is_part_of_a_graph,
+    so_far,
 )
 from fusionlib.rewrite.guards import GraphFacts, check
 from fusionlib.rewrite.journal import Journal
@@ -33,8 +34,6 @@ from fusionlib.rewrite.replace import rewrite_site
 from fusionlib.rewrite.report import CompileRecord, Origin, Report, Site
 
 log = logging.getLogger(__name__)
-
-DEVICES = ("cpu", "cuda")
 
 
 class FusionPass(CustomGraphPass):
@@ -49,9 +48,9 @@ class FusionPass(CustomGraphPass):
         devices: where to rewrite; GPUs only by default, since on CPU the op is the unfused reference.
         fusions: what to look for; all built-in ones by default. The first that can take a site gets it.
         expect: how many sites one compile fuses, in total or by fusion name: `{"gated_norm": 36}`. A compile that fuses
-            more raises FusionError, and so does one that fuses fewer, if that can be known: if graph breaks cut the
-            model, or nothing was seen at all, `check()` says so. A compile without any site that a fusion starts from
-            is let through.
+            more raises FusionError, also where graph breaks cut the model, at the first part that is one too many. One
+            that fuses fewer raises at its end, unless the model is cut or nothing in it is recognised: any part could
+            be the last, and other functions may be compiled with the same options. `check()` finds these.
         strict: raise FusionError on any refused site. Sites that no fusion starts from are not refused.
 
     A copy of a pass is the pass itself: tools that copy the options of a compile leave its report complete.
@@ -59,7 +58,7 @@ class FusionPass(CustomGraphPass):
 
     def __init__(
         self,
-        devices: Iterable[str] = ("cuda",),
+        devices: Iterable[str] = KERNEL_DEVICES,
         *,
         fusions: Iterable[Fusion] = BUILT_IN,
         expect: Expected = None,
@@ -75,7 +74,7 @@ class FusionPass(CustomGraphPass):
         self._empty = 0  # how many graphs had no site
         self._key: str | None = None  # the last key given to Inductor for its caches
         self._asked_in: Origin | None = None  # the compile in which Inductor asked for it
-        self._breaks = graph_breaks()
+        self._compiles = Compiles()
 
     def __copy__(self) -> FusionPass:
         return self
@@ -85,7 +84,7 @@ class FusionPass(CustomGraphPass):
 
     def __call__(self, graph: fx.Graph) -> None:
         """Rewrite every possible site of `graph`, in place."""
-        record = replace(self.rewrite(graph), origin=current_origin(self._breaks))
+        record = replace(self.rewrite(graph), origin=self._compiles.current())
         if not record.sites:
             self._empty += 1
             return
@@ -151,18 +150,16 @@ class FusionPass(CustomGraphPass):
         """Raise FusionError if the current compile is known not to be what was asked for."""
         if self.expect is None and not self.strict:
             return
-        made_in = record.origin
-        number = None if made_in is None else made_in.number
-        earlier = [r for r in self._records if r.origin is not None and r.origin.number == number]
-        more = (made_in is not None and made_in.cut) or is_part_of_a_graph() or not record.recognised
-        demand(self.expect, self.strict, Report((*earlier, record)), more=more)
+        cut = record.origin is not None and record.origin.cut
+        more = cut or is_part_of_a_graph() or not record.recognised
+        demand(self.expect, self.strict, so_far(self._records, record), more=more)
 
     def check(self) -> None:
         """Raise FusionError unless all compiles so far did what was asked for; for the end of a warm-up.
 
         A compile itself raises if it can tell that `expect` or `strict` is not met. What no single graph can tell is
-        found here: that graph breaks cut a model and its parts together fuse another number, that no graph had a site
-        that a fusion starts from, or that the pass was never called. That, too, meets `expect=0`.
+        found here: that the parts of a model that graph breaks cut fuse too few together, that no graph had a site that
+        a fusion starts from, or that the pass was never called. That, too, meets `expect=0`.
         """
         report = self.report()
         if not expects_nothing(self.expect) and not any(record.recognised for record in report.compiles):
@@ -198,7 +195,7 @@ class FusionPass(CustomGraphPass):
         if readers is not None and fusions is not None:
             self._key = combined((source_hash(), readers, fusions, options))
             cached_records.looked_up(self, self._key)
-        self._asked_in = current_origin(self._breaks)
+        self._asked_in = self._compiles.current()
         return self._key
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx
 
-from fusionlib.match.graph import describe, source_line, tensor_of
+from fusionlib.match.graph import describe, source_line, tensor_of, written_arguments
 from fusionlib.match.reasons import Stop
 from fusionlib.rewrite.plan import SitePlan, outside_users
 
@@ -34,12 +35,11 @@ class GraphFacts:
 
 def _written(node: fx.Node) -> list[fx.Node]:
     """The nodes whose storage a call writes to."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None or not schema.is_mutable:
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or not op._schema.is_mutable:
         return []
-    names = {a.name: i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write}
-    given = [node.args[i] if i < len(node.args) else node.kwargs.get(name) for name, i in names.items()]
-    return [arg for arg in given if isinstance(arg, fx.Node)]
+    arguments = dict(zip((a.name for a in op._schema.arguments), node.args, strict=False)) | node.kwargs
+    return [arg for name in written_arguments(op) if isinstance(arg := arguments.get(name), fx.Node)]
 
 
 def storage(node: fx.Node) -> fx.Node:
@@ -75,12 +75,12 @@ def check(site: SitePlan, facts: GraphFacts, devices: tuple[str, ...]) -> None:
 
 def _no_write_between(site: SitePlan, facts: GraphFacts) -> None:
     """The call reads its inputs where the producer ended; they must still hold what the graph read before."""
-    if not facts.writes:
-        return
     end = facts.order[site.end]
-    for node in site.reading.inputs:
+    for node in site.reading.inputs if facts.writes else ():
+        if not (writes := facts.writes.get(storage(node))):  # most often, and a weight may have many other users
+            continue
         begin = min((facts.order[user] for user in node.users if user in site.cone), default=end)
-        for position, writer in facts.writes.get(storage(node), ()):
+        for position, writer in writes:
             if begin < position <= end:
                 raise Stop("mutation", writer, f"%{node.name} unchanged until %{site.end.name}", describe(writer))
 

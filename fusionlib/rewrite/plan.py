@@ -16,7 +16,7 @@ from torch import fx
 from fusionlib.contract import MAX_STEP
 from fusionlib.fusions.fusion import VALUE, Fusion
 from fusionlib.kernels.row_layout import row_layout
-from fusionlib.match.graph import aten, below, describe, input_of, is_call, numel, shape, tensor_of, value
+from fusionlib.match.graph import aten, below, computed_by, describe, input_of, is_call, numel, shape, tensor_of, value
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Match, Reading
 from fusionlib.match.sizes import Shape, equal, same_shape
@@ -131,23 +131,13 @@ def _plan_quant(match: Match) -> QuantPlan:
 
 def _cone(site: SitePlan) -> set[fx.Node]:
     """Every tensor node between the inputs of the site and its codes and scales, these included."""
-    stop = set(site.reading.inputs)
     ends = [q.match.quant.codes for q in site.quants] + [q.match.quant.scale for q in site.quants]
     ends += site.kept.values()
-    stack, cone = [node for node in ends if node is not None], set()
-    while stack:
-        node = stack.pop()
-        if node in cone or node in stop or node.op != "call_function":
-            continue
-        if value(node) is None and not _is_tuple(node):
-            continue
-        cone.add(node)
-        stack.extend(node.all_input_nodes)
-    return cone
+    return computed_by(filter(None, ends), site.reading.inputs, _holds_tensors)
 
 
-def _is_tuple(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), (tuple, list))
+def _holds_tensors(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
 
 
 def _follow_values(site: SitePlan) -> None:

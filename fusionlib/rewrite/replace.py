@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fusionlib import schema
 from fusionlib.fusions.fusion import VALUE
-from fusionlib.match.graph import aten, dtype, prims, tensor_of, value
+from fusionlib.match.graph import aten, computed_by, dtype, prims, tensor_of, value
 from fusionlib.match.reasons import Stop
 from fusionlib.match.sizes import equal, same_shape
 from fusionlib.rewrite.journal import Journal
@@ -184,20 +184,9 @@ def _erase(site: SitePlan, journal: Journal) -> None:
     dead = set(site.cone)
     for quant in site.quants:
         for node, _ in quant.target.nodes if quant.target is not None else ():
-            dead.update(_between(node, quant.match.quant.scale))
+            # Sizes are left to later clean-up: they may come from anywhere in the graph.
+            dead |= computed_by([node], [quant.match.quant.scale], lambda part: value(part) is not None)
     dead.update(user for node in tuple(dead) for user in node.users if needs_nothing(user))
     for node in sorted(dead, reverse=True):
         if not node.users:
             journal.erase(node)
-
-
-def _between(node: fx.Node, scale: fx.Node | None) -> set[fx.Node]:
-    found, stack = set(), [node]
-    while stack:
-        current = stack.pop()
-        # Sizes are left to later clean-up: they may come from anywhere in the graph.
-        tensor = current.op == "call_function" and value(current) is not None
-        if current is not scale and tensor and current not in found:
-            found.add(current)
-            stack.extend(current.all_input_nodes)
-    return found

@@ -143,13 +143,14 @@ class Origin:
     """Where a graph comes from: the `attempt`-th compile of the function that Dynamo counts as `frame`.
 
     Dynamo starts counting again after a reset; `number` is the compile's number in this process. `cut` if graph breaks
-    were seen: the model is then spread over several frames.
+    were seen: the model is then spread over several frames. `model` is the code or class of what was compiled.
     """
 
     frame: int
     attempt: int
     number: int
     cut: bool
+    model: object = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fusionlib.match.graph import aten, below, dtype, input_of, is_call, listed, numel, peel_exact, shape, tensor_of
+from fusionlib.match.graph import (
+    aten,
+    below,
+    computed_by,
+    dtype,
+    input_of,
+    is_call,
+    listed,
+    numel,
+    peel_exact,
+    shape,
+    tensor_of,
+)
 from fusionlib.match.result import Match
 from fusionlib.match.sizes import same_shape
 from fusionlib.reference import scale_storage
@@ -36,7 +48,7 @@ def scale_target(match: Match) -> ScaleTarget | None:
     root = match.quant.scale
     if root is None:
         return None
-    inside = _quotient_side(match)
+    inside = computed_by([match.quant.codes], (root, match.value))  # users of the scale that the fusion removes
     copies: list[tuple[fx.Node, bool]] = []
     layouts: set[ScaleLayout] = set()
     stack = [root]
@@ -64,18 +76,6 @@ def _follows(user: fx.Node, node: fx.Node) -> bool:
     return (is_call(user, *_TRANSPOSES) and len(shape(user)) == 2) or (
         user.op == "call_function" and below(user) is node
     )
-
-
-def _quotient_side(match: Match) -> set[fx.Node]:
-    """The nodes from the codes up to the scale: users of the scale that the fusion removes."""
-    stack, seen = [match.quant.codes], set()
-    while stack:
-        node = stack.pop()
-        if node in seen or node is match.quant.scale or node is match.value or node.op != "call_function":
-            continue
-        seen.add(node)
-        stack.extend(node.all_input_nodes)
-    return seen
 
 
 def _column_copy(node: fx.Node, match: Match) -> tuple[ScaleLayout, bool] | None:

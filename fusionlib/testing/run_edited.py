@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fusionlib.explanation import apart_from_caches
+from fusionlib.explanation import apart_from_caches, boxed, inductor_until
 from fusionlib.testing.roundings import roundings_kept
 
 
@@ -36,21 +36,9 @@ def run_edited(
     def inner_compile(module: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Any:
         edit(module.graph)
         module.recompile()
-
-        def run(inputs: list) -> Any:
-            values = list(inputs)
-            inputs.clear()
-            return module(*values)
-
-        run._boxed_call = True  # type: ignore[attr-defined]
-        return run
-
-    def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-        from torch._inductor.compile_fx import compile_fx
-
-        return compile_fx(module, example_inputs, inner_compile=inner_compile)
+        return boxed(module)
 
     for index in dynamic:
         torch._dynamo.mark_dynamic(args[index], 0)
     with apart_from_caches(), roundings_kept(), torch.set_grad_enabled(grad):
-        return torch.compile(fn, backend=backend)(*args)
+        return torch.compile(fn, backend=inductor_until(inner_compile))(*args)

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fusionlib.commands import doctor
-from fusionlib.commands.diagnosis import MINIMUM_PYTHON, _wanted
-from fusionlib.commands.doctor import Gpu, Machine, can_run, diagnose, render, satisfies
+from fusionlib.commands import diagnosis, doctor
+from fusionlib.commands.diagnosis import MINIMUM_PYTHON, Gpu, Machine, _wanted, can_run, diagnose, render, satisfies
 
 REQUIREMENTS = [
     "torch<2.14,>=2.11",
@@ -47,7 +46,7 @@ def machine(without: str = "", versions: dict | None = None, **changes) -> Machi
     return dataclasses.replace(complete, **changes)
 
 
-def finding(part: str, of: Machine) -> doctor.Finding:
+def finding(part: str, of: Machine) -> diagnosis.Finding:
     return next(found for found in diagnose(of) if found.part == part)
 
 
@@ -138,9 +137,9 @@ def test_the_table_is_aligned():
 
 
 def test_expected_versions_come_from_the_installed_metadata():
-    if doctor.installed_version("fusionlib") is None:
+    if diagnosis.installed_version("fusionlib") is None:
         pytest.skip("fusionlib is not installed in this environment, only importable")
-    here = doctor.this_machine()
+    here = diagnosis.this_machine()
     assert here.requirements == importlib.metadata.requires("fusionlib")
     assert {"torch", "papermill", "transformers"} <= {f.part for f in diagnose(here)}
 
@@ -149,7 +148,7 @@ def test_every_requirement_of_the_walkthrough_has_its_cost_in_words():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].items()
     declared = project["dependencies"] + [f'{r}; extra == "{extra}"' for extra, rs in extras for r in rs]
-    assert {name for name, _ in _wanted(machine(requirements=declared))} == set(doctor.COSTS)
+    assert {name for name, _ in _wanted(machine(requirements=declared))} == set(diagnosis.COSTS)
 
 
 def test_as_a_script_it_needs_nothing_but_the_standard_library():

@@ -46,19 +46,33 @@ def probe(tmp_path, monkeypatch):
     return "explain_probe"
 
 
-def test_a_model_that_fuses(probe, capsys):
-    assert main(["explain", f"{probe}:fuses"]) == 0
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cuda"])
+def test_a_model_that_fuses(probe, devices, capsys):
+    assert main(["explain", "--devices", devices, f"{probe}:fuses"]) == 0
     assert "1 fused, 0 refused" in capsys.readouterr().out
 
 
+def test_unasked_it_answers_for_gpus_and_names_the_way_out(probe, capsys):
+    assert main(["explain", f"{probe}:fuses"]) == 1
+    out = capsys.readouterr().out
+    assert "0 fused, 1 refused" in out and "[device]" in out
+    assert "expected a tensor on cuda; found one on cpu" in out and "--devices cpu,cuda" in out
+
+
+def test_unknown_devices_are_named(probe, capsys):
+    with pytest.raises(SystemExit):
+        main(["explain", "--devices", "cpu,tpu", f"{probe}:fuses"])
+    assert "'tpu' is no type of device; name cpu or cuda, or both" in capsys.readouterr().err
+
+
 def test_another_layers_quantisation_is_unclaimed(probe, capsys):
-    assert main(["explain", f"{probe}:others"]) == 1
+    assert main(["explain", "--devices", "cpu", f"{probe}:others"]) == 1
     out = capsys.readouterr().out
     assert "0 fused, 0 refused, 1 unclaimed" in out and "no fusion starts from" in out
 
 
 def test_a_refusal_names_its_code_and_its_line(probe, capsys):
-    assert main(["explain", f"{probe}:misses"]) == 1
+    assert main(["explain", "--devices", "cpu", f"{probe}:misses"]) == 1
     out = capsys.readouterr().out
     assert "0 fused, 1 refused" in out and "explain_probe.py" in out
     assert any(f"[{code}]" in out for code in REASONS)

@@ -61,7 +61,7 @@ def value(x, z, w):
 
 
 def refused(fn, *args) -> tuple:
-    (miss,) = explain(fn, *args)
+    (miss,) = explain(fn, *args, devices="cpu")
     assert miss.code == "unknown_quant_op", str(miss)
     return miss
 
@@ -187,7 +187,7 @@ NONE = {
 def test_what_is_no_quantisation(other, what):
     x, codes, cache = torch.randn(4, 128), torch.randn(4, 128).to(FP8), torch.zeros(64, 128).to(FP8)
     seen = []
-    report = explain(NONE[what], other, x, codes, cache, watch=lambda module, _: seen.append(module))
+    report = explain(NONE[what], other, x, codes, cache, watch=lambda module, _: seen.append(module), devices="cpu")
     assert len(seen) == 1 and not list(report), str(report)
 
 

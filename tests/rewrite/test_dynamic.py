@@ -33,7 +33,7 @@ def hidden():
 
 def test_a_float_attribute_is_an_input_under_dynamic_true():
     """A float64 scalar without a guard on its value: another epsilon would run the same code, so it is no constant."""
-    (refused,) = explain(Layer(), hidden(), dynamic=True)
+    (refused,) = explain(Layer(), hidden(), dynamic=True, devices="cpu")
     assert refused.code == "scalar_not_literal"
     assert "mark_dynamic" in refused.fix and "specialize_float" in refused.fix
 
@@ -53,7 +53,7 @@ def shape_of(node):
 
 def test_specialising_floats_makes_it_a_constant_under_dynamic_true():
     with torch._dynamo.config.patch(specialize_float=True):
-        report = explain(Layer(), hidden(), dynamic=True)
+        report = explain(Layer(), hidden(), dynamic=True, devices="cpu")
     assert len(report.fused) == 1, str(report)
 
 

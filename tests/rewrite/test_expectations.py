@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -207,13 +208,123 @@ def test_the_parts_of_a_broken_model_count_together():
         torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("expected", [1, 3])
-def test_another_number_in_the_parts_is_found_at_the_end(expected):
-    """Each part alone could be all that there is."""
-    fusion = passing(expected)
+def test_too_many_in_the_parts_are_found_at_the_first_part_that_is_one_too_many():
+    fusion = passing(1)
+    with pytest.raises(Exception, match="expected 1 fused sites, got 2") as raised:
+        compiled(broken, fusion)(*inputs())
+    assert "2 fused, 0 refused in 2 graphs" in str(raised.value)
+    assert len(fusion.report().fused) == 1
+
+
+def test_too_few_in_the_parts_are_found_at_the_end():
+    """Each part could be followed by another."""
+    fusion = passing(3)
     compiled(broken, fusion)(*inputs())
-    with pytest.raises(FusionError, match=f"expected {expected} fused sites, got 2"):
+    with pytest.raises(FusionError, match="expected 3 fused sites, got 2"):
         fusion.check()
+
+
+def test_parts_found_too_many_with_one_from_the_cache():
+    tensors = inputs()
+
+    def first(x, z, w):  # the first part of both functions has the same graph
+        codes, scale = PATH(x, z, w)
+        torch._dynamo.graph_break()
+        return codes, scale.sum()
+
+    compiled(first, passing(1))(*tensors)
+    torch._dynamo.reset()
+    fusion = passing(1)
+    with pytest.raises(Exception, match=r"expected 1 fused sites, got 2\n2 fused, 0 refused in 2 graphs \(1 from the"):
+        compiled(broken, fusion)(*tensors)
+
+
+class Layers(torch.nn.Module):
+    """Two sites in a loop that breaks: Dynamo compiles no part of `forward` itself, and each layer apart."""
+
+    def forward(self, x, z, w):
+        results = []
+        for layer in (one, another):
+            results.append(layer(x, z, w))
+            torch._dynamo.graph_break()
+        return results
+
+
+def in_layers(x, z, w):
+    return Layers()(x, z, w)
+
+
+@pytest.mark.parametrize("make", [lambda: Layers(), lambda: in_layers], ids=["module", "function"])
+def test_what_dynamo_compiles_inside_of_a_model_is_a_part_of_it(make):
+    fusion = passing(2)
+    compiled(make(), fusion)(*inputs())
+    fusion.check()
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="expected 1 fused sites, got 2"):
+        compiled(make(), passing(1))(*inputs())
+
+
+def either(x, z, w):
+    """A site in each of two branches of Python; the condition is a graph break."""
+    if x.sum() > 0:
+        return PATH(x, z, w)
+    return PATH(x + 1, z, w)
+
+
+def test_a_part_that_another_call_enters_counts_too():
+    x, z, w = inputs()
+    call = compiled(either, passing(1))
+    call(x.abs(), z, w)
+    with pytest.raises(Exception, match="expected 1 fused sites, got 2"):
+        call(-x.abs(), z, w)
+
+
+# Other models.
+
+
+def breaks(x):
+    y = x + 1
+    torch._dynamo.graph_break()
+    return y * 2
+
+
+def test_a_break_in_something_else_joins_no_models():
+    """It hides too few fused sites in the next model until the end, and in no later one."""
+    tensors, fusion = inputs(), passing(1)
+    torch.compile(breaks, backend="eager")(tensors[0])
+    compiled(one, fusion)(*tensors)
+    compiled(another, fusion)(*tensors)
+    fusion.check()
+    with pytest.raises(Exception, match="expected 1 fused sites, got 0"):
+        compiled(NOT_OURS, fusion)(*tensors)
+    torch._dynamo.reset()
+    fusion = passing(2)
+    torch.compile(breaks, backend="eager")(tensors[0])
+    compiled(one, fusion)(*tensors)
+    with pytest.raises(FusionError, match="expected 2 fused sites, got 1"):
+        fusion.check()
+
+
+def test_two_models_that_are_cut_count_apart():
+    fusion = passing(2)
+    compiled(broken, fusion)(*inputs())
+    compiled(Layers(), fusion)(*inputs())
+    fusion.check()
+    assert len(fusion.report().fused) == 4
+
+
+def test_decorated_models_are_told_apart():
+    def decorated(fn):
+        @functools.wraps(fn)
+        def wrapper(*args):
+            return fn(*args)
+
+        return wrapper
+
+    fusion = passing(2)
+    for fn in (broken, in_layers):
+        compiled(decorated(fn), fusion)(*inputs())
+    fusion.check()
 
 
 def test_a_part_that_fuses_too_many_by_itself_is_found_at_once():

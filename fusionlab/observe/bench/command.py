@@ -5,14 +5,17 @@ Examples::
     fusionlib bench --quick                       four sizes of one shape, few rounds
     fusionlib bench --out data/benchmarks         everything, written to data/benchmarks/<device>.json
     fusionlib bench --sweep --tokens 1 64 8192    launch configurations, for the heuristic's thresholds
-    fusionlib bench --versions                    the kernel's seven versions of notebook 05, beside the light
+    fusionlib bench --step --out data/benchmarks  a decode step of Qwen3-Next-like blocks: what the fusions save
     fusionlib bench --check --tokens 4            on a CPU: no times, only whether the variants agree with eager
+
+Parts of the lab that stand on the benchmark add measurements of their own: see `Measurement`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,18 @@ from fusionlab.files import require_writable
 from fusionlib.commands.errors import UsageError
 
 VARIANTS = ("eager", "two_kernel", "inductor", "aiter", "fla", "fused", "light", "reciprocal")
+STEP_VARIANTS = ("opaque", "inductor", "gated_norm", "fused")
 CONTEXTS = ("alone", "producer", "chain")
 GATES = ("contiguous", "strided")
-SHAPES = ("32x128", "16x128", "48x128", "64x128", "mamba2", "per_token")
+PRODUCERS = {
+    "gated_norm": ("32x128", "16x128", "48x128", "64x128", "mamba2", "per_token"),
+    "rms_norm": (
+        *("norm_2048", "norm_4096", "norm_5120", "norm_7168"),
+        *("add_norm_2048", "add_norm_4096", "add_norm_5120", "add_norm_7168"),
+    ),
+    "act_and_mul": ("silu_512", "silu_5632", "silu_14336", "gate_16x256", "gate_32x256"),
+}
+SHAPES = tuple(shape for shapes in PRODUCERS.values() for shape in shapes)
 _CHECK_TOKENS = (1, 64)
 _ON_A_CPU = (
     "no GPU is visible, and a CPU's times say nothing of a GPU's kernels: nothing can be measured here. "
@@ -30,8 +42,21 @@ _ON_A_CPU = (
 )
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add the `bench` parser to `subparsers`."""
+@dataclass(frozen=True)
+class Measurement:
+    """Something else that the command can measure, instead of the variants: a run of its own, chosen by `--name`.
+
+    `measure(tokens, timer, results, *, rounds, seed, device, save)` adds to `results`, a `Results`; `tokens` is None
+    where none are named, and `save()` is called after each case.
+    """
+
+    name: str
+    help: str
+    measure: Callable[..., None]
+
+
+def register(subparsers: argparse._SubParsersAction, measurements: Iterable[Measurement] = ()) -> None:
+    """Add the `bench` parser to `subparsers`, with `measurements` that are not the benchmark's own."""
     parser = subparsers.add_parser(
         "bench",
         help="measure the fused kernel beside the alternatives and the light (needs a GPU)",
@@ -39,7 +64,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="one shape, four sizes, 10 rounds")
     parser.add_argument("--tokens", nargs="+", type=_positive, help="default: 1 to 32768 in ten steps")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="default: all")
+    parser.add_argument("--producers", nargs="+", choices=PRODUCERS, help="the shapes of these; default: all")
+    parser.add_argument(
+        "--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=f"of {', '.join(SHAPES)}; default: all"
+    )
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:-1]), help="default: all but the last"
     )
@@ -54,19 +82,25 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of inputs and of the order; default: %(default)s")
     parser.add_argument("--sweep", action="store_true", help="sweep launch configurations instead")
+    for measurement in measurements:
+        parser.add_argument(
+            f"--{measurement.name}", dest="instead", action="store_const", const=measurement, help=measurement.help
+        )
+    parser.add_argument("--step", action="store_true", help="a decode step of Qwen3-Next-like blocks instead")
     parser.add_argument(
-        "--versions",
-        action="store_true",
-        help="time the versions of notebook 05 instead; --tokens 1 64 8192 by default",
+        "--step-variants", nargs="+", choices=STEP_VARIANTS, default=list(STEP_VARIANTS), help="of --step; default: all"
     )
+    parser.add_argument("--layers", type=_positive, help="of --step; default: all 48, or as many as fit")
+    parser.add_argument("--context-length", type=_positive, help="tokens in the caches of --step; default: 1024")
+    parser.add_argument("--record", type=Path, help="with --step: a folder for <device>/, its blocks' cleaned traces")
     parser.add_argument("--dependent-launch", action="store_true", help="also programmatic dependent launch (NVIDIA)")
     parser.add_argument("--check", action="store_true", help="check results only, measure nothing; also on a CPU")
     parser.add_argument(
         "--out",
         type=Path,
-        help="a .json file, or a folder for <device>.json, -sweep, -versions, -chain or -shapes; default: none",
+        help="a .json file, or a folder for <device>.json, -sweep, -versions, -chain, -shapes, -producers or -step",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, instead=None)
 
 
 def _positive(text: str) -> int:
@@ -81,8 +115,13 @@ def run(namespace: argparse.Namespace) -> int:
     import torch
 
     gpu = torch.cuda.is_available()
-    if namespace.versions and (namespace.sweep or namespace.check or namespace.dependent_launch):
-        raise UsageError("--versions is a run of its own; leave --sweep, --check and --dependent-launch out")
+    instead: Measurement | None = namespace.instead
+    if instead is not None and (namespace.sweep or namespace.check or namespace.dependent_launch):
+        raise UsageError(f"--{instead.name} is a run of its own; leave --sweep, --check and --dependent-launch out")
+    if namespace.step and (namespace.sweep or instead is not None or namespace.dependent_launch):
+        raise UsageError("--step is a run of its own; leave --sweep, --versions and --dependent-launch out")
+    if not namespace.step and (namespace.layers or namespace.context_length or namespace.record):
+        raise UsageError("--layers, --context-length and --record belong to --step; add it or leave them out")
     if not gpu and not namespace.check:
         raise UsageError(_ON_A_CPU)
     if namespace.check and namespace.out is not None:
@@ -108,6 +147,10 @@ def _fp8_problem() -> str | None:
 
 def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], Any] | None) -> int:
     """The command with an injected timer, so that everything but the device can be tested without a GPU."""
+    if namespace.step:
+        from fusionlab.observe.step.command import run_step
+
+        return run_step(namespace, device, make_timer, _command(namespace))
     from fusionlab.observe.bench import run as runs
     from fusionlab.observe.bench.compilations import FastestCompilation
     from fusionlab.observe.bench.results import Results, write_results
@@ -133,13 +176,10 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
             write_results(path, results, manifest)
 
     with own_tuning():
-        if namespace.versions:
-            from fusionlab.versions import recorded_times
-
-            recorded_times.measure(
-                namespace.tokens or recorded_times.TOKENS, timer, results, rounds=settings.rounds, seed=settings.seed,
-                device=device, save=save,
-            )  # fmt: skip
+        if namespace.instead is not None:
+            namespace.instead.measure(
+                namespace.tokens, timer, results, rounds=settings.rounds, seed=settings.seed, device=device, save=save
+            )
         elif namespace.sweep:
             sweep_all(listed, timer, settings, results, save=save)
         else:
@@ -174,11 +214,14 @@ def _suffix(namespace: argparse.Namespace) -> str:
     """A file name suffix for a run other than the one of everything, or of the base shape alone."""
     if namespace.sweep:
         return "-sweep"
-    if namespace.versions:
-        return "-versions"
+    if namespace.instead is not None:
+        return f"-{namespace.instead.name}"
     if "alone" not in namespace.contexts:
         return "-chain"
-    return "-shapes" if namespace.shapes and SHAPES[0] not in namespace.shapes else ""
+    shapes = _shapes(namespace)
+    if shapes and not set(shapes) & set(PRODUCERS["gated_norm"]):
+        return "-producers"
+    return "-shapes" if shapes and SHAPES[0] not in shapes else ""
 
 
 def _cases(namespace: argparse.Namespace) -> list:
@@ -186,9 +229,15 @@ def _cases(namespace: argparse.Namespace) -> list:
 
     brief = namespace.quick or namespace.check
     sizes = _CHECK_TOKENS if namespace.check else QUICK_TOKENS if namespace.quick else TOKENS
-    shapes = namespace.shapes or ((BASE,) if namespace.quick else SHAPES)
+    shapes = _shapes(namespace) or ((BASE,) if namespace.quick else SHAPES)
     contexts = [name for name in namespace.contexts if name == "alone"] if brief else namespace.contexts
     return list(cases(namespace.tokens or sizes, shapes, namespace.gates, contexts))
+
+
+def _shapes(namespace: argparse.Namespace) -> tuple[str, ...]:
+    """The shapes that were asked for, by their own names and by those of their producers; none if none were."""
+    of_producers = (shape for name in namespace.producers or () for shape in PRODUCERS[name])
+    return tuple(dict.fromkeys((*(namespace.shapes or ()), *of_producers)))
 
 
 def _report_check(results: Any) -> int:
@@ -227,11 +276,19 @@ def _libraries(namespace: argparse.Namespace) -> dict[str, str] | None:
 def _command(namespace: argparse.Namespace) -> str:
     """The command to repeat the run, without its output path."""
     words = ["fusionlib bench"]
-    if namespace.versions:
-        words += ["--versions", *(["--tokens", *map(str, namespace.tokens)] if namespace.tokens else [])]
+    if namespace.step:
+        words.append("--step")
+        for option in ("tokens", "step_variants", "layers", "context_length", "rounds", "seed"):
+            value = vars(namespace)[option]
+            given = value if isinstance(value, list) else [] if value is None else [value]
+            words += [f"--{option.replace('_', '-')}", *map(str, given)] if given else []
+        return " ".join(words)
+    if namespace.instead is not None:
+        words += [f"--{namespace.instead.name}"]
+        words += ["--tokens", *map(str, namespace.tokens)] if namespace.tokens else []
         return " ".join([*words, "--rounds", str(namespace.rounds), "--seed", str(namespace.seed)])
     words += [f"--{flag.replace('_', '-')}" for flag in ("quick", "sweep", "dependent_launch") if vars(namespace)[flag]]
-    for option in ("tokens", "shapes", "variants", "gates", "contexts"):
+    for option in ("tokens", "producers", "shapes", "variants", "gates", "contexts"):
         if vars(namespace)[option]:
             words += [f"--{option}", *map(str, vars(namespace)[option])]
     for option in ("rounds", "compilations", "seed"):

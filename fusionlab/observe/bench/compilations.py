@@ -43,5 +43,5 @@ def _compiled(case: Case, make: Callable[[Case], Call], first: Buffers) -> Call:
     """One compilation with a fresh choice of launches, under the same grad mode as the measurement."""
     with own_tuning(keep_binaries=True), torch.no_grad():
         call = make(case)
-        call(first.x, first.gate, first.weight)
+        call(*first.tensors)
     return call

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fusionlab.observe.bench.cases import OUT_FEATURES, Case
+from fusionlab.observe.bench.producers import Tensors
 from fusionlab.observe.bench.variants import Call, Unavailable
 from fusionlib.layers import BlockFP8Linear
 
@@ -21,12 +22,15 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True)
 class Buffers:
-    """One set of a case's tensors. `source` is what the producer reads, None if the call stands alone."""
+    """One set of a case's tensors. `source` is what the kernel before reads, None if the call stands alone."""
 
-    x: torch.Tensor
-    gate: torch.Tensor
-    weight: torch.Tensor
+    tensors: Tensors
     source: torch.Tensor | None = None
+
+    @property
+    def x(self) -> torch.Tensor:
+        """The first tensor, which the kernel before writes."""
+        return self.tensors[0]
 
 
 def gemm_problem(device: torch.device) -> str | None:
@@ -54,10 +58,10 @@ def in_context(case: Case, call: Call, linear: BlockFP8Linear | None) -> Callabl
     def run(buffers: Buffers) -> Any:
         if buffers.source is not None:
             torch.mul(buffers.source, 1.0, out=buffers.x)
-        outputs = call(buffers.x, buffers.gate, buffers.weight)
+        outputs = call(*buffers.tensors)
         if linear is None:
             return outputs
-        return *outputs, linear.product(*outputs, torch.bfloat16)
+        return *outputs, linear.product(*outputs[:2], torch.bfloat16)
 
     return run
 
@@ -67,6 +71,6 @@ def baseline(case: Case, outputs: Any, linear: BlockFP8Linear | None) -> Callabl
 
     def run(buffers: Buffers) -> Any:
         torch.mul(buffers.source, 1.0, out=buffers.x)
-        return linear.product(*outputs, torch.bfloat16) if linear is not None else None
+        return linear.product(*outputs[:2], torch.bfloat16) if linear is not None else None
 
     return run

@@ -6,6 +6,7 @@ GPU affects all variants equally. Wrong variants are not timed, and missing ones
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,12 +17,11 @@ import torch
 from fusionlab.observe.bench.cases import Case
 from fusionlab.observe.bench.context import BASELINE, Buffers, baseline, gemm_problem, in_context, projection
 from fusionlab.observe.bench.correctness import Agreement, agreement
+from fusionlab.observe.bench.producers import Tensors, bits
 from fusionlab.observe.bench.results import Results, Row, Skipped, percentiles
 from fusionlab.observe.bench.timer import Key, Timer, copies_for, in_rounds
 from fusionlab.observe.bench.variants import VARIANTS, Call, Unavailable, Variant
 from fusionlib.commands.failure import in_a_line
-from fusionlib.contract import amd_arch
-from fusionlib.devices import threads_per_warp
 from fusionlib.layers import BlockFP8Linear
 
 Say = Callable[[str], None]
@@ -71,7 +71,7 @@ def check_all(
     made: dict[tuple, Prepared] = {}  # a case compiles the same alone and after a producer
     for case in cases:
         inputs = case.inputs(settings.device, settings.seed)
-        expected = VARIANTS["eager"].make(case)(inputs.x, inputs.gate, inputs.weight)
+        expected = VARIANTS["eager"].make(case)(*inputs)
         prepared = []
         for name in names:
             try:
@@ -98,29 +98,30 @@ class Wrong(RuntimeError):
 
 
 def _prepared(
-    variant: Variant, case: Case, inputs: Any, expected: Any, light_config: Any, fastest: Fastest | None
+    variant: Variant, case: Case, inputs: Tensors, expected: Any, light_config: Any, fastest: Fastest | None
 ) -> Prepared:
-    arguments = (inputs.x, inputs.gate, inputs.weight)
+    on_cpu = inputs[0].device.type == "cpu"
     if not variant.computes:
-        if inputs.x.device.type == "cpu":
+        if on_cpu:
             raise Unavailable("the light is a Triton kernel; it needs a GPU")
         from fusionlab.observe.bench.variants import light_call
 
-        config = light_config(case) if light_config else None
+        config = light_config(case) if light_config else heuristic(case)
         call = light_call(case, config)
-        problem = light_problem(call(*arguments), inputs)
+        problem = light_problem(call(*inputs), inputs)
         if problem:
             raise Wrong(problem)
-        return Prepared(variant, call, None, asdict(config or heuristic(case)))
-    launch = asdict(heuristic(case)) if variant.name == "fused" and inputs.x.device.type == "cuda" else None
+        return Prepared(variant, call, None, asdict(config))
+    launch = asdict(heuristic(case)) if variant.name == "fused" and not on_cpu else None
     if variant.compiled and fastest is not None:
         call, medians = fastest(case, variant.make)
         launch = {"compilations_us": medians}
     else:
         call = variant.make(case)
     with torch.no_grad():
-        found = agreement(call(*arguments), expected, case.quant)
-    problem = found.problem(variant.exact_in(case))
+        outputs = call(*inputs)
+    found = agreement(outputs[:2], expected[:2], case.quant)
+    problem = found.problem(variant.exact_in(case)) or further_problem(outputs[2:], expected[2:])
     if problem:
         raise Wrong(problem)
     return Prepared(variant, call, found, launch)
@@ -128,19 +129,32 @@ def _prepared(
 
 def heuristic(case: Case) -> Any:
     """Our kernel's own `LaunchConfig` for `case`."""
-    from fusionlib.kernels.config import choose_launch
-
-    return choose_launch(case.units, case.unit, threads_per_warp(amd_arch()))
+    return case.producer.choose_launch(case.units, case.unit)
 
 
-def light_problem(outputs: tuple[torch.Tensor, torch.Tensor], inputs: Any) -> str | None:
-    """Why the light did not move every byte, or None: codes must be the low bytes of x ^ gate ^ weight, scales one."""
-    codes, scale = outputs
-    bits = [tensor.reshape(codes.shape[0], -1).view(torch.int16) for tensor in (inputs.x, inputs.gate)]
-    weight = inputs.weight.view(torch.int16).repeat(codes.shape[1] // inputs.weight.numel())
-    expected = (bits[0] ^ bits[1] ^ weight).to(torch.uint8)
-    if not torch.equal(codes.view(torch.uint8), expected):
+def further_problem(got: Tensors, expected: Tensors) -> str | None:
+    """Why what a call returns besides codes and scale is not eager's, or None. It is rounded once: bits must agree."""
+    if len(got) != len(expected):
+        return f"{len(got)} results besides codes and scale, where eager has {len(expected)}"
+    same = all(
+        ours.dtype == theirs.dtype and torch.equal(ours, theirs) for ours, theirs in zip(got, expected, strict=True)
+    )
+    return None if same else "the sum that the next layer reads is not eager's"
+
+
+def light_problem(outputs: Tensors, inputs: Tensors) -> str | None:
+    """Why the light did not move every byte, or None.
+
+    Codes must be the low bytes of the exclusive-or of all inputs, scales one, and a sum its bits.
+    """
+    codes, scale, *further = outputs
+    rows = [bits(tensor) for tensor in inputs if tensor.ndim > 1]
+    vectors = [bits(tensor).repeat(codes.shape[1] // tensor.numel()) for tensor in inputs if tensor.ndim == 1]
+    expected = functools.reduce(torch.bitwise_xor, (*rows, *vectors))
+    if not torch.equal(codes.view(torch.uint8), expected.to(torch.uint8)):
         return "the light's codes are not the exclusive-or of its inputs: it does not read or write every byte"
+    if any(not torch.equal(bits(tensor), expected) for tensor in further):
+        return "the light's sum is not the exclusive-or of its inputs: it does not write every byte"
     return None if bool((scale == 1).all()) else "the light does not write every scale"
 
 
@@ -198,7 +212,7 @@ def _runs(case: Case, prepared: Sequence[Prepared], first: Buffers, linear: Bloc
     for p in prepared:
         yield p.variant.name, in_context(case, p.call, linear)
     if case.context != "alone":
-        ready = VARIANTS["eager"].make(case)(first.x, first.gate, first.weight)
+        ready = VARIANTS["eager"].make(case)(*first.tensors)
         yield BASELINE, baseline(case, ready, linear)
 
 
@@ -217,7 +231,7 @@ def sample_alone(
     handles: dict[Key, Any] = {}
     for key, call in calls.items():
         try:
-            handles[key] = timer.prepare([lambda call=call, b=b: call(b.x, b.gate, b.weight) for b in buffers])
+            handles[key] = timer.prepare([lambda call=call, b=b: call(*b.tensors) for b in buffers])
         except Exception as error:  # out of registers or memory; Triton's errors share no base class
             if failed is None:
                 raise
@@ -229,14 +243,14 @@ def sample_alone(
 
 
 def make_buffers(case: Case, copies: int, settings: Settings) -> list[Buffers]:
-    """`copies` sets of inputs with different values; the weight is shared, as in a model."""
-    made = []
-    weight = None
+    """`copies` sets of inputs with different values; a weight is shared, as in a model."""
+    made: list[Buffers] = []
+    count = case.producer.rows
     for number in range(copies):
         inputs = case.inputs(settings.device, settings.seed + number)
-        weight = inputs.weight if weight is None else weight
-        source = inputs.x.clone() if case.context != "alone" else None
-        made.append(Buffers(inputs.x, inputs.gate, weight, source))
+        shared = made[0].tensors[count:] if made else inputs[count:]
+        source = inputs[0].clone() if case.context != "alone" else None
+        made.append(Buffers((*inputs[:count], *shared), source))
     return made
 
 

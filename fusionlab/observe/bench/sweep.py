@@ -1,6 +1,6 @@
 """Sweeps over launch configurations: for our heuristic's thresholds, and to tune the light as thoroughly as ours.
 
-The grid covers the fields of `LaunchConfig`: a new field must be listed here.
+The grid covers the fields of `kernels.config.LaunchConfig`, which all kernels share: a new field must be listed here.
 """
 
 from __future__ import annotations

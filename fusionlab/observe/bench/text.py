@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fusionlab.observe.bench.cases import BASE, SHAPES
 from fusionlab.observe.bench.context import BASELINE
+from fusionlab.observe.bench.producers import PLAIN
 from fusionlab.observe.bench.results import Results, Row
 from fusionlab.observe.bench.sweep import KERNELS, best_of, words
 from fusionlab.observe.bench.variants import VARIANTS
@@ -45,7 +47,8 @@ def _table(results: Results, shape: str, gate: str, context: str) -> str:
         if "fused GB/s" in header:
             line.append(f"{here['fused'].gb_s:.0f}" if "fused" in here else "-")
         lines.append(line)
-    title = f"{shape}, gate {gate}, {context}: us, median (p10-p90)"
+    layout = f"{'gate' if shape not in SHAPES or len(SHAPES[shape].producer.layouts) > 1 else 'inputs'} {gate}"
+    title = f"{shape}, {layout}, {context}: us, median (p10-p90)"
     return "\n".join([title, *aligned([header, *lines])])
 
 
@@ -86,9 +89,9 @@ def _thresholds(results: Results) -> list[str]:
     steadiest lines come first.
     """
     parts = []
-    ours = [row for row in results.sweep if row.kernel == "fused" and "/contiguous/" in row.case]
-    for unit in dict.fromkeys(row.unit for row in ours):
-        rows = [row for row in ours if row.unit == unit]
+    ours = [row for row in results.sweep if row.kernel == "fused" and _in_first_layout(row.case)]
+    for kind, unit in dict.fromkeys((_kind(row.case), row.unit) for row in ours):
+        rows = [row for row in ours if (_kind(row.case), row.unit) == (kind, unit)]
         columns = sorted({row.units for row in rows})
         best = {units: min(row.median_us for row in rows if row.units == units) for units in columns}
         shares: dict[str, dict[int, float]] = {}
@@ -98,9 +101,22 @@ def _thresholds(results: Results) -> list[str]:
         lines = [
             [launch, *(f"{shares[launch][u]:.2f}" if u in shares[launch] else "-" for u in columns)] for launch in order
         ]
-        title = f"sweep, units of {unit}: share of the best launch, by units of the call"
+        title = f"sweep, {kind}units of {unit}: share of the best launch, by units of the call"
         parts.append("\n".join([title, *aligned([["", *map(str, columns)], *lines])]))
     return parts
+
+
+def _in_first_layout(case: str) -> bool:
+    shape = case.split("/")[0]
+    return f"/{SHAPES[shape].producer.layouts[0] if shape in SHAPES else PLAIN}/" in case
+
+
+def _kind(case: str) -> str:
+    """The kernel of a case in words, for what has launches of its own; none for the gated norm."""
+    producer = SHAPES[case.split("/")[0]].producer if case.split("/")[0] in SHAPES else None
+    if producer is None or producer.name == SHAPES[BASE].producer.name:
+        return ""
+    return f"{producer.name}{' of a sum' * bool(producer.further)}, "
 
 
 def _dependent(results: Results) -> str:

@@ -1,7 +1,7 @@
-"""The ways of computing gated norm and quantisation that are measured side by side.
+"""The ways of computing a producer and its quantisation that are measured side by side.
 
     eager       a. plain PyTorch, an operator at a time
-    two_kernel  b. the norm compiled, the quantisation an opaque op: the pull request's two kernels
+    two_kernel  b. the producer compiled, the quantisation an opaque op: the pull request's two kernels
     inductor    c. both left to Inductor
     aiter       d. AITER's published Triton kernel, if installed
     fla         d. flash-linear-attention's gated norm and the quantisation op, if installed
@@ -9,9 +9,10 @@
     light       f. moves the same bytes and computes nothing
     reciprocal  ours with y * (1 / scale) for y / scale: what the exact division costs, and what it buys; on request
 
-A variant is built for one case: a function of (x, gate, weight) that returns codes and scale in the layout of
-`case.quant`, newly allocated, since outputs must rotate like inputs. What other kernels do not support (a strided gate,
-another scale layout) is copied for them inside the call, as their callers must do.
+A variant is built for one case: a function of the producer's tensors that returns codes, scale in the layout of
+`case.quant`, and what else the producer returns, newly allocated, since outputs must rotate like inputs. What other
+kernels do not support (a strided gate, another scale layout) is copied for them inside the call, as their callers must
+do.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from fusionlab.observe.bench.cases import Case
 from fusionlab.observe.record import own_code
 from fusionlib import op, reference
 from fusionlib.commands.failure import in_a_line
+from fusionlib.spec import GatedNorm
 
-Outputs = tuple[torch.Tensor, torch.Tensor]
-Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Outputs]
+Outputs = tuple[torch.Tensor, ...]
+Call = Callable[..., Outputs]
 
 
 class Unavailable(RuntimeError):
@@ -60,26 +62,28 @@ class Variant:
     def exact_in(self, case: Case) -> bool:
         """Whether all of eager's roundings are reproduced in `case`.
 
-        Inductor keeps fused values in float32. The compiled norm therefore reproduces the final rounding, which is
+        Inductor keeps fused values in float32. The compiled producer therefore reproduces the final rounding, which is
         written to memory, but none of the model's earlier ones.
         """
-        return self.exact and (self.name != "two_kernel" or case.shape.norm.rounding == {"output"})
+        return self.exact and (self.name != "two_kernel" or case.producer.writes_every_rounding)
 
 
 def _eager(case: Case) -> Call:
-    norm, quant = case.shape.norm, case.quant
+    producer, quant = case.producer, case.quant
 
-    def eager(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
-        return reference.group_quant(reference.rms_norm_gated(x, gate, weight, norm), quant)
+    def eager(*tensors: torch.Tensor) -> Outputs:
+        value, *further = producer.reference(*tensors)
+        return *reference.group_quant(value, quant), *further
 
     return eager
 
 
 def _two_kernel(case: Case) -> Call:
-    norm, quant = case.shape.norm, case.quant
+    producer, quant = case.producer, case.quant
 
-    def two_kernel(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
-        return op.group_quant(reference.rms_norm_gated(x, gate, weight, norm), quant)
+    def two_kernel(*tensors: torch.Tensor) -> Outputs:
+        value, *further = producer.reference(*tensors)
+        return *op.group_quant(value, quant), *further
 
     return torch.compile(own_code(two_kernel), dynamic=False, fullgraph=True)
 
@@ -89,18 +93,25 @@ def _inductor(case: Case) -> Call:
 
 
 def _fused(case: Case) -> Call:
-    norm, quant = case.shape.norm, case.quant
+    producer, quant = case.producer, case.quant
 
-    def fused(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
-        return op.rms_norm_gated_group_quant(x, gate, weight, norm=norm, quant=quant)
+    def fused(*tensors: torch.Tensor) -> Outputs:
+        return producer.fused(tensors, quant)
 
     return fused
 
 
+def _gated_norm(case: Case) -> GatedNorm:
+    """The spec of a gated norm, which is all that another library's kernel here computes."""
+    if not isinstance(case.producer.spec, GatedNorm):
+        raise Unavailable("its kernel here is of the gated norm")
+    return case.producer.spec
+
+
 def _aiter(case: Case) -> Call:
     # Signature: AITER aiter/ops/triton/quant/fused_fp8_quant.py, as vLLM's _aiter_ops.py calls it (PR #40710).
+    norm, quant = _gated_norm(case), case.quant
     kernel = _imported("aiter.ops.triton.quant", "fused_rms_gated_fp8_group_quant")
-    norm, quant = case.shape.norm, case.quant
     if (norm.norm_size, quant.group_size) != (128, 128) or not norm.norm_before_gate:
         raise Unavailable("takes a norm and groups of 128, norm before gate, and nothing else")
 
@@ -124,8 +135,8 @@ def _aiter(case: Case) -> Call:
 
 def _fla(case: Case) -> Call:
     # Signature: flash-linear-attention fla/modules/fused_norm_gate.py.
+    norm, quant = _gated_norm(case), case.quant
     norm_gated = _imported("fla.modules.fused_norm_gate", "rms_norm_gated")
-    norm, quant = case.shape.norm, case.quant
     if not norm.norm_before_gate:
         raise Unavailable("gates behind the norm only")
     activation = {"silu": "swish", "sigmoid": "sigmoid"}[norm.activation]
@@ -139,10 +150,10 @@ def _fla(case: Case) -> Call:
 
 
 def _reciprocal(case: Case) -> Call:
-    norm, quant = case.shape.norm, replace(case.quant, division="reciprocal")
+    producer, quant = case.producer, replace(case.quant, division="reciprocal")
 
-    def reciprocal(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
-        return op.rms_norm_gated_group_quant(x, gate, weight, norm=norm, quant=quant)
+    def reciprocal(*tensors: torch.Tensor) -> Outputs:
+        return producer.fused(tensors, quant)
 
     return reciprocal
 
@@ -152,40 +163,34 @@ def _light(case: Case) -> Call:
 
 
 def light_call(case: Case, config: object = None, *, dependent: bool = False) -> Call:
-    """The light as a call; `config` is a `LaunchConfig`, None for our kernel's heuristic."""
+    """The light as a call; `config` is a `kernels.config.LaunchConfig`, None for our kernel's heuristic."""
     try:
         from fusionlab.observe.bench.light import launch_light
     except ImportError as error:
         raise Unavailable(f"Triton cannot be imported ({error})") from error
-    norm, quant = case.shape.norm, case.quant
+    producer, quant = case.producer, case.quant
+    config = config or producer.choose_launch(case.units, case.unit)
 
-    def light(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
-        codes, scale = empty_outputs(x, case)
-        launch_light(x, gate, weight, norm, quant, codes, scale, config, dependent=dependent)
-        return codes, scale
+    def light(*tensors: torch.Tensor) -> Outputs:
+        outputs = producer.empty_outputs(tensors, quant)
+        rows, vector = tensors[: producer.rows], (*tensors[producer.rows :], None)[0]
+        run, pieces = producer.run(quant), producer.pieces
+        launch_light(rows, vector, run, quant, outputs, config, pieces=pieces, dependent=dependent)
+        return outputs
 
     return light
 
 
 def fused_call(case: Case, config: object) -> Call:
-    """Our kernel as a call with the launch configuration `config` (a `LaunchConfig`)."""
-    from fusionlib.kernels.launch import launch_fused
+    """Our kernel as a call with the launch configuration `config` (a `kernels.config.LaunchConfig`)."""
+    producer, quant = case.producer, case.quant
 
-    norm, quant = case.shape.norm, case.quant
-
-    def fused(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> Outputs:
-        codes, scale = empty_outputs(x, case)
-        launch_fused(x, gate, weight, None, norm, quant, codes, scale, None, config)
-        return codes, scale
+    def fused(*tensors: torch.Tensor) -> Outputs:
+        outputs = producer.empty_outputs(tensors, quant)
+        producer.launch(tensors, quant, outputs, config)
+        return outputs
 
     return fused
-
-
-def empty_outputs(x: torch.Tensor, case: Case) -> Outputs:
-    """Uninitialised codes [tokens, hidden] and scale in the layout of `case.quant`."""
-    size, stride, dtype = reference.scale_storage(x.shape[0], case.shape.hidden // case.shape.group_size, case.quant)
-    codes = x.new_empty((x.shape[0], case.shape.hidden), dtype=case.quant.dtype)
-    return codes, torch.empty_strided(size, stride, dtype=dtype, device=x.device)
 
 
 def _imported(module: str, name: str) -> Callable:
@@ -200,7 +205,7 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("eager", "eager", _eager),
-        Variant("two_kernel", "two kernels: norm compiled, quantisation opaque", _two_kernel, compiled=True),
+        Variant("two_kernel", "two kernels: producer compiled, quantisation opaque", _two_kernel, compiled=True),
         Variant("inductor", "Inductor alone", _inductor, exact=False, compiled=True),
         Variant("aiter", "AITER's Triton kernel", _aiter, exact=False, package="amd-aiter"),
         Variant("fla", "FLA's gated norm + quant", _fla, exact=False, package="flash-linear-attention"),

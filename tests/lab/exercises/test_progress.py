@@ -11,7 +11,7 @@ import pytest
 
 from fusionlab.exercises import Exercise, capstone, chapters, progress
 from fusionlab.exercises.chapters import CHAPTERS
-from fusionlab.exercises.progress_page import render_empty
+from fusionlab.exercises.progress_page import render
 from fusionlib import cli
 
 NOTEBOOKS = Path(__file__).parents[3] / "notebooks"
@@ -171,9 +171,25 @@ def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_a_new_site_has_a_page_for_it_that_knows_nobody(tmp_path):
-    solve("wider_inputs")
+def test_where_nothing_is_noted_the_page_says_how_it_comes_about(tmp_path):
     (tmp_path / "index.html").write_text("")
-    html = render_empty(tmp_path)
+    html = render(tmp_path)
     assert "wider_inputs: not attempted" in html and "0 of 1 solved" in html and "1 of 1 solved" not in html
-    assert "fusionlib exercises page" in html and '<a href="index.html">' in html
+    assert "Nothing is noted here yet." in html and '<a href="index.html">' in html
+    progress.record("wider_inputs", solved=False)
+    assert "Nothing is noted here yet." not in render(tmp_path)
+
+
+def test_a_site_that_is_built_again_shows_the_progress_of_now(tmp_path):
+    from fusionlab.notebooks.site import build_site
+
+    notebooks = [NOTEBOOKS / "00_the_nine_microseconds.ipynb"]
+    page = build_site(notebooks, tmp_path / "site").parent / "progress.html"
+    assert "wider_inputs: not attempted" in page.read_text() and "0 of 1 solved" in page.read_text()
+    solve("wider_inputs")
+    build_site(notebooks, tmp_path / "site")
+    assert "wider_inputs: solved" in page.read_text() and "1 of 1 solved" in page.read_text()
+    assert '<a href="00_the_nine_microseconds.html">' in page.read_text()
+    cli.main(["exercises", "reset"])
+    build_site(notebooks, tmp_path / "site")
+    assert "wider_inputs: not attempted" in page.read_text()

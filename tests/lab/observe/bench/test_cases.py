@@ -9,10 +9,11 @@ from fusionlab.observe.bench.cases import BASE, SHAPES, TOKENS, Case, cases
 def test_the_issues_list():
     found = list(cases())
     assert TOKENS == (1, 4, 8, 16, 64, 256, 1024, 4096, 8192, 32768)
-    assert list(SHAPES) == ["32x128", "16x128", "48x128", "64x128", "mamba2", "per_token"]
+    gated = [name for name, shape in SHAPES.items() if shape.producer.name == "gated_norm"]
+    assert gated == ["32x128", "16x128", "48x128", "64x128", "mamba2", "per_token"]
     base = [case for case in found if case.shape.name == BASE]
     # Alone, after a producer and in the chain; the strided gate alone.
-    assert len(base) == 4 * len(TOKENS) and len(found) == len(base) + 5 * len(TOKENS)
+    assert len(base) == 4 * len(TOKENS) and len(found) == len(base) + (len(SHAPES) - 1) * len(TOKENS)
     assert len({case.name for case in found}) == len(found)
     assert {case.name for case in cases([64], ["32x128", "mamba2"])} == {
         "32x128/64/contiguous/alone",
@@ -40,12 +41,23 @@ def test_before_the_gemm_scales_are_column_major():
     assert {Case(SHAPES[BASE], 4, context=c).quant.scale_layout for c in ("alone", "producer")} == {"row_major"}
 
 
-@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape.producer.name == "gated_norm"])
 @pytest.mark.parametrize("gate", ["contiguous", "strided"])
 def test_inputs_fit_the_op(name, gate):
     case = Case(SHAPES[name], 3, gate)
     inputs = case.inputs("cpu", 0)
-    assert inputs.x.numel() == inputs.gate.numel() == 3 * case.shape.hidden
-    assert inputs.gate.is_contiguous() == (gate == "contiguous")
-    assert inputs.weight.numel() == (8192 if name == "mamba2" else 128)
-    assert not torch.equal(inputs.x, case.inputs("cpu", 1).x)
+    x, other, weight = inputs
+    assert x.numel() == other.numel() == 3 * case.shape.hidden
+    assert other.is_contiguous() == (gate == "contiguous")
+    assert weight.numel() == (8192 if name == "mamba2" else 128)
+    assert not torch.equal(x, case.inputs("cpu", 1)[0])
+
+
+def test_a_layout_chooses_among_those_that_a_shape_has():
+    names = ["mamba2", "norm_2048", "silu_512"]
+    assert [case.name for case in cases([4], names, ["strided"])] == [
+        "norm_2048/4/contiguous/alone",
+        "silu_512/4/strided/alone",
+    ]
+    assert [case.gate for case in cases([4], names)] == ["contiguous", "contiguous", "strided"]
+    assert not list(cases([4], names, contexts=["chain"]))

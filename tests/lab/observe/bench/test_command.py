@@ -62,6 +62,10 @@ def test_tokens_are_positive_integers(capsys, tokens):
 
 def test_the_commands_words_are_the_modules_own():
     assert tuple(variants.VARIANTS) == command.VARIANTS and tuple(cases.SHAPES) == command.SHAPES
+    of = {
+        name: tuple(s for s, shape in cases.SHAPES.items() if shape.producer.name == name) for name in command.PRODUCERS
+    }
+    assert of == command.PRODUCERS
     assert (command.CONTEXTS, command.GATES) == (cases.CONTEXTS, cases.GATES)
     assert chain.BASELINE not in command.VARIANTS
 
@@ -74,6 +78,8 @@ def test_the_commands_words_are_the_modules_own():
         (("--shapes", "16x128", "mamba2"), "gpu-shapes.json"),
         (("--contexts", "producer", "chain"), "gpu-chain.json"),
         (("--sweep", "--shapes", "mamba2"), "gpu-sweep.json"),
+        (("--producers", "rms_norm", "act_and_mul"), "gpu-producers.json"),
+        (("--producers", "rms_norm", "--shapes", "mamba2"), "gpu-shapes.json"),
     ],
 )
 def test_runs_of_different_kinds_do_not_overwrite_each_other(tmp_path, words, name):
@@ -93,7 +99,10 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_measured(tm
 
 
 def test_what_is_measured_by_default():
-    assert len(command._cases(parsed())) == 90 and "reciprocal" not in parsed().variants
+    assert len(command._cases(parsed())) == 90 + 130 and "reciprocal" not in parsed().variants
+    assert len(command._cases(parsed("--producers", "gated_norm"))) == 90
+    both = command._cases(parsed("--producers", "act_and_mul", "--shapes", "32x128", "--tokens", "4"))
+    assert list(dict.fromkeys(case.shape.name for case in both)) == ["32x128", *command.PRODUCERS["act_and_mul"]]
     quick = command._cases(parsed("--quick"))
     assert {case.shape.name for case in quick} == {"32x128"} and {case.context for case in quick} == {"alone"}
     assert sorted({case.tokens for case in quick}) == [1, 64, 1024, 8192]

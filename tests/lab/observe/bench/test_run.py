@@ -100,20 +100,20 @@ def test_others_kernels_get_what_they_take_and_give_what_is_asked(monkeypatch, c
 
     def aiter_kernel(x, weight, bias, z, eps, *, norm_before_gate, activation, out_dtype, group_size):
         seen.append((x.shape, x.is_contiguous(), z.shape, z.is_contiguous(), bias, out_dtype))
-        norm = replace(SHAPES[BASE].norm, eps=eps, activation=activation)
+        norm = replace(CASE.producer.spec, eps=eps, activation=activation)
         return reference.group_quant(reference.rms_norm_gated(x, z, weight, norm), Case(SHAPES[BASE], 1).quant)
 
     def fla_norm(x, g, weight, bias, activation, eps):
         assert x.shape == g.shape and activation == "swish"
-        return reference.rms_norm_gated(x, g, weight, replace(SHAPES[BASE].norm, eps=eps)).view(x.shape)
+        return reference.rms_norm_gated(x, g, weight, replace(CASE.producer.spec, eps=eps)).view(x.shape)
 
     stand_ins = {"fused_rms_gated_fp8_group_quant": aiter_kernel, "rms_norm_gated": fla_norm}
     monkeypatch.setattr(variants, "_imported", lambda module, name: stand_ins[name])
     case = Case(SHAPES[BASE], 3, "strided", context)
     inputs = case.inputs("cpu", 0)
-    expected = VARIANTS["eager"].make(case)(inputs.x, inputs.gate, inputs.weight)
+    expected = VARIANTS["eager"].make(case)(*inputs)
     for name in ("aiter", "fla"):
-        codes, scale = VARIANTS[name].make(case)(inputs.x, inputs.gate, inputs.weight)
+        codes, scale = VARIANTS[name].make(case)(*inputs)
         assert torch.equal(codes.view(torch.uint8), expected[0].view(torch.uint8))
         assert torch.equal(scale, expected[1]) and scale.stride() == expected[1].stride()
     assert seen == [((96, 128), True, (96, 128), True, None, torch.float8_e4m3fn)]
@@ -160,7 +160,7 @@ def test_the_producer_writes_what_the_call_reads():
     assert torch.equal(buffer.x, expected)
     assert torch.equal(
         codes.view(torch.uint8),
-        VARIANTS["fused"].make(case)(expected, buffer.gate, buffer.weight)[0].view(torch.uint8),
+        VARIANTS["fused"].make(case)(expected, *buffer.tensors[1:])[0].view(torch.uint8),
     )
 
 
@@ -198,8 +198,8 @@ def test_what_does_not_fit_is_skipped_and_the_others_are_timed():
 
 def test_the_light_must_move_every_byte():
     inputs = CASE.inputs("cpu", 0)
-    bits = [t.reshape(2, -1).view(torch.int16) for t in (inputs.x, inputs.gate)]
-    codes = (bits[0] ^ bits[1] ^ inputs.weight.view(torch.int16).repeat(32)).to(torch.uint8)
+    bits = [t.reshape(2, -1).view(torch.int16) for t in inputs[:2]]
+    codes = (bits[0] ^ bits[1] ^ inputs[2].view(torch.int16).repeat(32)).to(torch.uint8)
     scale = torch.ones(2, 32)
     assert light_problem((codes, scale), inputs) is None
     scale[1, 31] = torch.nan
@@ -210,8 +210,8 @@ def test_the_light_must_move_every_byte():
 
 def test_buffers_have_values_of_their_own_and_one_weight():
     first, second = make_buffers(CASE, 2, SETTINGS)
-    assert not torch.equal(first.x, second.x) and not torch.equal(first.gate, second.gate)
-    assert first.weight is second.weight and first.source is None
+    assert not any(torch.equal(first.tensors[i], second.tensors[i]) for i in (0, 1))
+    assert first.tensors[2] is second.tensors[2] and first.source is None
 
 
 def test_the_order_is_the_seeds():
