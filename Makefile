@@ -53,6 +53,8 @@ evidence: $(STAMP)  ## measure and record what data/ holds again, on a GPU
 	$(BENCH) --shapes 32x128 --contexts producer chain --gates contiguous --tokens 1 64 1024 8192 --dependent-launch
 	$(BENCH) --sweep --shapes 32x128 mamba2 per_token --tokens 64 256 1024 4096 8192 32768 \
 	    --contexts alone --gates contiguous
+	$(BENCH) --producers rms_norm act_and_mul --contexts alone
+	$(BENCH) --step --record data/steps
 	$(BENCH) --versions
 	$(BIN)/fusionlib record
 

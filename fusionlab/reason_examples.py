@@ -181,6 +181,11 @@ def not_gated_norm(x, gate, weight):
     return quant(groups(y.to(x.dtype).flatten(1)))
 
 
+def not_rms_norm(x, gate, weight):
+    y = rms(x.float()) * weight * 1.5
+    return quant(groups(y.to(x.dtype).flatten(1)))
+
+
 def rearranged(x, gate, weight):
     return quant(groups(F.pad(norm(x, gate, weight), (0, 128))))
 
@@ -252,6 +257,24 @@ def rounding(x, gate, weight):
 
 def order(x, gate, weight):
     y = (rms(x.float()) * F.silu(gate.float())).to(x.dtype) * weight
+    return quant(groups(y.flatten(1)))
+
+
+# A product with an activation.
+
+
+def product_shape(x, gate, weight):
+    y = x * F.silu(gate[..., :1])  # one gate for a whole head
+    return quant(groups(y.flatten(1)))
+
+
+def further_factor(x, gate, weight):
+    y = x.float() * F.silu(gate.float()) * weight
+    return quant(groups(y.to(x.dtype).flatten(1)))
+
+
+def modified_glu(x, gate, weight):
+    y = (x + 1) * (gate * torch.sigmoid(1.702 * gate))
     return quant(groups(y.flatten(1)))
 
 

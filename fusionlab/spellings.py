@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fusionlib import op, reference
 from fusionlib.pattern.norm_op import define_norm_op, rms_norm_gated
-from fusionlib.spec import GatedNorm, GroupQuant
+from fusionlib.spec import ActAndMul, GatedNorm, GroupQuant, RMSNorm
 
 Kind = Literal["layout", "dtype", "scalars", "spelling", "users", "quant"]
 Tensors = tuple[torch.Tensor, ...]
@@ -36,12 +36,14 @@ class Spelling:
         kind: the class of difference, as in the table of misses: layout, dtype, scalars, spelling, users, quant.
         build: makes the function and its inputs; seed torch first for reproducible values.
         dynamic: compile the first dimension of x and gate, inputs 0 and 1, as a symbol.
+        spec: what its producer is read as; None where the table leaves it open.
     """
 
     name: str
     kind: Kind
     build: Callable[[], tuple[Callable[..., Tensors], Tensors]]
     dynamic: bool = False
+    spec: RMSNorm | ActAndMul | None = None
 
 
 # Spellings of the norm. `rows` are [rows, head_dim]; every parameter is one thing that real code does differently.

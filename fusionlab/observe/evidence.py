@@ -2,6 +2,7 @@
 
     data/traces/<device>/MANIFEST.json and *.json.gz     `fusionlib record`
     data/benchmarks/<device>.json, -chain, ...           `fusionlib bench`, with its manifest inside
+    data/steps/<device>/MANIFEST.json and *.json.gz      `fusionlib bench --step --record`
     data/counters/<device>.json                          hardware counters, their command in the manifest
     data/reference/*.json                                not measured by this project
 

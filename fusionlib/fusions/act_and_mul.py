@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -63,10 +64,11 @@ class _Product(Fusion):
         if not is_mul(product) or _activation(product) is not None:
             raise NotMine
         factors = _factors(product)
-        if any(find_root(factor) is not None for factor in factors):
+        nodes = _nodes(factors)
+        if any(find_root(node) is not None for node in nodes):
             raise NotMine  # a norm and its gate
         trail.add("product", value)
-        self._refuse_modified(factors)
+        self._refuse_modified(product, nodes)
         x, act = self._split(product, factors)
         trail.add("x", x)
         trail.add("gate", act.gate)
@@ -77,13 +79,14 @@ class _Product(Fusion):
         self._refuse_changed(x, act)
         return Reading({"x": x, "gate": act.gate}, _spec(value, x, act, rounded))
 
-    def _split(self, product: fx.Node, factors: list[fx.Node]) -> tuple[fx.Node, Activation]:
+    def _split(self, product: fx.Node, factors: list[object]) -> tuple[fx.Node, Activation]:
         """(x, activation) among the factors of a product. Raises NotMine if the activation is not of this fusion."""
-        acts = {factor: act for factor in factors if (act := _activation(factor)) is not None}
+        acts = {node: act for node in _nodes(factors) if (act := _activation(node)) is not None}
         if not acts:
             raise NotMine
         gate = next((factor for factor, act in acts.items() if act.kind != "sigmoid"), next(iter(acts)))
-        others, act = [factor for factor in factors if factor is not gate], acts[gate]
+        others, act = list(factors), acts[gate]
+        others.remove(gate)  # once: the square of an activation has it twice
         if act.kind == "sigmoid" and act.rounded is None and len(others) == 2:
             # z * sigmoid(z) * x, associated as (z * x) * sigmoid(z)
             rest = [factor for factor in others if not same(factor, act.gate)]
@@ -91,12 +94,13 @@ class _Product(Fusion):
                 others, act = rest, Activation("silu", act.gate, None, act.node)
         if act.kind not in self.kinds:
             raise NotMine
-        if len(others) != 1:
-            found = f"{len(others)} factors besides {act.kind}" if others else "a factor that is a number"
+        x, *more = others
+        if more or not isinstance(x, fx.Node):
+            found = f"{len(others)} factors besides {act.kind}" if more else f"{act.kind} times {x}"
             raise Stop("further_factor", product, _SHOULD_BE, found)
-        return peel_exact(others[0]), act
+        return peel_exact(x), act
 
-    def _refuse_modified(self, factors: list[fx.Node]) -> None:
+    def _refuse_modified(self, product: fx.Node, factors: list[fx.Node]) -> None:
         """Raise Stop for what looks like the product of this fusion but is another computation."""
 
     def _refuse_changed(self, x: fx.Node, act: Activation) -> None:
@@ -122,19 +126,14 @@ class ActAndMulQuant(_Product):
         ),
     )
 
-    def _refuse_modified(self, factors: list[fx.Node]) -> None:
-        for factor in factors:
-            inner, _ = _top(factor)
-            if not is_mul(inner):
-                continue
-            for gate, other in (operands(inner), operands(inner)[::-1]):
-                act = _activation(other) if isinstance(other, fx.Node) else None
-                scaled = act.gate if act is not None and act.kind == "sigmoid" else None
-                if is_narrowing(scaled):
-                    scaled = peel_exact(input_of(scaled))
-                pair = with_literal(scaled) if scaled is not None and is_mul(scaled) else None
-                if pair is not None and same(pair[0], gate):
-                    raise Stop("modified_glu", inner, "gate * sigmoid(gate)", f"sigmoid of {pair[1]:g} times the gate")
+    def _refuse_modified(self, product: fx.Node, factors: list[fx.Node]) -> None:
+        # In float32 gate and sigmoid are factors of the whole product, in 16 bits of a rounded one inside.
+        inner = [node for factor in factors if is_mul(node := _top(factor).node)]
+        for place, parts in [(product, factors), *((node, _nodes(operands(node))) for node in inner)]:
+            for part in parts:
+                scale = _scale_of_gate(part, parts)
+                if scale is not None:
+                    raise Stop("modified_glu", place, "gate * sigmoid(gate)", f"sigmoid of {scale:g} times the gate")
 
     def _refuse_changed(self, x: fx.Node, act: Activation) -> None:
         for name, node in (("x", x), ("gate", act.gate)):
@@ -168,20 +167,38 @@ def _activation(node: fx.Node) -> Activation | None:
     return read_activation(node, _KINDS)
 
 
-def _factors(product: fx.Node) -> list[fx.Node]:
-    """The tensors that are multiplied in float32, in any association; a rounded factor and an activation are whole."""
-    found: list[fx.Node] = []
+def _nodes(operands_: Iterable[object]) -> list[fx.Node]:
+    return [operand for operand in operands_ if isinstance(operand, fx.Node)]
+
+
+def _scale_of_gate(part: fx.Node, parts: list[fx.Node]) -> float | None:
+    """The number by which another of `parts` is multiplied in the sigmoid that `part` is, or None."""
+    act = _activation(part)
+    scaled = act.gate if act is not None and act.kind == "sigmoid" else None
+    if is_narrowing(scaled):
+        scaled = peel_exact(input_of(scaled))
+    pair = with_literal(scaled) if is_mul(scaled) else None
+    return pair[1] if pair is not None and any(same(pair[0], other) for other in parts) else None
+
+
+def _factors(product: fx.Node) -> list[object]:
+    """What is multiplied in float32, tensors and numbers, in any association.
+
+    A rounded factor and an activation are whole.
+    """
+    found: list[object] = []
     stack: list[object] = [*reversed(operands(product))]
     while stack and len(found) + len(stack) <= _MOST_FACTORS:
         operand = stack.pop()
         if not isinstance(operand, fx.Node):
+            found.append(operand)
             continue
         node = peel_exact(operand)
         if not is_mul(node) or dtype(node) in NARROW or _activation(node) is not None:
             found.append(node)
         else:
             stack.extend(reversed(operands(node)))
-    return found
+    return [*found, *stack]
 
 
 def _spec(value: fx.Node, x: fx.Node, act: Activation, rounded: torch.dtype | None) -> ActAndMul:

@@ -126,12 +126,16 @@ def _terms(added: fx.Node, y: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 
 def _may_go(added: fx.Node, held: fx.Node | None, y: fx.Node) -> bool:
-    """Whether the addition can be part of the call that follows `y`: nobody reads it earlier, or in another form."""
+    """Whether the addition can be part of the call that follows `y`.
+
+    Only `held` may be read by others, and only behind `y`: another form of the sum, a cast or a view on the way to the
+    norm, stands before the call and would have to be computed from its result.
+    """
     inside = _between(added, y)
-    if added is not held and any(user not in inside and user is not held for user in added.users):
+    forms = [node for node in (added, *inside) if node is not held and peel_exact(node) in (added, held)]
+    if not inside or any(user not in inside and user is not held for form in forms for user in form.users):
         return False
-    forms = [node for node in (held, *inside) if node is not None and peel_exact(node) is held]
-    return bool(inside) and all(user in inside or y < user for form in forms for user in form.users)
+    return held is None or all(user in inside or y < user for user in held.users)
 
 
 def _between(first: fx.Node, last: fx.Node) -> set[fx.Node]:

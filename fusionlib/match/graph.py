@@ -361,7 +361,7 @@ def clamp_bounds(node: fx.Node) -> Clamp | None:
 def _clamp_step(node: fx.Node) -> Clamp | None:
     if is_narrowing(node) and dtype(node) in NARROW:
         # Inductor spells a 16-bit clamp as widen, clamp, narrow: that rounds only the bounds.
-        step = _clamp_step(peel_exact(input_of(node)))
+        step = clamp_bounds(peel_exact(input_of(node)))
         if step is None or dtype(peel_exact(step[0])) != dtype(node):
             return None
         inner, low, high = step

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fusionlab.observe.bench.producers import (
+from fusionlab.observe.bench.measured_producers import (
     PLAIN,
     STRIDED,
     ActAndMulProducer,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fusionlab.observe.bench.cases import OUT_FEATURES, Case
-from fusionlab.observe.bench.producers import Tensors
+from fusionlab.observe.bench.measured_producers import Tensors
 from fusionlab.observe.bench.variants import Call, Unavailable
 from fusionlib.layers import BlockFP8Linear
 

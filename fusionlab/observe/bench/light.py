@@ -104,15 +104,15 @@ def light_kernel(
             value = value ^ tl.load(weight_ptr + offset, mask=tl.broadcast_to(inside, mask.shape), other=0)
         if HAS_GATE:
             value = value ^ gate
-        if STORE_SUM:
-            within = segment * SEGMENT + element  # [1, S, E]
-            tl.store(sum_ptr + row.to(tl.int64)[:, None, None] * UNIT + within, value, mask=mask)
         values = values + (value,)  # noqa: RUF005
     for piece in tl.static_range(PIECES):
         segment = piece * BLOCK_SEGMENTS + tl.arange(0, BLOCK_SEGMENTS)[None, :, None]
         inside = is_inside(segment, element, piece * BLOCK_SEGMENTS, SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)
         mask = are_units(row, units, EVEN)[:, None, None] & inside
-        codes_pointer = codes_ptr + row.to(tl.int64)[:, None, None] * UNIT + (segment * SEGMENT + element)
+        out_offset = row.to(tl.int64)[:, None, None] * UNIT + (segment * SEGMENT + element)
+        if STORE_SUM:
+            tl.store(sum_ptr + out_offset, values[piece], mask=mask)
+        codes_pointer = codes_ptr + out_offset
         if UNIT % 8 == 0 and SEGMENT % 8 == 0:
             codes_pointer = tl.multiple_of(codes_pointer, (8, 8, 8))
         tl.store(codes_pointer, values[piece].to(tl.uint8), mask=mask)

@@ -17,7 +17,7 @@ import torch
 from fusionlab.observe.bench.cases import Case
 from fusionlab.observe.bench.context import BASELINE, Buffers, baseline, gemm_problem, in_context, projection
 from fusionlab.observe.bench.correctness import Agreement, agreement
-from fusionlab.observe.bench.producers import Tensors, bits
+from fusionlab.observe.bench.measured_producers import Tensors, bits
 from fusionlab.observe.bench.results import Results, Row, Skipped, percentiles
 from fusionlab.observe.bench.timer import Key, Timer, copies_for, in_rounds
 from fusionlab.observe.bench.variants import VARIANTS, Call, Unavailable, Variant

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from fusionlab.observe.bench.cases import BASE, SHAPES, Case
 from fusionlab.observe.bench.correctness import CODE_BOUND
-from fusionlab.observe.bench.producers import PLAIN
+from fusionlab.observe.bench.measured_producers import PLAIN
 from fusionlab.observe.bench.results import Results, Row
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fusionlab.observe.bench.cases import BASE, SHAPES
 from fusionlab.observe.bench.context import BASELINE
-from fusionlab.observe.bench.producers import PLAIN
+from fusionlab.observe.bench.measured_producers import PLAIN
 from fusionlab.observe.bench.results import Results, Row
 from fusionlab.observe.bench.sweep import KERNELS, best_of, words
 from fusionlab.observe.bench.variants import VARIANTS

@@ -87,6 +87,9 @@ def conditions(settings: StepSettings, timer: Any) -> dict[str, Any]:
         "attention": "query, gate, key and value are one projection; rotary embedding included; one position for all",
         "gemm": "torch.nn.functional.scaled_mm with 1x128 and 128x128 scales; below a multiple of 4 tokens rows are "
         "padded by kernels of their own, in every variant",
+        "accuracy": "a fused site rounds where its graph does, which is where eager does from PyTorch 2.13 on; what "
+        "Inductor compiles of a block rounds less often in every variant, so that whole blocks differ by as much as "
+        "quantisation does",
         "not included": "embedding, final norm, language-model head, sampling, experts' routing",
     }
 

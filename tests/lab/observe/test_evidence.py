@@ -16,6 +16,7 @@ from fusionlab.observe.manifest import (
     file_entry,
     from_json,
     make_manifest,
+    verify,
     write_json,
     write_manifest,
 )
@@ -34,7 +35,7 @@ LABELS = {"variant": "fused", "tokens": 64, "graph": True, "steps": 1}
 def test_every_file_of_data_belongs_and_gives_nothing_away(path):
     place = path.relative_to(DATA).parts
     data = path.read_bytes()
-    if place[0] == "traces":
+    if place[0] in ("traces", "steps"):
         assert len(place) == 3 and (path.name == MANIFEST_NAME or path.name.endswith(".json.gz"))
         assert len(data) <= SIZE_LIMIT
     elif place[0] in ("benchmarks", "counters"):
@@ -59,11 +60,16 @@ def test_what_is_recorded_is_a_gpus_and_whole():
             assert recorded.manifest.commit is not None
             trace = recorded.read()
             assert trace.kernels and trace.launches and len(trace.marks) == recorded.steps
+    for folder in sorted((DATA / "steps").glob("*")):
+        manifest = verify(folder)
+        assert manifest.machine.kind == "gpu" and folder.name == manifest.machine.slug and manifest.files
     for recorded in evidence.benchmarks(DATA):
         assert recorded.manifest.machine.kind == "gpu"
-        assert recorded.path.stem.removeprefix(recorded.device) in ("", "-chain", "-shapes", "-sweep", "-versions")
+        kinds = ("", "-chain", "-producers", "-shapes", "-step", "-sweep", "-versions")
+        assert recorded.path.stem.removeprefix(recorded.device) in kinds
         found = read_results(recorded.document, recorded.path.name)
         assert bool(found.sweep) == recorded.path.stem.endswith("-sweep") and (found.rows or found.sweep)
+        assert bool(found.step) == recorded.path.stem.endswith("-step")
         of_versions = {row.context.startswith("versions") for row in found.rows}
         assert of_versions in (set(), {recorded.path.stem.endswith("-versions")})
         assert recorded.manifest.commit is not None

@@ -143,6 +143,39 @@ def test_the_compiled_ways_agree_on_a_cpu():
     assert whole.scales_differ > 0.5  # Inductor drops the rounding between norm and quantisation
 
 
+@pytest.mark.parametrize("name", ["norm_2048", "add_norm_2048", "silu_512", "gate_16x256"])
+def test_every_producer_is_compiled_and_agrees_on_a_cpu(name):
+    """Bits where the value is rounded once, steps of one code elsewhere; a sum is eager's in every way."""
+    results, shape = Results({}), SHAPES[name]
+    case = Case(shape, 3, shape.producer.layouts[0])
+    ((_, prepared),) = planned([case], ["two_kernel", "inductor", "fused"], results)
+    assert [p.variant.name for p in prepared] == ["two_kernel", "inductor", "fused"] and not results.skipped
+    two, _, fused = (p.agreement for p in prepared)
+    assert (fused.steps, fused.scales_differ) == (0, 0.0)
+    assert two.steps == 0 or not case.producer.writes_every_rounding
+
+
+def test_another_sum_is_wrong(monkeypatch):
+    case = Case(SHAPES["add_norm_2048"], 2)
+    ours = VARIANTS["fused"]
+
+    def off(case):
+        def call(*tensors):
+            codes, scale, total = ours.make(case)(*tensors)
+            return codes, scale, total + 1
+
+        return call
+
+    monkeypatch.setitem(VARIANTS, "fused", replace(ours, make=off))
+    results = Results({})
+    ((_, prepared),) = planned([case], ["fused"], results)
+    assert not prepared and results.skipped[0].wrong and "the sum" in results.skipped[0].why
+    assert "0 results" in run.further_problem((), (torch.zeros(1),))
+    codes, total = torch.zeros(1, 2048, dtype=torch.uint8), torch.ones(1, 2048).bfloat16()
+    lost = run.light_problem((codes, torch.ones(1, 16), total), (torch.zeros(1, 2048).bfloat16(),) * 2)
+    assert "the light's sum" in lost
+
+
 def test_behind_a_producer_the_chain_without_it_is_timed_too():
     results, timer = Results({}), FakeTimer()
     case = Case(SHAPES[BASE], 2, context="producer")

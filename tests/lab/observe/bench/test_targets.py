@@ -59,3 +59,25 @@ def test_codes():
     assert found["codes that differ from eager's", 8192].met is True
     found = judged(row("fused", 1.0, 8192, agreement=agreeing(1.1e-5, many)))
     assert found["codes that differ from eager's", 8192].met is False
+
+
+def test_the_other_producers_are_judged_by_goals_of_their_own():
+    shape = {"shape": "silu_512", "gate": "strided"}
+    found = judged(
+        *(row(name, us, tokens, **shape) for tokens in (64, 8192) for name, us in
+          (("fused", 2.0), ("light", 1.8), ("two_kernel", 4.2), ("inductor", 1.9))),
+    )  # fmt: skip
+    goals = {key: (v.goal, v.met) for key, v in found.items()}
+    assert goals["silu_512: share of the light", 64] == (">= 0.85", True)
+    assert goals["silu_512: share of the light", 8192] == (">= 0.98", False)
+    assert goals["silu_512: two kernels / ours", 64] == (">= 2", True)
+    assert ("silu_512: two kernels / ours", 8192) not in goals
+    assert goals["silu_512: Inductor / ours", 64] == (">= 1", False)
+    assert goals["silu_512: codes that differ from eager's", 64] == ("<= 1e-05", None)
+    assert not any("AITER" in target or "strided" in target for target, _ in found)
+
+
+def test_a_norm_is_judged_in_its_one_layout():
+    found = judged(row("fused", 1.0, 1, shape="add_norm_7168"), row("light", 0.9, 1, shape="add_norm_7168"))
+    assert found["add_norm_7168: share of the light", 1].met is True
+    assert found["add_norm_7168: two kernels / ours", 1].met is None

@@ -64,3 +64,31 @@ def test_nothing_measured_is_said_without_tables():
 
 def test_columns_are_as_wide_as_their_widest_cell():
     assert aligned([["a", "b"], ["long", "1"], ["x", "22"]]) == ["a      b", "long   1", "x     22"]
+
+
+def test_each_producers_launches_are_compared_among_themselves():
+    sweep = [
+        SweepRow(f"{shape}/64/{layout}/alone", unit, 64, "fused", {"rows": 1, "num_warps": 4}, us, us, us, False)
+        for shape, layout, unit, us in (
+            ("32x128", "contiguous", 128, 1.0),
+            ("silu_512", "strided", 128, 2.0),
+            ("add_norm_2048", "contiguous", 2048, 3.0),
+            ("norm_2048", "contiguous", 2048, 4.0),
+            ("32x128", "strided", 128, 0.5),
+        )
+    ]
+    said = text(Results({}, sweep=sweep), MANIFEST)
+    titles = [line.split(":")[0] for line in said.splitlines() if line.startswith("sweep, ")]
+    assert titles == [
+        "sweep, units of 128",
+        "sweep, act_and_mul, units of 128",
+        "sweep, rms_norm of a sum, units of 2048",
+        "sweep, rms_norm, units of 2048",
+    ]
+    assert said.count(" 1.00") >= 4
+
+
+def test_only_a_gate_is_called_one():
+    rows = [row("fused", 2.0, shape="norm_2048"), row("fused", 2.0, shape="mamba2")]
+    said = text(Results({}, rows), MANIFEST)
+    assert "norm_2048, inputs contiguous, alone" in said and "mamba2, gate contiguous, alone" in said

@@ -91,11 +91,9 @@ class Producer(ABC):
 
     def choose_launch(self, units: int, unit: int) -> Any:
         """The kernel's own `LaunchConfig` for `units` units of `unit` elements."""
-        from fusionlib.contract import amd_arch
-        from fusionlib.devices import threads_per_warp
-        from fusionlib.kernels.config import choose_launch
+        from fusionlib.kernels.launch import heuristic
 
-        return choose_launch(units, unit, threads_per_warp(amd_arch()))
+        return heuristic(units, unit, torch.device("cuda"))
 
     def unit(self, quant: GroupQuant) -> int:
         """Elements per kernel row: the fewest that are whole runs and whole groups."""
@@ -220,6 +218,12 @@ class RMSNormProducer(Producer):
         x, residual, weight = self._parted(tensors)
         normed, total = reference.rms_norm(x, weight, self.spec, residual)
         return (normed, total) if self.residual else (normed,)
+
+    def choose_launch(self, units: int, unit: int) -> Any:
+        """By the number of rows, where a row is long."""
+        from fusionlib.kernels.launch import norm_heuristic
+
+        return norm_heuristic(units, unit, torch.device("cuda"))
 
     def fused(self, tensors: Tensors, quant: GroupQuant) -> Tensors:
         """Codes, scale, and the sum."""

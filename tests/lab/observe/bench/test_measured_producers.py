@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusionlab.observe.bench.cases import SHAPES, Case
-from fusionlab.observe.bench.producers import Producer, bits
+from fusionlab.observe.bench.measured_producers import Producer, bits
 from fusionlab.observe.bench.variants import VARIANTS
 from fusionlab.observe.byte_ledger import path_bytes
 from fusionlib.fusions import BUILT_IN
