@@ -42,6 +42,17 @@ def test_launch_config_is_one_triton_takes(rows, row):
         assert row <= config.num_warps * lanes * 64  # values per thread
 
 
+def test_pieces_hold_the_row_and_no_more_than_a_piece_besides():
+    """Every element once: a row of 5120 is not computed as one of 8192."""
+    for row in ROWS[2:]:
+        for warps in (1, 2, 4, 8, 16, 32):
+            config = LaunchConfig(1, warps)
+            tiling = launch.in_pieces(launch.unit_constants(row, GroupQuant(), row, 1, config, ptx=True), config)
+            elements = tiling["BLOCK_SEGMENTS"] * tiling["BLOCK_SEGMENT"]
+            assert tiling["PIECES"] * elements >= row
+            assert tiling["PIECES"] == 1 or tiling["PIECES"] * elements - row < elements == 256 * warps
+
+
 def run_kernel(x, residual, weight, norm, quant, config=None):
     """Launch into poisoned outputs; returns codes, scale, normed, and the sum or None."""
     tokens, hidden = x.shape[0], x[0].numel()
