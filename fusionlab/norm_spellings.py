@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from fusionlab.spellings import Spelling, Tensors, native, opaque
+from fusionlab.spellings import Kind, Spelling, Tensors, native, opaque
 from fusionlib.spec import GroupQuant, RMSNorm
 
 TOKENS, HIDDEN, GROUP = 6, 512, 128
@@ -26,6 +26,7 @@ Add = Callable[[torch.Tensor, torch.Tensor], Tensors]
 #: (what is normed, weight) -> the normed value
 Norm = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Quant = Callable[[torch.Tensor], Tensors]
+Build = Callable[[], tuple[Callable[..., Tensors], Tensors]]
 
 
 # Ways to add.
@@ -120,7 +121,7 @@ def _site(
     adding: Add = add,
     quant: Quant | None = None,
     inputs: Callable[[], Tensors] = make_inputs,
-) -> Callable[[], tuple[Callable[..., Tensors], Tensors]]:
+) -> Build:
     quantise = quant or native()
 
     def path(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Tensors:
@@ -130,9 +131,7 @@ def _site(
     return lambda: (path, inputs())
 
 
-def _same(
-    fn: Callable[..., Tensors], inputs: Callable[[], Tensors] = make_inputs
-) -> Callable[[], tuple[Callable[..., Tensors], Tensors]]:
+def _same(fn: Callable[..., Tensors], inputs: Callable[[], Tensors] = make_inputs) -> Build:
     return lambda: (fn, inputs())
 
 
@@ -198,8 +197,8 @@ def _sum_over_n(squares: torch.Tensor) -> torch.Tensor:
     return squares.sum(-1, keepdim=True) / squares.shape[-1]
 
 
-def _row(name: str, kind: str, build: Callable, spec: RMSNorm = ONCE, dynamic: bool = False) -> Spelling:
-    return Spelling(name, kind, build, dynamic, spec)  # type: ignore[arg-type]
+def _row(name: str, kind: Kind, build: Build, spec: RMSNorm = ONCE, dynamic: bool = False) -> Spelling:
+    return Spelling(name, kind, build, dynamic, spec)
 
 
 NORM_SPELLINGS: tuple[Spelling, ...] = (

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from fusionlab.spellings import Spelling, Tensors, native, opaque
+from fusionlab.spellings import Kind, Spelling, Tensors, native, opaque
 from fusionlib.spec import ActAndMul, GroupQuant
 
 TOKENS, HIDDEN, GROUP = 6, 512, 128
@@ -28,6 +28,7 @@ Act = Callable[[torch.Tensor], torch.Tensor]
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Quant = Callable[[torch.Tensor], Tensors]
 Halves = Callable[[torch.Tensor], Tensors]
+Build = Callable[[], tuple[Callable[..., Tensors], Tensors]]
 
 
 def _once(spec: ActAndMul) -> ActAndMul:
@@ -107,16 +108,17 @@ def _pair(shape: tuple[int, ...] = (TOKENS, HIDDEN), dtype: torch.dtype = torch.
     return tuple((2 * torch.randn(2, *shape)).to(dtype))
 
 
-def _site(
-    product: Product = times, quant: Quant | None = None, inputs: Callable[[], Tensors] = _pair
-) -> Callable[[], tuple[Callable[..., Tensors], Tensors]]:
+def _site(product: Product = times, quant: Quant | None = None, inputs: Callable[[], Tensors] = _pair) -> Build:
     quantise = quant or native()
     return lambda: (lambda gate, up: tuple(quantise(product(gate, up).flatten(0, -2))), inputs())
 
 
-def _of_one(halves: Halves) -> Callable[[], tuple[Callable[..., Tensors], Tensors]]:
-    wide = (2 * torch.randn(TOKENS, 2 * HIDDEN)).bfloat16()
-    return lambda: (lambda wide: tuple(native()(times(*halves(wide)))), (wide,))
+def _of_one(halves: Halves) -> Build:
+    def path(wide: torch.Tensor) -> Tensors:
+        gate, up = halves(wide)
+        return native()(times(gate, up))
+
+    return lambda: (path, ((2 * torch.randn(TOKENS, 2 * HIDDEN)).bfloat16(),))
 
 
 def _kept(gate: torch.Tensor, up: torch.Tensor) -> Tensors:
@@ -129,12 +131,12 @@ def _two_quants(gate: torch.Tensor, up: torch.Tensor) -> Tensors:
     return *native()(value), *native(GroupQuant.aiter(GROUP))(value)
 
 
-def _act(act: Act, product: Product = times) -> Callable[[], tuple[Callable[..., Tensors], Tensors]]:
+def _act(act: Act, product: Callable[..., torch.Tensor] = times) -> Build:
     return _site(partial(product, act=act))
 
 
-def _row(name: str, kind: str, build: Callable, spec: ActAndMul = SWIGLU, dynamic: bool = False) -> Spelling:
-    return Spelling(name, kind, build, dynamic, spec)  # type: ignore[arg-type]
+def _row(name: str, kind: Kind, build: Build, spec: ActAndMul = SWIGLU, dynamic: bool = False) -> Spelling:
+    return Spelling(name, kind, build, dynamic, spec)
 
 
 _FP16, _FP32 = (partial(_pair, dtype=dtype) for dtype in (torch.float16, torch.float32))
@@ -148,6 +150,16 @@ def _exp(gate: torch.Tensor) -> torch.Tensor:
 
 def _sigmoid_product(gate: torch.Tensor) -> torch.Tensor:
     return gate * torch.sigmoid(gate)
+
+
+def _gate_then_x(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    wide = gate.float()
+    return (wide * torch.sigmoid(wide) * up.float()).to(up.dtype)
+
+
+def _x_between(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    wide = gate.float()
+    return (wide * up.float() * torch.sigmoid(wide)).to(up.dtype)
 
 
 PRODUCT_SPELLINGS: tuple[Spelling, ...] = (
@@ -168,18 +180,8 @@ PRODUCT_SPELLINGS: tuple[Spelling, ...] = (
     _row("commuted", "spelling", _site(commuted)),
     _row("z * sigmoid(z)", "spelling", _act(_sigmoid_product, in_float32), _once(SWIGLU)),
     _row("z / (1 + exp(-z))", "spelling", _act(_exp, in_float32), _once(SWIGLU)),
-    _row(
-        "z * sigmoid(z) * x",
-        "spelling",
-        _site(lambda z, x: (z.float() * torch.sigmoid(z.float()) * x.float()).to(x.dtype)),
-        _once(SWIGLU),
-    ),
-    _row(
-        "z * x * sigmoid(z)",
-        "spelling",
-        _site(lambda z, x: (z.float() * x.float() * torch.sigmoid(z.float())).to(x.dtype)),
-        _once(SWIGLU),
-    ),
+    _row("z * sigmoid(z) * x", "spelling", _site(_gate_then_x), _once(SWIGLU)),
+    _row("z * x * sigmoid(z)", "spelling", _site(_x_between), _once(SWIGLU)),
     _row("gelu", "spelling", _act(functional.gelu), _GELU),
     _row("gelu by tanh", "spelling", _act(_tanh), _GELU_TANH),
     _row("gelu by erf, spelled out", "spelling", _act(gelu_by_erf, in_float32), _once(_GELU)),
@@ -198,16 +200,15 @@ PRODUCT_SPELLINGS: tuple[Spelling, ...] = (
 # The gate of an attention output [tokens, heads * head_dim].
 
 
-def _attention(
-    gated: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], inputs: Callable[[], Tensors]
-) -> Callable[[], tuple[Callable[..., Tensors], Tensors]]:
+def _attention(gated: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], inputs: Callable[[], Tensors]) -> Build:
     return lambda: (lambda output, gate: tuple(native()(gated(output, gate))), inputs())
 
 
 def _of_query(output: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
     """transformers' Qwen3NextAttention: query and gate are chunks of every head of one projection."""
-    _, gate = torch.chunk(projected.view(TOKENS, -1, 2 * HEAD_DIM), 2, dim=-1)
-    return output.reshape(TOKENS, -1).contiguous() * torch.sigmoid(gate.reshape(TOKENS, -1))
+    tokens = output.shape[0]
+    _, gate = torch.chunk(projected.view(tokens, -1, 2 * HEAD_DIM), 2, dim=-1)
+    return output.reshape(tokens, -1).contiguous() * torch.sigmoid(gate.reshape(tokens, -1))
 
 
 def _query_inputs() -> Tensors:

@@ -1,12 +1,22 @@
-"""The scoreboard: which of the listed spellings a traced pattern finds, beside the semantic matcher, as a table.
+"""The scoreboard: which of the listed spellings a traced pattern finds, beside the semantic matcher, as tables.
 
-Tests check both columns: `tests/lab/test_scoreboard.py` runs the traced pattern on every row, and
-`tests/rewrite/test_listed_spellings.py` the semantic matcher, which finds them all.
+Tests check all columns: `tests/lab/test_scoreboard.py` runs the traced pattern on every row of a gated norm, and
+`tests/rewrite/test_listed_spellings.py` the semantic matcher on every row of every fusion; it finds them all.
 """
 
 from __future__ import annotations
 
-from fusionlab.spellings import SPELLINGS
+from fusionlab.norm_spellings import NORM_SPELLINGS
+from fusionlab.product_spellings import GATE_SPELLINGS, PRODUCT_SPELLINGS
+from fusionlab.spellings import SPELLINGS, Spelling
+
+#: The spellings of every fusion's producer, by the fusion's name.
+TABLES: dict[str, tuple[Spelling, ...]] = {
+    "gated_norm": SPELLINGS,
+    "rms_norm": NORM_SPELLINGS,
+    "act_and_mul": PRODUCT_SPELLINGS,
+    "sigmoid_gate": GATE_SPELLINGS,
+}
 
 #: The rows on which the traced pattern, registered for vLLM's norm and quantisation, fires.
 FOUND = frozenset(
@@ -51,3 +61,15 @@ def scoreboard() -> str:
     head = ["| what differs | spelling | traced pattern | semantic matcher |", "|---|---|---|---|"]
     counts = f"The traced pattern finds {len(FOUND)} of {len(SPELLINGS)}, the semantic matcher {len(SPELLINGS)}."
     return "\n".join([*head, *rows, "", counts, ""])
+
+
+def other_fusion(name: str) -> str:
+    """The table of another fusion as markdown: what each row is read as, by the roundings of its spec."""
+    rows = [f"| {s.kind} | {s.name} | {read_as(s)} |" for s in TABLES[name]]
+    head = ["| what differs | spelling | fuses, rounding at |", "|---|---|---|"]
+    return "\n".join([*head, *rows, "", f"All {len(rows)} fuse.", ""])
+
+
+def read_as(spelling: Spelling) -> str:
+    """The points at which a spelling rounds."""
+    return (spelling.spec.rounding_text.replace(",", ", ") if spelling.spec is not None else "") or "no point"

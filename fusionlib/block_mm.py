@@ -31,7 +31,7 @@ def block_scaled_mm(
 
     Args:
         codes: [tokens, in] float8_e4m3fn.
-        scale: [tokens, in / 128] float32, strides (1, tokens).
+        scale: [tokens, in / 128] float32, strides (1, tokens), or (1, tokens rounded up to 4).
         weight: [out, in] float8_e4m3fn, contiguous.
         weight_scale: [out / 128, in / 128 rounded up to a multiple of 4] float32, contiguous, as cuBLAS lays it out.
         dtype: of the result; on a GPU bfloat16.
@@ -52,7 +52,7 @@ def _cuda(
     codes: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     tokens, recipe = codes.shape[0], torch.nn.functional.ScalingType
-    codes, scale = fill_rows(codes, scale)
+    codes, scale = rows_of_four(codes, scale)
     product = torch.nn.functional.scaled_mm(
         codes,
         weight.t(),
@@ -62,16 +62,30 @@ def _cuda(
         scale_recipe_b=recipe.BlockWise128x128,
         output_dtype=dtype,
     )
-    return product if product.shape[0] == tokens else product[:tokens].clone()
+    return product if product.shape[0] == tokens else product.resize_(tokens, product.shape[1])
 
 
-def fill_rows(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same rows, zero-padded to a multiple of 4 tokens: cuBLAS needs column-major scales 16 bytes apart."""
-    missing = -codes.shape[0] % 4
+def rows_of_four(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same rows and others, to a multiple of 4 tokens: cuBLAS needs column-major scales 16 bytes apart.
+
+    The others are what lies behind the rows, if both storages have room for them (`quant_op.room_for_quantised`), or
+    zeros in a copy. They make rows of the product that nobody reads.
+    """
+    tokens, rows = codes.shape[0], -(-codes.shape[0] // 4) * 4
+    missing = rows - tokens
     if not missing:
         return codes, scale
+    if _holds(codes, rows * codes.shape[1]) and scale.stride(1) == rows and _holds(scale, rows * scale.shape[1]):
+        return codes.as_strided((rows, codes.shape[1]), codes.stride()), scale.as_strided(
+            (rows, scale.shape[1]), scale.stride()
+        )
     filled = torch.nn.functional.pad(codes.view(torch.uint8), (0, 0, 0, missing)).view(codes.dtype)
     return filled, torch.nn.functional.pad(scale.t(), (0, missing)).t()
+
+
+def _holds(tensor: torch.Tensor, elements: int) -> bool:
+    """Whether the storage has `elements` from the tensor's first one on."""
+    return tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + elements) * tensor.element_size()
 
 
 def _fake(

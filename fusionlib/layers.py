@@ -65,7 +65,9 @@ class BlockFP8Linear(nn.Module):
         native_quant: bool = False,
     ) -> None:
         super().__init__()
-        self.quant = quant or GroupQuant.vllm(BLOCK).with_layout("column_major")
+        self.quant = quant or GroupQuant.vllm(BLOCK).with_layout(
+            "column_major" if native_quant else "column_major_padded"
+        )
         self.native_quant = native_quant
         if any(size % BLOCK for size in codes.shape):
             raise ValueError(f"weight has shape {list(codes.shape)}; both sizes must be multiples of {BLOCK}: pad it")
@@ -112,7 +114,8 @@ class BlockFP8Linear(nn.Module):
             and not torch.version.hip
             and torch.cuda.get_device_capability(codes.device) == (9, 0)
             and dtype is torch.bfloat16
-            and (quant.dtype, quant.group_size, quant.scale_layout) == (torch.float8_e4m3fn, BLOCK, "column_major")
+            and (quant.dtype, quant.group_size) == (torch.float8_e4m3fn, BLOCK)
+            and quant.scale_layout in ("column_major", "column_major_padded")
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fusionlib import contract, gradient, reference, schema
-from fusionlib.quant_op import TAGS, VALUE, QuantOp, empty_quantised, warn_once
+from fusionlib.quant_op import TAGS, VALUE, QuantOp, empty_quantised, room_for_quantised, warn_once
 from fusionlib.spec import ActAndMul, GatedNorm, GroupQuant, RMSNorm
 
 
@@ -88,7 +88,7 @@ def _quant_cuda(y: torch.Tensor, *scalars: object) -> tuple[torch.Tensor, torch.
         return reference.group_quant(y, quant)
     from fusionlib.kernels.launch import launch_group_quant
 
-    codes, scale = empty_quantised(y, quant)
+    codes, scale = room_for_quantised(y, quant)
     with torch.cuda.device(y.device):
         launch_group_quant(y, quant, codes, scale)
     return codes, scale

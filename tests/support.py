@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from fusionlib import reference
-from fusionlib.spec import FP8_MAXIMA, GatedNorm, GroupQuant
+from fusionlib.spec import FP8_MAXIMA, ActAndMul, GatedNorm, GroupQuant, RMSNorm
 
 POISON_CODE = 0x7E  # a finite e4m3fn code (448): an unwritten byte is neither NaN nor zero, and shows as a wrong value
 
@@ -54,6 +54,43 @@ def norms(norm_size: int) -> st.SearchStrategy[GatedNorm]:
         )
 
     return build()
+
+
+def rms_norms(norm_size: int) -> st.SearchStrategy[RMSNorm]:
+    """Any valid RMSNorm of `norm_size`."""
+
+    @st.composite
+    def build(draw) -> RMSNorm:
+        rounding = draw(st.frozensets(st.sampled_from(RMSNorm.POINTS)))
+        out_dtype = draw(st.sampled_from((None, *FLOAT_DTYPES))) if "output" in rounding else None
+        eps, offset = draw(st.sampled_from([0.0, 1e-6, 1e-5, 1e-2])), draw(st.sampled_from([0, 1]))
+        return RMSNorm(norm_size, eps, offset, rounding, out_dtype)
+
+    return build()
+
+
+@st.composite
+def acts(draw) -> ActAndMul:
+    """Any valid ActAndMul."""
+    rounding = draw(st.frozensets(st.sampled_from(ActAndMul.POINTS)))
+    out_dtype = draw(st.sampled_from((None, *FLOAT_DTYPES))) if "output" in rounding else None
+    return ActAndMul(draw(st.sampled_from(["silu", "sigmoid", "gelu", "gelu_tanh"])), rounding, out_dtype)
+
+
+def strided_rows(draw, tokens: int, hidden: int, magnitude: float = 1.0) -> torch.Tensor:
+    """[tokens, ...] of `hidden` elements a token: contiguous, cut from wider rows, every other element, or in heads."""
+    dtype, form = draw(st.sampled_from(FLOAT_DTYPES)), draw(st.sampled_from(["rows", "slice", "every other", "heads"]))
+    wide = (torch.randn(tokens, 2 * hidden) * magnitude).to(dtype)
+    special = draw(st.sampled_from([None, 0.0, -0.0, torch.inf, torch.nan]))
+    if special is not None and tokens:
+        wide[0, : hidden // 2] = special
+    cut = {
+        "rows": lambda: wide[:, :hidden].contiguous(),
+        "slice": lambda: wide[:, hidden // 2 : hidden // 2 + hidden],
+        "every other": lambda: wide[:, 1::2],
+        "heads": lambda: wide.view(tokens, 2, 2, hidden // 2)[:, :, 1],
+    }
+    return cut[form]()
 
 
 def quants(

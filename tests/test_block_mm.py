@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import fusionlib
-from fusionlib.block_mm import block_scaled_mm, dequantised, fill_rows
+from fusionlib import GroupQuant, reference
+from fusionlib.block_mm import block_scaled_mm, dequantised, rows_of_four
 from fusionlib.layers import AttentionOutput, BlockFP8Linear
+from fusionlib.quant_op import empty_quantised, room_for_quantised
 
 
 def operands(tokens: int, columns: int = 256, out: int = 384):
@@ -36,11 +38,28 @@ def test_opcheck(tokens):
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 64])
 def test_rows_are_filled_with_zeros_to_a_multiple_of_four(tokens):
     codes, scale, *_ = operands(tokens)
-    filled, scales = fill_rows(codes, scale)
+    filled, scales = rows_of_four(codes, scale)
     rows = -(-tokens // 4) * 4
     assert filled.shape[0] == scales.shape[0] == rows and scales.stride() == (1, rows)
     assert torch.equal(filled[:tokens].float(), codes.float()) and torch.equal(scales[:tokens], scale)
     assert not filled[tokens:].float().any() and not scales[tokens:].any()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7])
+def test_rows_are_not_copied_where_the_storage_has_room_for_four(tokens):
+    quant = GroupQuant.vllm().with_layout("column_major_padded")
+    y = torch.randn(tokens, 256, dtype=torch.bfloat16)
+    codes, scale = room_for_quantised(y, quant)
+    like = empty_quantised(y, quant)
+    assert [(t.shape, t.stride(), t.dtype) for t in (codes, scale)] == [(t.shape, t.stride(), t.dtype) for t in like]
+    want_codes, want_scale = reference.group_quant(y, quant)
+    codes.view(torch.uint8).copy_(want_codes.view(torch.uint8))
+    scale.copy_(want_scale)
+    filled, scales = rows_of_four(codes, scale)
+    rows = -(-tokens // 4) * 4
+    assert (filled.data_ptr(), scales.data_ptr()) == (codes.data_ptr(), scale.data_ptr())
+    assert filled.shape == (rows, 256) and filled.is_contiguous() and scales.stride() == (1, rows)
+    assert torch.equal(filled[:tokens].float(), want_codes.float()) and torch.equal(scales[:tokens], want_scale)
 
 
 def test_the_graph_is_whole_where_the_layer_takes_the_op(monkeypatch):

@@ -91,26 +91,33 @@ def test_contract_and_doctor_agree(gpu, on):
 def test_a_launch_counts_on_the_warps_of_its_gpu(gpu, on, monkeypatch):
     launch = pytest.importorskip("fusionlib.kernels.launch")
     on(gpu)
-    assert warps_of_a_launch(launch, monkeypatch) == [GPUS[gpu][3]] * 2
+    assert warps_of_a_launch(launch, monkeypatch) == [GPUS[gpu][3]] * 5
 
 
 def warps_of_a_launch(launch, monkeypatch) -> list[int]:
-    """The lanes of a warp with which the fused kernel, and then the quantisation's, choose how they are launched."""
-    from fusionlib import GatedNorm, GroupQuant
+    """The lanes of a warp with which each kernel chooses how it is launched."""
+    from fusionlib import ActAndMul, GatedNorm, GroupQuant, RMSNorm
 
     class Chosen(Exception):
         """The launch is chosen: that is all there is to see without a GPU."""
 
     asked = []
 
-    def choose(units, unit, lanes):
+    def choose(units, unit, lanes=32):
         asked.append(lanes)
         raise Chosen
 
-    monkeypatch.setattr(launch.gated_norm, "choose_launch", choose)
+    monkeypatch.setattr(launch, "choose_launch", choose)
+    monkeypatch.setattr(launch, "choose_row_launch", choose)
     x, codes, scale = torch.ones(2, 128), torch.ones(2, 128), torch.ones(2, 1)
+    row, row_codes = torch.ones(2, 2048), torch.ones(2, 2048)
     with pytest.raises(Chosen):
         launch.launch_fused(x, x, torch.ones(128), None, GatedNorm(128), GroupQuant(128), codes, scale, None)
+    for size, tensor, out in ((128, x, codes), (2048, row, row_codes)):
+        with pytest.raises(Chosen):
+            launch.launch_rms_norm(tensor, None, None, RMSNorm(size), GroupQuant(128), out, scale, None, None)
+    with pytest.raises(Chosen):
+        launch.launch_act_and_mul(x, x, ActAndMul(), GroupQuant(128), codes, scale, None)
     with pytest.raises(Chosen):
         launch.launch_group_quant(x, GroupQuant(128), codes, scale)
     return asked
@@ -134,4 +141,4 @@ def test_nobody_else_decides(on, monkeypatch):
     assert contract.device_problem(torch.device("cuda"), torch.float8_e4m3fn) is None
     assert radeon.converts_to_fp8
     monkeypatch.setattr(devices, "_WIDE_WARPS", ("gfx9", "gfx11"))
-    assert warps_of_a_launch(launch, monkeypatch) == [64, 64]
+    assert warps_of_a_launch(launch, monkeypatch) == [64] * 5

@@ -154,11 +154,13 @@ def test_a_notebook_is_committed_clean(path):
 def test_the_examples_in_readme_and_docs_run(capsys):
     (rewrite,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     use = (ROOT / "docs" / "use.md").read_text()
-    op, outcomes = re.findall(r"```python\n(.*?)```", use, flags=re.DOTALL)
+    op, others, outcomes = re.findall(r"```python\n(.*?)```", use, flags=re.DOTALL)
     names: dict = {}
     exec(op, names)
     assert names["q"].shape == names["y"].shape == (16, 4096)
     assert names["scale"].shape == (16, 32)
+    exec(others, names)
+    assert names["q"].shape == (16, 5120) and names["total"].shape == (16, 2048)
     exec(compile(outcomes, "model.py", "exec"), names)
     (printed,) = re.findall(r"```text\n(.*?)```", use, flags=re.DOTALL)
     assert _without_numbers(printed) == _without_numbers(capsys.readouterr().out)

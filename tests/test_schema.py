@@ -14,10 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusionlib import GatedNorm, GroupQuant, schema
-from fusionlib.op import GATED_NORM
+from fusionlib import ActAndMul, GatedNorm, GroupQuant, RMSNorm, schema
+from fusionlib.op import ACT_AND_MUL, GATED_NORM, RMS_NORM
 from fusionlib.rewrite.cache_key import PACKAGE
-from tests.support import norms, quants
+from tests.support import acts, norms, quants, rms_norms
 
 NORM_SCALARS = (
     "int norm_size, float eps, str activation, bool norm_before_gate, int weight_offset, str rounding, "
@@ -33,6 +33,41 @@ def test_the_scalars_of_the_two_words_are_these():
     """Compiled artefacts carry them: another order or another name is another op."""
     assert schema.declared(GatedNorm) == NORM_SCALARS and schema.declared(GroupQuant) == QUANT_SCALARS
     assert schema.declared(GatedNorm, GroupQuant) == f"{NORM_SCALARS}, {QUANT_SCALARS}"
+
+
+def test_the_scalars_of_the_other_words_are_these():
+    assert schema.declared(RMSNorm) == (
+        "int norm_size, float eps, int weight_offset, str rounding, ScalarType? out_dtype"
+    )
+    assert schema.declared(ActAndMul) == "str activation, str rounding, ScalarType? out_dtype"
+
+
+def test_the_other_ops_have_the_schemas_that_follow():
+    """One op for every set of values that can be returned; compiled artefacts carry their names."""
+    names = {str(op).removeprefix("fusionlib.") for op in RMS_NORM.overloads}
+    suffixes = ("", "_with_value", "_with_sum", "_with_value_and_sum")
+    assert names == {f"rms_norm_group_quant{suffix}.default" for suffix in suffixes}
+    assert len(ACT_AND_MUL.overloads) == 2
+    for op, tensors, spec in (
+        (RMS_NORM, ["x", "residual", "weight"], RMSNorm),
+        (ACT_AND_MUL, ["x", "gate"], ActAndMul),
+    ):
+        scalars = [f.name for f in (*fields(spec), *fields(GroupQuant))]
+        for overload in op.overloads:
+            assert [a.name for a in overload._schema.arguments] == [*tensors, *scalars]
+        for kept in ((), ("value",)):
+            target, results = op.returning(kept)
+            assert [r.name for r in target._schema.returns] == list(results) == ["codes", "scale", *kept]
+    target, results = RMS_NORM.returning({"sum", "value"})
+    assert list(results) == ["codes", "scale", "value", "sum"] == [r.name for r in target._schema.returns]
+
+
+@given(spec=st.one_of(st.integers(1, 2**31 - 1).flatmap(rms_norms), acts()), quant=quants(8))
+def test_another_spec_comes_back_from_its_scalars(spec, quant):
+    both = schema.scalars(spec, quant)
+    assert schema.split((type(spec), GroupQuant), both) == (spec, quant)
+    back = schema.from_scalars(type(spec), schema.scalars(spec))
+    assert back == spec and repr(back) == repr(spec)
 
 
 def test_the_ops_have_the_schemas_that_follow():

@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from fusionlib import GatedNorm, GroupQuant, SpecError, reference
+from fusionlib import ActAndMul, GatedNorm, GroupQuant, RMSNorm, SpecError, reference
 from tests.support import same
 
 
@@ -56,6 +56,50 @@ from tests.support import same
 def test_gated_norm_refuses(changes, names):
     with pytest.raises(SpecError) as error:
         GatedNorm(**{"norm_size": 128, **changes})
+    for name in names:
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"norm_size": 0}, ["norm_size=0", "positive integer"]),
+        ({"norm_size": True}, ["norm_size=True"]),
+        ({"norm_size": 2**63}, ["at most 2^31 - 1"]),
+        ({"eps": -1e-6}, ["eps=-1e-06", "must be 0"]),
+        ({"eps": float("nan")}, ["eps=nan", "finite"]),
+        ({"eps": 1e-50}, ["eps=1e-50", "1.17549e-38"]),
+        ({"eps": "1e-6"}, ["eps='1e-6'", "float(...)"]),
+        ({"weight_offset": 2}, ["weight_offset=2", "0, 1"]),
+        ({"weight_offset": True}, ["weight_offset=True", "0, 1"]),
+        ({"rounding": "output"}, ["rounding='output'", "set"]),
+        ({"rounding": {"weight"}}, ["rounding='weight'", "'sum'", "'norm'", "'output'"]),
+        ({"rounding": {"sum", "gate"}}, ["rounding='gate'", "'sum'"]),
+        ({"out_dtype": torch.float64}, ["out_dtype=torch.float64", "torch.bfloat16"]),
+        ({"out_dtype": torch.bfloat16, "rounding": {"sum"}}, ["out_dtype=torch.bfloat16", "'output'"]),
+    ],
+)
+def test_rms_norm_refuses(changes, names):
+    with pytest.raises(SpecError) as error:
+        RMSNorm(**{"norm_size": 128, **changes})
+    for name in names:
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"activation": "relu"}, ["activation='relu'", "'silu'", "'sigmoid'", "'gelu'", "'gelu_tanh'"]),
+        ({"activation": ["silu"]}, ["activation=['silu']"]),
+        ({"rounding": "output"}, ["rounding='output'", "set"]),
+        ({"rounding": {"norm"}}, ["rounding='norm'", "'activation'", "'output'"]),
+        ({"out_dtype": "bfloat16"}, ["out_dtype='bfloat16'", "torch.bfloat16"]),
+        ({"out_dtype": torch.bfloat16, "rounding": {"activation"}}, ["out_dtype=torch.bfloat16", "'output'"]),
+    ],
+)
+def test_act_and_mul_refuses(changes, names):
+    with pytest.raises(SpecError) as error:
+        ActAndMul(**changes)
     for name in names:
         assert name in str(error.value)
 
@@ -146,12 +190,25 @@ def test_a_norm_prints_the_same_in_every_process_and_reads_back():
     for norm in (GatedNorm.qwen3_next(), GatedNorm.mamba2(1024), GatedNorm(64, rounding=())):
         assert eval(repr(norm)) == norm
     assert repr(GatedNorm.qwen3_next()).endswith("rounding={'norm', 'weight', 'output'})")
+    for spec in (RMSNorm.llama(2048), RMSNorm.vllm(64), RMSNorm(8, rounding=()), ActAndMul.geglu(), ActAndMul.swiglu()):
+        assert eval(repr(spec)) == spec
+    assert repr(RMSNorm.llama(8)).endswith("rounding={'sum', 'norm', 'output'})")
 
 
 def test_rounding_text_is_in_the_order_of_the_computation():
     assert GatedNorm.qwen3_next().rounding_text == "norm,weight,output"
     assert GatedNorm.mamba2(1024).rounding_text == "norm,output"
     assert GatedNorm(128, rounding=()).rounding_text == ""
+    assert RMSNorm.llama(8).rounding_text == "sum,norm,output" and RMSNorm.vllm(8).rounding_text == "norm,output"
+    assert ActAndMul.swiglu().rounding_text == "activation,output"
+
+
+def test_the_output_has_the_dtype_it_is_rounded_to():
+    for spec in (RMSNorm, ActAndMul):
+        size = (8,) if spec is RMSNorm else ()
+        assert spec(*size).output_dtype(torch.bfloat16) is torch.bfloat16
+        assert spec(*size, rounding=frozenset()).output_dtype(torch.bfloat16) is torch.float32
+        assert spec(*size, out_dtype=torch.float16).output_dtype(torch.float32) is torch.float16
 
 
 def test_limit_is_the_formats_own_maximum_unless_said_otherwise():
@@ -163,6 +220,8 @@ def test_limit_is_the_formats_own_maximum_unless_said_otherwise():
 def test_every_preset_names_its_source():
     presets = [
         *(GatedNorm.__dict__[name] for name in ("vllm", "qwen3_next", "kimi_linear", "mamba2")),
+        *(RMSNorm.__dict__[name] for name in ("native", "llama", "qwen3_next", "vllm")),
+        *(ActAndMul.__dict__[name] for name in ("swiglu", "geglu", "sigmoid_gate")),
         *(GroupQuant.__dict__[name] for name in ("vllm", "vllm_native", "aiter", "deepgemm", "torchao")),
     ]
     for preset in presets:

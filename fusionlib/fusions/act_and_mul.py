@@ -85,7 +85,8 @@ class _Product(Fusion):
         if not acts:
             raise NotMine
         gate = next((factor for factor, act in acts.items() if act.kind != "sigmoid"), next(iter(acts)))
-        others, act = [factor for factor in factors if factor is not gate], acts[gate]
+        others, act = list(factors), acts[gate]
+        others.remove(gate)  # once: the square of an activation has it twice
         if act.kind == "sigmoid" and act.rounded is None and len(others) == 2:
             # z * sigmoid(z) * x, associated as (z * x) * sigmoid(z)
             rest = [factor for factor in others if not same(factor, act.gate)]

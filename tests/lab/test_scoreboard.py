@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusionlab.scoreboard import FOUND, scoreboard
+from fusionlab.scoreboard import FOUND, TABLES, other_fusion, scoreboard
 from fusionlab.spellings import OPAQUE_NORM, SPELLINGS
 from fusionlib import GatedNorm, GroupQuant
 from fusionlib.pattern import HeadShape, TracedPass
@@ -55,3 +55,5 @@ def test_the_same_seed_gives_the_same_values():
 def test_the_documentation_has_the_table():
     page = Path(__file__).resolve().parents[2] / "docs" / "scoreboard.md"
     assert scoreboard() in page.read_text()
+    for name in TABLES:
+        assert name == "gated_norm" or other_fusion(name) in page.read_text()

@@ -186,7 +186,7 @@ def test_normed_value_is_kept_for_other_users():
 
     tensors = inputs()
     got, report, graphs = run_rewritten(fn, *tensors)
-    assert len(report.fused) == 1 and calls(graphs[0], "with_norm")
+    assert len(report.fused) == 1 and calls(graphs[0], "with_value")
     agree(got, fn(*tensors), 128)
     assert torch.equal(got[2], fn(*tensors)[2])
 

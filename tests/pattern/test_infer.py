@@ -17,7 +17,9 @@ def test_layers_of_ours_in_model_order_without_repetition():
     )
     inferred = infer(model)
     assert inferred.shapes == (HeadShape(4, GatedNorm.vllm(128)), HeadShape(2, GatedNorm.vllm(64)))
-    assert inferred.quants == (GroupQuant.vllm(128).with_layout("column_major"),)
+    assert inferred.quants == tuple(
+        GroupQuant.vllm(128).with_layout(layout) for layout in ("column_major_padded", "column_major")
+    )
     assert inferred.skipped == ()
 
 

@@ -24,18 +24,18 @@ TOKENS, HEADS, HEAD_DIM = 6, 4, 128
 
 
 def normed(x: torch.Tensor) -> torch.Tensor:
-    """x over the root of its mean of squares, in float32."""
+    """x over the root of the sum of its squares, in float32."""
     value = x.float()
-    return value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return value * torch.rsqrt(value.pow(2).sum(-1, keepdim=True) + 1e-6)
 
 
 #: What other layers quantise, of x and z [tokens, heads, head_dim] and w [head_dim]: a value of x's dtype, and the last
 #: operation that computes it, on the line that it stands in.
 PRODUCERS: dict[str, tuple[str, Callable]] = {
-    "rms_norm": ("aten.mul.Tensor", lambda x, z, w: (normed(x) * w.float()).to(x.dtype)),
-    "rms_norm_1+w": ("aten.mul.Tensor", lambda x, z, w: (normed(x) * (1 + w.float())).to(x.dtype)),
-    "add_rms_norm": ("aten.mul.Tensor", lambda x, z, w: (normed(x + z) * w.float()).to(x.dtype)),
-    "silu_and_mul": ("aten.mul.Tensor", lambda x, z, w: F.silu(x) * z),
+    "l2_norm": ("aten.mul.Tensor", lambda x, z, w: (normed(x) * w.float()).to(x.dtype)),
+    "add_l2_norm": ("aten.mul.Tensor", lambda x, z, w: (normed(x + z) * (1 + w.float())).to(x.dtype)),
+    "relu_and_mul": ("aten.mul.Tensor", lambda x, z, w: F.relu(x) * z),
+    "add": ("aten.add.Tensor", lambda x, z, w: x + z),
     "tanh": ("aten.tanh.default", lambda x, z, w: torch.tanh(x)),
     "layer_norm": ("aten.add.Tensor", lambda x, z, w: F.layer_norm(x, w.shape, w, w)),
     "matmul": ("aten.mm.default", lambda x, z, w: x @ torch.outer(w, w)),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fusionlab.spellings import SPELLINGS
+from fusionlab.scoreboard import TABLES
 from fusionlib import GroupQuant, group_quant
 from fusionlib.fusions import BUILT_IN
 from fusionlib.testing.mutants import Base, capture, compared, copied, verdict, verdicts
@@ -66,14 +66,27 @@ def unclamped(x, z, w):
     return (v / scale).to(torch.float8_e4m3fn), scale
 
 
+def normed(value, weight):
+    """An RMS norm of whole rows."""
+    v = value.float()
+    return (v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + 1e-6) * weight).bfloat16()
+
+
+def float32_sum(x, residual, weight):
+    """As vLLM has it: the next layer reads the sum rounded."""
+    total = x.float() + residual.float()
+    return *QuantSpelling()(normed(total, weight)), total.bfloat16()
+
+
 def bases() -> list[Base]:
     """The graphs that are mutated."""
     torch.manual_seed(SEED)
     found = []
-    for spelling in SPELLINGS:
-        if spelling.name not in RESPELLED:
-            fn, args = spelling.build()
-            found.append(capture(spelling.name, fn, *args))
+    for fusion, table in TABLES.items():
+        for spelling in table:
+            if spelling.name not in RESPELLED:
+                fn, args = spelling.build()
+                found.append(capture(f"{fusion}, {spelling.name}", fn, *args))
     x, z, w = inputs()
     more = {
         "vllm's reference": vllm_reference,
@@ -89,7 +102,18 @@ def bases() -> list[Base]:
         ),
     }
     found += [capture(name, fn, special(x), z, w) for name, fn in more.items()]
-    return found
+    rows, weight = (special(torch.randn(6, 4, 128)).flatten(1).bfloat16() for _ in range(2)), torch.rand(512)
+    x, other = rows
+    pairs = {
+        "rms norm of a sum": lambda x, r, w: (*QuantSpelling()(normed(x + r, w)), x + r),
+        "rms norm of a float32 sum": float32_sum,
+        "rms norm, 1 + w": lambda x, r, w: QuantSpelling(floor=None)(normed(x, 1 + w)),
+        "swiglu": lambda x, g, w: QuantSpelling()(F.silu(g) * x),
+        "swiglu in float32": lambda x, g, w: QuantSpelling()((g.float() * torch.sigmoid(g.float()) * x).bfloat16()),
+        "geglu": lambda x, g, w: QuantSpelling()(F.gelu(g, approximate="tanh") * x),
+        "sigmoid gate": lambda x, g, w: QuantSpelling()(torch.sigmoid(g) * x),
+    }
+    return found + [capture(name, fn, x, other, weight) for name, fn in pairs.items()]
 
 
 @pytest.fixture(scope="module")
