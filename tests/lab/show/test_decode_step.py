@@ -59,9 +59,10 @@ def test_words_and_table_are_of_this_data(drawing):
     assert "8 of 48 layers on NVIDIA H200" in drawing.caption
     assert "2 and 16 tokens" in drawing.alt and "hollow diamonds" in drawing.alt
     assert drawing.summary == (
-        "All fused saves 10.0 % of the opaque step at 2 tokens, the most, and 5.0 % at 16, the least. The gated norm "
-        "alone saves 2.0 %. With the quantisation left to Inductor as well the step takes 4.0 % longer. Measured minus what "
-        "the opaque blocks' trace predicted for all fused is -1.0 to +3.0 percentage points."
+        "All fused saves 10.0 % of the opaque step at 2 tokens, the most, and 5.0 % at 16, the least. "
+        "The gated norm alone saves 2.0 %. "
+        "With the quantisation left to Inductor as well the step takes 4.0 % longer. "
+        "Measured minus what the opaque blocks' trace predicted for all fused is -1.0 to +3.0 percentage points."
     )
     few, many = drawing.table.rows
     assert list(few[:4]) == ["2", "1000 (995 to 1010)", "1040 (1030 to 1050)", "-4.0% (-5.0% to -3.0%)"]
