@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
+from fusionlab.observe.step.recorded_text import linear_kernels, padded
 from fusionlab.show.drawing import Drawing, Table
 from fusionlab.show.line_styles import IMPLEMENTATIONS, Style, line_of
 from fusionlab.show.theme import PALETTE
@@ -45,9 +46,12 @@ def decode_step(recorded: RecordedStep) -> Drawing:
     found = {name: rows for name, rows in found.items() if rows}
     if "opaque" not in found or len(found) == 1:
         raise ValueError("nothing to compare: a step needs the times of `opaque` and of another variant")
-    fig = go.Figure()
-    for name, rows in found.items():
+    fig, copying = go.Figure(), _copying(recorded)
+    inside = {name: [row for row in rows if (row.tokens, name) not in copying] for name, rows in found.items()}
+    for name, rows in inside.items():
         _draw(fig, name, rows)
+    beyond = [row for name, rows in found.items() for row in rows if row not in inside[name]]
+    _draw_beyond(fig, beyond, [row for rows in inside.values() for row in rows])
     _draw_predictions(fig, recorded.checks)
     sizes = recorded.tokens
     fig.update_xaxes(type="log", tickvals=list(sizes), ticktext=list(map(str, sizes)), title_text="tokens")
@@ -103,6 +107,29 @@ def _draw(fig: go.Figure, name: str, rows: Sequence[StepRow]) -> None:
     )  # fmt: skip
 
 
+def _draw_beyond(fig: go.Figure, rows: Sequence[StepRow], inside: Sequence[StepRow]) -> None:
+    """Marks at the lower edge, with their numbers: to their scale all else would be one line."""
+    if not rows:
+        return
+    shares = [100 * share for row in inside for share in (row.saved_least or 0.0, row.saved_most or 0.0)]
+    edge = min(shares) - 0.1 * (max(shares) - min(shares))
+    style = _STYLES["inductor"]
+    fig.add_scatter(
+        x=[row.tokens * _place(row.variant) for row in rows], y=[edge] * len(rows), mode="markers+text",
+        name=f"{_NAMES['inductor']}, off the scale", legendgroup="inductor", showlegend=False,
+        text=[f"{_percent(row.saved):.1f} %, off the scale" for row in rows], textposition="middle right",
+        marker={"size": 11, "symbol": "triangle-down", "color": PALETTE[style.colour]},
+        hovertext=[f"{row.tokens} tokens: {row.median_us:.0f} µs, saved {row.saved:.1%}" for row in rows],
+        hovertemplate="%{hovertext}<extra></extra>", cliponaxis=False,
+    )  # fmt: skip
+
+
+def _copying(recorded: RecordedStep) -> set[tuple[int, str]]:
+    """(tokens, "inductor") where Inductor's blocks copy codes and scales into rows of four, and opaque ones do not."""
+    found = padded(linear_kernels(recorded))
+    return {(tokens, "inductor") for tokens, names in found.items() if "inductor" in names and "opaque" not in names}
+
+
 def _draw_predictions(fig: go.Figure, checks: Sequence[SavingCheck]) -> None:
     if not checks:
         return
@@ -138,12 +165,7 @@ def _summary(recorded: RecordedStep, found: dict[str, list[StepRow]]) -> str:
     if rows := found.get("gated_norm"):
         sentences.append(f"The gated norm alone saves {_range(rows)}.")
     if rows := found.get("inductor"):
-        longer = all((row.saved or 0.0) < 0 for row in rows)
-        sentences.append(
-            f"With the quantisation left to Inductor as well the step takes {_range(rows, -1)} longer."
-            if longer
-            else f"With the quantisation left to Inductor as well the step saves {_range(rows)}."
-        )
+        sentences.append(_of_inductor(recorded, rows))
     apart = [check.residual_us / check.step_us for check in recorded.checks]
     if apart:
         low, high = 100 * min(apart), 100 * max(apart)
@@ -152,6 +174,19 @@ def _summary(recorded: RecordedStep, found: dict[str, list[StepRow]]) -> str:
             f"{_between(low, high, signed=True)} percentage points."
         )
     return " ".join(sentences)
+
+
+def _of_inductor(recorded: RecordedStep, rows: Sequence[StepRow]) -> str:
+    """What Inductor saves or loses; apart, where its blocks also copy rows, and the opaque ones do not."""
+    copying = _copying(recorded)
+    apart = [row for row in rows if (row.tokens, row.variant) in copying]
+    others = [row for row in rows if row not in apart] or rows
+    longer = all((row.saved or 0.0) < 0 for row in others)
+    change = f"takes {_range(others, -1)} longer" if longer else f"saves {_range(others)}"
+    text = f"With the quantisation left to Inductor as well the step {change}"
+    for row in apart if others is not rows else ():
+        text += f", {_range([row], -1)} at {_tokens(row.tokens)}, where codes and scales are copied into rows of four"
+    return f"{text}."
 
 
 def _range(rows: Sequence[StepRow], sign: int = 1) -> str:

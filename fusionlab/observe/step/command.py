@@ -103,8 +103,8 @@ def conditions(settings: StepSettings, timer: Any) -> dict[str, Any]:
         "mlp": f"dense, of {settings.sizes.intermediate}: a stand-in for ten routed experts of 512, as many bytes of "
         "weights for one token and fewer for more",
         "attention": "query, gate, key and value are one projection; rotary embedding included; one position for all",
-        "gemm": "torch.nn.functional.scaled_mm with 1x128 and 128x128 scales; below a multiple of 4 tokens rows are "
-        "padded by kernels of their own, in every variant",
+        "gemm": "torch.nn.functional.scaled_mm with 1x128 and 128x128 scales; at other than multiples of 4 "
+        "tokens what Inductor quantises is copied into rows of four; the library's ops leave room for these",
         "accuracy": "a fused site rounds where its graph does, which is where eager does from PyTorch 2.13 on; what "
         "Inductor compiles of a block rounds less often in every variant, so that whole blocks differ by as much as "
         "quantisation does",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from fusionlab.observe.bench.text import aligned
 from fusionlab.observe.step.decode_sizes import LINEAR
 from fusionlab.observe.step.recorded_step import BlockKernels, RecordedStep, SavingCheck
 from fusionlab.observe.step.saved_parts import SavedParts
+from fusionlab.observe.step.step_variants import STEP_VARIANTS
 
 ROWS = 4  # what the product takes is a multiple of as many
 
@@ -76,30 +77,59 @@ def _explained(parts: SavedParts) -> str:
     return f"{first} {', '.join(changes[:-1])}, and {changes[-1]}."
 
 
+def linear_kernels(recorded: RecordedStep) -> dict[tuple[int, str], BlockKernels]:
+    """(tokens, variant) -> the kernels of a linear block, where they were counted."""
+    return {(row.tokens, row.variant): row.blocks[LINEAR] for row in recorded.rows if LINEAR in row.blocks}
+
+
+def padded(linear: Mapping[tuple[int, str], BlockKernels]) -> dict[int, list[str]]:
+    """Tokens that are no multiple of 4 -> the variants whose blocks have more kernels there than at a multiple of 4."""
+    found: dict[int, list[str]] = {}
+    for (tokens, variant), here in linear.items():
+        whole = _at_fours(linear, variant)
+        if tokens % ROWS and whole and here.kernels > linear[whole[0], variant].kernels:
+            found.setdefault(tokens, []).append(variant)
+    return found
+
+
 def padding_text(recorded: RecordedStep) -> str:
     """Why a block has more kernels at some numbers of tokens; empty if it has not."""
-    return why_more_kernels((row.tokens, row.blocks) for row in recorded.rows if row.variant == "opaque" and row.blocks)
+    return why_more_kernels(linear_kernels(recorded))
 
 
-def why_more_kernels(blocks: Iterable[tuple[int, Mapping[str, BlockKernels]]]) -> str:
-    """Why a block has more kernels at a number of tokens that is no multiple of 4, from `opaque`'s blocks."""
-    found = {tokens: kinds[LINEAR] for tokens, kinds in blocks if LINEAR in kinds}
-    padded = [tokens for tokens in found if tokens % ROWS]
-    whole = [tokens for tokens in found if not tokens % ROWS]
-    if not padded or not whole:
-        return ""
-    few, many = padded[0], whole[-1] if 16 not in whole else 16
-    copies: Sequence[int | None] = (found[few].copies, found[many].copies)
-    counted = (
-        f" Copies and fills are {copies[0]} of the {found[few].kernels}, and {copies[1]} of the {found[many].kernels}."
-        if None not in copies
-        else ""
+def why_more_kernels(linear: Mapping[tuple[int, str], BlockKernels]) -> str:
+    """Why linear blocks have more kernels at a number of tokens that is no multiple of 4; empty if none has.
+
+    Args:
+        linear: (tokens, variant) -> the kernels of a linear block.
+    """
+    return " ".join(_why(linear, tokens, variants) for tokens, variants in padded(linear).items())
+
+
+def _why(linear: Mapping[tuple[int, str], BlockKernels], tokens: int, variants: Sequence[str]) -> str:
+    first = variants[0]
+    whole = _at_fours(linear, first)[0]
+    here, there = linear[tokens, first], linear[whole, first]
+    text = (
+        f"At {_tokens(tokens)} a linear block has {here.kernels} kernels with {_label(first)}, at {_tokens(whole)} "
+        f"{there.kernels}: the FP8 product takes rows by fours, and block_scaled_mm copies codes and scales into as "
+        f"many where their memory ends with the last token."
     )
-    return (
-        f"At {_tokens(few)} a linear block has {found[few].kernels} kernels, at {_tokens(many)} {found[many].kernels}: "
-        f"the FP8 product takes a multiple of {ROWS} rows. block_scaled_mm pads codes and scales in front of each of a "
-        f"block's {found[few].quantisations} products and cuts the result behind it, in every variant.{counted}"
-    )
+    if None not in (here.copies, there.copies):
+        text += f" Copies and fills are {here.copies} of the {here.kernels}, and {there.copies} of the {there.kernels}."
+    others = [variant for (count, variant) in linear if count == tokens and variant not in variants]
+    if not others:
+        return f"{text} It is so in every variant."
+    shown = ", ".join(f"{linear[tokens, name].kernels} with {_label(name)}" for name in others)
+    return f"{text} What the library's ops quantise has room behind it and is read where it is: {shown}."
+
+
+def _at_fours(linear: Mapping[tuple[int, str], BlockKernels], variant: str) -> list[int]:
+    return sorted(tokens for tokens, name in linear if name == variant and not tokens % ROWS)
+
+
+def _label(variant: str) -> str:
+    return f"\u201c{STEP_VARIANTS[variant].label}\u201d"
 
 
 def _tokens(count: int) -> str:

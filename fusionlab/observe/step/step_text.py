@@ -8,6 +8,7 @@ from typing import Any
 from fusionlab.observe.bench.results import Results
 from fusionlab.observe.bench.text import aligned, skipped
 from fusionlab.observe.manifest import Manifest
+from fusionlab.observe.step.decode_sizes import LINEAR
 from fusionlab.observe.step.recorded_step import block_counts, saving_check
 from fusionlab.observe.step.recorded_text import check_text, why_more_kernels
 from fusionlab.observe.step.step_variants import STEP_VARIANTS
@@ -66,8 +67,8 @@ def _kernels(step: dict[str, Any]) -> str:
         return f"{entry['kernels']} ({entry['quantisations']})"
 
     title = "kernels of a linear + a full block (of them quantising only)"
-    opaque = [entry for entry in step["blocks"] if entry["variant"] == "opaque"]
-    counts = [(entry["tokens"], {entry["kind"]: block_counts(entry)}) for entry in opaque]
+    linear = [entry for entry in step["blocks"] if entry["kind"] == LINEAR]
+    counts = {(entry["tokens"], entry["variant"]): block_counts(entry) for entry in linear}
     return "\n".join(part for part in (_by_tokens(title, step["blocks"], cell), why_more_kernels(counts)) if part)
 
 

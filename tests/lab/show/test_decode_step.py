@@ -69,6 +69,24 @@ def test_words_and_table_are_of_this_data(drawing):
     assert many[4:6] == ["–", "–"] and (few[-1], many[-1]) == ("7.0%", "6.0%")
 
 
+def test_what_inductor_loses_by_copying_rows_is_beyond_the_scale_and_told(tmp_path):
+    results = recorded.results()
+    kernels = {(2, "opaque"): 23, (16, "opaque"): 26, (2, "inductor"): 39, (16, "inductor"): 26}
+    results.step["blocks"] = [
+        {"tokens": tokens, "variant": name, "kind": "linear", "kernels": count, "quantisations": 4, "copies": None}
+        for (tokens, name), count in kernels.items()
+    ]
+    drawn = decode_step(recorded.write(tmp_path, results))
+    line, mark = named(drawn, "Inductor, whole"), named(drawn, "Inductor, whole, off the scale")
+    assert list(line.y) == pytest.approx([-4]) and line.x[0] > 10
+    assert list(mark.text) == ["-4.0 %, off the scale"] and mark.x[0] == pytest.approx(2, rel=0.2)
+    assert -7 < mark.y[0] < -5  # below all that is drawn to scale
+    assert (
+        "takes 4.0 % longer, 4.0 % at 2 tokens, where codes and scales are copied into rows of four." in drawn.summary
+    )
+    assert drawn.table.rows[0][3].startswith("-4.0%")
+
+
 def test_a_step_that_inductor_makes_faster_is_not_called_longer(tmp_path):
     results = recorded.results()
     results.rows = [row for row in results.rows if row.variant in ("opaque", "fused")]

@@ -1,8 +1,14 @@
 """The words say what the recorded step holds."""
 
-from fusionlab.observe.step.decode_sizes import LINEAR
 from fusionlab.observe.step.recorded_step import BlockKernels
-from fusionlab.observe.step.recorded_text import check_table, check_text, padding_text, step_table, why_more_kernels
+from fusionlab.observe.step.recorded_text import (
+    check_table,
+    check_text,
+    padded,
+    padding_text,
+    step_table,
+    why_more_kernels,
+)
 from tests.lab.observe.step import recorded
 
 
@@ -36,18 +42,31 @@ def test_the_parts_in_words_add_up_to_the_residual(tmp_path):
     assert sum(map(int, cells(check_table(recorded.write(tmp_path)))[1].split()[4:])) == check.residual_us
 
 
-def test_why_a_block_has_more_kernels_where_rows_are_padded(tmp_path):
+def test_why_a_block_has_more_kernels_where_rows_are_copied(tmp_path):
     text = padding_text(recorded.write(tmp_path))
-    assert text.startswith(
-        "At 2 tokens a linear block has 43 kernels, at 16 tokens 26: the FP8 product takes a multiple of 4"
-    )
-    assert "each of a block's 4 products" in text
-    assert text.endswith("Copies and fills are 20 of the 43, and 3 of the 26.")
+    assert text.startswith("At 2 tokens a linear block has 43 kernels with “quantisation opaque”, at 16 tokens 26: the")
+    assert "rows by fours, and block_scaled_mm copies codes and scales" in text
+    assert text.endswith("Copies and fills are 20 of the 43, and 3 of the 26. It is so in every variant.")
 
 
-def test_nothing_is_said_of_padding_where_nothing_or_all_is_padded():
-    def blocks(*tokens):
-        return [(count, {LINEAR: BlockKernels(26, 4, None)}) for count in tokens]
+def blocks(**kernels):
+    """A linear block's kernels at 1, 4 and 16 tokens, by variant."""
+    return {
+        (tokens, name): BlockKernels(count, 4, None)
+        for name, counts in kernels.items()
+        for tokens, count in zip((1, 4, 16), counts, strict=True)
+    }
 
-    assert why_more_kernels(blocks(4, 16, 64)) == why_more_kernels(blocks(1, 2)) == why_more_kernels([]) == ""
-    assert "at 64 tokens 26" in why_more_kernels(blocks(1, 4, 64)) and "fills" not in why_more_kernels(blocks(1, 4))
+
+def test_where_only_inductor_copies_the_others_are_named():
+    linear = blocks(opaque=(23, 26, 26), inductor=(39, 26, 26), fused=(18, 21, 21))
+    assert padded(linear) == {1: ["inductor"]}
+    text = why_more_kernels(linear)
+    assert text.startswith("At 1 token a linear block has 39 kernels with “Inductor alone”, at 4 tokens 26:")
+    assert text.endswith("is read where it is: 23 with “quantisation opaque”, 18 with “all fused”.")
+    assert "fills" not in text and "every variant" not in text
+
+
+def test_nothing_is_said_where_no_block_has_more():
+    assert why_more_kernels(blocks(opaque=(23, 26, 26))) == why_more_kernels({}) == ""
+    assert why_more_kernels({(1, "opaque"): BlockKernels(43, 4, 20)}) == ""  # nothing to compare it with

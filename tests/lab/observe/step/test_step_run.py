@@ -148,7 +148,7 @@ def test_what_is_written_is_read_and_shown(tmp_path):
     made.all()
     results.step["blocks"] = [
         {"tokens": tokens, "variant": name, "kind": kind, "kernels": kernels, "quantisations": count, "copies": 3}
-        for tokens, kernels in ((2, 26), (4, 9))
+        for tokens, kernels in ((2, 26), (4, 9))  # rows of four are copied at 2
         for name, count in (("opaque", 4), ("fused", 0))
         for kind in KINDS
     ]
@@ -172,7 +172,10 @@ def test_what_is_written_is_read_and_shown(tmp_path):
     times = lines[lines.index("tokens opaque inductor gated_norm fused") + 1]
     assert times.startswith(f"2 {read.rows[0].median_us:.1f} (") and times.endswith("+50.0%")
     assert "2 26 (4) + 26 (4) 26 (0) + 26 (0)" in lines and "2 2.5" in lines
-    assert any(line.startswith("At 2 tokens a linear block has 26 kernels, at 4 tokens 9:") for line in lines)
+    assert any(
+        line.startswith("At 2 tokens a linear block has 26 kernels with “quantisation opaque”, at 4 tokens 9:")
+        for line in lines
+    )
     assert any("the 32 fused kernels take 10 µs less than the 38 kernels" in line for line in lines)
     assert "2 16 14.0 12.5 -1.5" in lines and "silu fused / eager yes 0.0e+00 0.0e+00 0" in lines
     assert "2 0.0e+00 + 0.0e+00 0.0e+00 + 0.0e+00 0.0e+00 + 0.0e+00" in lines
