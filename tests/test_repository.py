@@ -209,7 +209,9 @@ def test_the_library_imports_nothing_of_the_walkthrough():
 
 def test_no_module_name_is_used_twice():
     """Apart from those that mean the same wherever they stand."""
-    alike = {"__init__", "act_and_mul", "activation", "command", "explain", "gated_norm", "quant", "rms_norm"}
+    alike = {"__init__", "command", "explain", "quant"}
+    alike |= {"gated_norm", "rms_norm", "act_and_mul"}  # a producer: its kernel, and its fusion
+    alike |= {"activation"}  # silu, sigmoid, gelu: their device code, and how they are read from a graph
     names = [path.stem for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.stem not in alike]
     assert sorted(name for name, times in Counter(names).items() if times > 1) == []
 
@@ -261,5 +263,5 @@ def test_the_wheel_declares_its_command_and_licence(wheel):
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     declared = wheel.read(entry_points).decode()
     assert "fusionlib = fusionlib.cli:main" in declared
-    assert "bench = fusionlab.bench_command" in declared
+    assert "bench = fusionlab.bench_command\n" in declared
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())

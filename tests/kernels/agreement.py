@@ -1,80 +1,64 @@
-"""What a kernel's results may differ in from the reference's on the same device; see `test_gated_norm.py` for why."""
+"""What counts as the same quantised value on one device, for the kernels against their references.
+
+The bounds. A kernel's operations are the reference's except for three: the order of a row's sum, exp (2 ulp) and the
+division inside an activation (2 ulp). Together they change a float32 value by about 2^-22, so a value that is then
+rounded to bf16 (a step of 2^-8) lands on the other side of a tie with probability 2^-14, and its code (a step of 2^-3
+to 2^-4) with 2^-18 = 4e-6; a scale is made from one such value. A naive kernel on an H200 differed in 4e-6 to 1e-5 of
+its codes. So the bounds are: at most 1e-5 of the codes, each by one step, in groups whose scales agree; at most 2^-13
+of the scales, each by one bf16 step.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 
 from fusionlab.codes import code_steps
 from fusionlib import GroupQuant, reference
-from tests.support import codes_bytes
 
 CODE_BOUND, SCALE_BOUND = 1e-5, 2**-13
 
-STEPS = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 2**-18}
+Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def assert_near(
-    got: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+def assert_quantised(
+    got: Quantised,
     expected: torch.Tensor,
+    x_dtype: torch.dtype,
+    rounding: Collection[str],
     quant: GroupQuant,
     *,
-    exact_scales: bool = True,
+    cancels: bool = False,
     code_bound: float = CODE_BOUND,
-    scale_bound: float = SCALE_BOUND,
-    tolerance: float,
-    atol: float = 1e-30,
 ) -> None:
-    """Codes, scale and value near those of the reference's value; `tolerance` is the value's, relative."""
+    """Codes, scale and value of a kernel against `expected`, the reference's value for an x of `x_dtype`.
+
+    `rounding` are the spec's points; `cancels` says that the value may be the small difference of large terms.
+    """
     codes, scale, value = got
     expected_codes, expected_scale = reference.group_quant(expected, quant)
-    assert (codes.shape, codes.dtype) == (expected_codes.shape, expected_codes.dtype)
-    assert (scale.shape, scale.stride(), scale.dtype) == (
-        expected_scale.shape,
-        expected_scale.stride(),
-        expected_scale.dtype,
-    )
     groups = codes.shape[1] // quant.group_size
     ours, theirs = (reference.unpack_scales(s, groups, quant) for s in (scale, expected_scale))
-    assert not ours.isnan().any() or quant.floor is None
-    same_scale = ours == theirs if exact_scales else (ours / theirs - 1).abs() < 2**-20
-    assert (~same_scale).float().mean() <= scale_bound
+    assert not ours.isnan().any()
+    # A value that stays in float32 keeps the last bits of its sums, which show in its scales.
+    in_float32 = torch.float32 in (x_dtype, value.dtype)
+    same_scale = (ours / theirs - 1).abs() < 2**-20 if in_float32 else ours == theirs
+    scale_bound = 2**-10 if x_dtype is torch.float16 else SCALE_BOUND  # its steps are finer, so more ties are crossed
+    # One of few scales is more than their share.
+    assert (~same_scale).sum() <= max(scale_bound * ours.numel(), 1)
     step = 2.0 if quant.scale_format == "ue8m0" else 1 + 2**-6
     assert (ours / theirs).clamp(1 / step, step).eq(ours / theirs).all()
     same_group = same_scale.repeat_interleave(quant.group_size, 1)
-    assert code_steps(codes, expected_codes)[same_group].max() <= 1
-    differ = codes.view(torch.uint8) != expected_codes.view(torch.uint8)  # as bytes: -0 is not 0
-    assert differ[same_group].float().mean() <= code_bound
+    steps = code_steps(codes, expected_codes)[same_group]
+    assert steps.max() <= 1
+    # As bytes, so that the sign of zero is compared; what rounds to zero keeps the value's sign, which must match.
+    differ = (codes.view(torch.uint8) != expected_codes.view(torch.uint8))[same_group]
+    assert differ.sum() <= max(code_bound * differ.numel(), 1)
+    # The value itself: one step of its dtype for every rounding point, or the float32 error of the docstring if it is
+    # not rounded. Where terms cancel, the steps are those of the terms.
+    rounded = [value.dtype, *([x_dtype] if set(rounding) - {"output"} else [])]
+    step = max({torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 2**-18}[dtype] for dtype in rounded)
+    tolerance = step * max(1, len(rounding))
+    atol = tolerance * expected.float().abs().max().item() if cancels else 1e-30
     torch.testing.assert_close(value.float(), expected.float(), rtol=tolerance, atol=atol)
-
-
-def assert_quantised(codes: torch.Tensor, scale: torch.Tensor, value: torch.Tensor, quant: GroupQuant) -> None:
-    """Codes and scale are to the bit what the reference makes of the kernel's own value."""
-    expected_codes, expected_scale = reference.group_quant(value, quant)
-    torch.testing.assert_close(scale, expected_scale, rtol=0, atol=0, equal_nan=True)
-    assert torch.equal(codes_bytes(codes), codes_bytes(expected_codes))
-
-
-CONTRACTS = [
-    GroupQuant.vllm(),
-    GroupQuant.vllm().with_layout("column_major"),
-    GroupQuant.vllm().with_layout("column_major_padded"),
-    GroupQuant.vllm(dtype=torch.float8_e5m2),
-    GroupQuant.vllm_native(),
-    GroupQuant.aiter(),
-    GroupQuant.deepgemm(),
-    GroupQuant.deepgemm(blackwell=True),
-    GroupQuant.torchao(),
-    GroupQuant.vllm_native(scale_division="reciprocal"),
-    GroupQuant(scale_division="reciprocal"),
-    GroupQuant(scale_division="reciprocal", dtype=torch.float8_e5m2),
-    GroupQuant(floor=None),
-    GroupQuant(32),
-    GroupQuant(64, floor=1e-4),
-    GroupQuant(256),
-]
-
-
-def spelled(quant: GroupQuant) -> str:
-    """A test id from what distinguishes `quant`."""
-    plain = GroupQuant()
-    return ",".join(str(value) for name, value in vars(quant).items() if value != getattr(plain, name)) or "vllm"

@@ -1,12 +1,4 @@
-"""The kernel against the reference on the same device, and its launch heuristic.
-
-The bounds. The kernel's operations are the reference's except for three: the order of the row's sum, exp (2 ulp) and
-the division inside the activation (2 ulp). Together they change a float32 value by about 2^-22, so a value that is then
-rounded to bf16 (a step of 2^-8) lands on the other side of a tie with probability 2^-14, and its code (a step of 2^-3
-to 2^-4) with 2^-18 = 4e-6; a scale is made from one such value. A naive kernel on an H200 differed in 4e-6 to 1e-5 of
-its codes. So the bounds are: at most 1e-5 of the codes, each by one step, in groups whose scales agree; at most 2^-13
-of the scales, each by one bf16 step.
-"""
+"""The gated norm's kernel against the reference on the same device, and its launch heuristic."""
 
 from dataclasses import replace
 
@@ -15,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusionlab.codes import code_steps
 from fusionlib import GatedNorm, GroupQuant, op, reference, schema
+from tests.kernels.agreement import assert_quantised
 from tests.support import POISON_CODE, codes_bytes, grouped_gate, poisoned_outputs
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
@@ -34,8 +26,6 @@ def spelled(quant: GroupQuant) -> str:
     plain = GroupQuant()
     return ",".join(str(value) for name, value in vars(quant).items() if value != getattr(plain, name)) or "vllm"
 
-
-CODE_BOUND, SCALE_BOUND = 1e-5, 2**-13
 
 SHAPES = {  # norm, group size, [heads, head_dim]
     "norm = group": (GatedNorm.qwen3_next(), 128, (32, 128)),
@@ -72,31 +62,8 @@ def run_kernel(x, gate, weight, norm, quant, config=None, bias=None):
 
 
 def assert_agrees(got, x, gate, weight, norm, quant, bias=None):
-    codes, scale, normed = got
     expected = reference.rms_norm_gated(x, gate, weight, norm, bias)
-    expected_codes, expected_scale = reference.group_quant(expected, quant)
-    groups = codes.shape[1] // quant.group_size
-    ours, theirs = (reference.unpack_scales(s, groups, quant) for s in (scale, expected_scale))
-    assert not ours.isnan().any()
-    # A value that stays in float32 keeps the last bits of its sums, which show in its scales.
-    in_float32 = torch.float32 in (x.dtype, normed.dtype)
-    same_scale = (ours / theirs - 1).abs() < 2**-20 if in_float32 else ours == theirs
-    scale_bound = 2**-10 if x.dtype is torch.float16 else SCALE_BOUND  # its steps are finer, so more ties are crossed
-    assert (~same_scale).float().mean() <= scale_bound
-    step = 2.0 if quant.scale_format == "ue8m0" else 1 + 2**-6
-    assert (ours / theirs).clamp(1 / step, step).eq(ours / theirs).all()
-    same_group = same_scale.repeat_interleave(quant.group_size, 1)
-    steps = code_steps(codes, expected_codes)[same_group]
-    assert steps.max() <= 1
-    # As bytes, so that the sign of zero is compared; what rounds to zero keeps the value's sign, which must match.
-    assert (codes.view(torch.uint8) != expected_codes.view(torch.uint8))[same_group].float().mean() <= CODE_BOUND
-    # The value itself: one step of its dtype for every rounding point, or the float32 error of the docstring if it is
-    # not rounded. A bias may cancel the value; then the steps are those of the sum's terms.
-    rounded = [normed.dtype, *([x.dtype] if norm.rounding - {"output"} else [])]
-    step = max({torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 2**-18}[dtype] for dtype in rounded)
-    tolerance = step * max(1, len(norm.rounding))
-    atol = 1e-30 if bias is None else tolerance * expected.float().abs().max().item()
-    torch.testing.assert_close(normed.float(), expected.float(), rtol=tolerance, atol=atol)
+    assert_quantised(got, expected, x.dtype, norm.rounding, quant, cancels=bias is not None)
 
 
 @pytest.mark.gpu

@@ -93,6 +93,7 @@ def register(subparsers: argparse._SubParsersAction, measurements: Iterable[Meas
     parser.add_argument("--layers", type=_positive, help="of --step; default: all 48, or as many as fit")
     parser.add_argument("--context-length", type=_positive, help="tokens in the caches of --step; default: 1024")
     parser.add_argument("--record", type=Path, help="with --step: a folder for <device>/, its blocks' cleaned traces")
+    parser.add_argument("--record-tokens", type=_positive, help="whose traces --record keeps; default: 16, or the only")
     parser.add_argument("--dependent-launch", action="store_true", help="also programmatic dependent launch (NVIDIA)")
     parser.add_argument("--check", action="store_true", help="check results only, measure nothing; also on a CPU")
     parser.add_argument(
@@ -118,6 +119,8 @@ def run(namespace: argparse.Namespace) -> int:
     instead: Measurement | None = namespace.instead
     if instead is not None and (namespace.sweep or namespace.check or namespace.dependent_launch):
         raise UsageError(f"--{instead.name} is a run of its own; leave --sweep, --check and --dependent-launch out")
+    if namespace.record_tokens and not namespace.record:
+        raise UsageError("--record-tokens belongs to --record; add it or leave --record-tokens out")
     if namespace.step and (namespace.sweep or instead is not None or namespace.dependent_launch):
         raise UsageError("--step is a run of its own; leave --sweep, --versions and --dependent-launch out")
     if not namespace.step and (namespace.layers or namespace.context_length or namespace.record):

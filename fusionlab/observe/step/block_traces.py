@@ -15,13 +15,13 @@ from typing import Any
 from fusionlab.observe.record import captured, cleaned_trace, profiled
 from fusionlab.observe.step.decode_sizes import KINDS
 from fusionlab.observe.step.decoder import Decoder
+from fusionlab.observe.step.saved_parts import SavedParts, only_moves, quantises_only
 from fusionlab.observe.step.step_variants import CompiledBlock
 from fusionlab.observe.structure import steps
 from fusionlab.observe.trace import Kernel, Trace
 from fusionlab.observe.whatif import WhatIf
 
 REPEATS = 2  # the second finds the device awake
-QUANT_KERNEL = "group_quant_kernel"
 
 
 def trace_blocks(decoder: Decoder, blocks: Mapping[str, CompiledBlock], device: str, path: Path) -> Trace:
@@ -45,21 +45,25 @@ def block_kernels(trace: Trace) -> dict[str, tuple[Kernel, ...]]:
 
 
 def kernel_counts(kernels: Sequence[Kernel]) -> dict[str, int]:
-    """How many kernels a block runs, copies and fills included, and how many of them only quantise."""
-    quant = sum(kernel.name.startswith(QUANT_KERNEL) for kernel in kernels)
-    return {"kernels": len(kernels), "quantisations": quant}
+    """How many kernels a block runs, and how many of them only quantise, or only copy or fill memory."""
+    return {
+        "kernels": len(kernels),
+        "quantisations": sum(map(quantises_only, kernels)),
+        "copies": sum(map(only_moves, kernels)),
+    }
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What a step would save without its quantisation kernels, by the trace of blocks; `measured_us` is what it saved.
 
-    What does not agree is `residual_us`: a fused kernel takes longer than its producer alone (it quantises, too), and a
-    launch that waits for another is not gone with the kernel.
+    What does not agree is `residual_us`, which `parts` explains where both were traced: a fused kernel does not take
+    as long as what it replaces besides the quantisation, which can be more kernels than one.
     """
 
     whatif: WhatIf
     measured_us: float
+    parts: SavedParts | None = None
 
     @property
     def residual_us(self) -> float:
@@ -77,6 +81,7 @@ class Prediction:
             "predicted_us": self.whatif.saved_us,
             "measured_us": self.measured_us,
             "residual_us": self.residual_us,
+            "parts": None if self.parts is None else self.parts.as_json(),
         }
 
 
@@ -95,7 +100,7 @@ def without_quantisation(
     """
     before, after, count = 0.0, 0.0, 0
     for kind, found in kernels.items():
-        pairs = [(a, b) for a, b in itertools.pairwise(found) if b.name.startswith(QUANT_KERNEL)]
+        pairs = [(a, b) for a, b in itertools.pairwise(found) if quantises_only(b)]
         count += layers[kind] * len(pairs)
         before += layers[kind] * sum(quant.end_us - producer.start_us for producer, quant in pairs)
         after += layers[kind] * sum(producer.duration_us for producer, _ in pairs)

@@ -17,10 +17,11 @@ from fusionlab.observe.step.decode_sizes import KINDS, ORDER, QWEN3_NEXT, SMALL
 from fusionlab.observe.step.step_run import StepRun, StepSettings, temporary_traces, trace_name
 from fusionlab.observe.step.step_text import codes, outputs, step_text
 from fusionlab.observe.tuning import own_tuning
+from fusionlib.commands.errors import UsageError
 
 _TOKENS = (1, 4, 16, 64, 256)
 _CHECK_TOKENS = (4,)
-_RECORDED = ("opaque", "fused")
+_RECORDED, _RECORDED_TOKENS = ("opaque", "fused"), 16
 
 
 def run_step(namespace: argparse.Namespace, device: str, make_timer: Callable[[], Any] | None, command: str) -> int:
@@ -29,6 +30,7 @@ def run_step(namespace: argparse.Namespace, device: str, make_timer: Callable[[]
     A CPU gets small blocks of the same structure: there is nothing to measure, and it multiplies in float32.
     """
     settings = step_settings(namespace, device)
+    recorded_tokens = tokens_to_record(namespace, settings) if namespace.record is not None else 0
     manifest = make_manifest(command, settings.seed, libraries=_libraries())
     path = _destination(namespace.out, manifest.machine.slug)
     if namespace.record is not None:
@@ -44,7 +46,7 @@ def run_step(namespace: argparse.Namespace, device: str, make_timer: Callable[[]
     with own_tuning(), temporary_traces() as folder:
         StepRun(settings, timer, results, Path(folder), save=save).all()
         if namespace.record is not None:
-            _keep(Path(folder), namespace.record / manifest.machine.slug, settings, manifest)
+            _keep(Path(folder), namespace.record / manifest.machine.slug, recorded_tokens, device == "cuda", manifest)
     save()
     if timer is not None:
         print(step_text(results, manifest))
@@ -70,6 +72,22 @@ def step_settings(namespace: argparse.Namespace, device: str) -> StepSettings:
     return StepSettings(
         tuple(tokens), tuple(namespace.step_variants), namespace.rounds, namespace.seed, device, sizes, layers
     )
+
+
+def tokens_to_record(namespace: argparse.Namespace, settings: StepSettings) -> int:
+    """The number of tokens whose traces are kept: the one asked for, the only one, or 16.
+
+    Raises:
+        UsageError: if the run does not have it.
+    """
+    given = namespace.record_tokens
+    wanted = given or (settings.tokens[0] if len(settings.tokens) == 1 else _RECORDED_TOKENS)
+    if wanted not in settings.tokens:
+        measured = ", ".join(map(str, settings.tokens))
+        raise UsageError(
+            f"--record would keep the traces of {wanted} tokens; name one of {measured} by --record-tokens"
+        )
+    return wanted
 
 
 def conditions(settings: StepSettings, timer: Any) -> dict[str, Any]:
@@ -109,22 +127,21 @@ def _destination(out: Path | None, device: str) -> Path | None:
     return path
 
 
-def _keep(folder: Path, target: Path, settings: StepSettings, manifest: Manifest) -> None:
-    """Copy the recorded variants' traces to `target`, with their manifest."""
+def _keep(folder: Path, target: Path, tokens: int, graph: bool, manifest: Manifest) -> None:
+    """Copy the traces of the opaque and the fused blocks at `tokens` tokens to `target`, with their manifest.
+
+    What an earlier run recorded there goes: a folder holds the files of its manifest, and these are another run's.
+    """
     target.mkdir(parents=True, exist_ok=True)
+    for old in target.glob(trace_name("*", "*")):
+        old.unlink()
     files = []
-    for tokens in settings.tokens:
-        for variant in _RECORDED:
-            name = trace_name(variant, tokens)
-            if not (folder / name).exists():
-                continue
-            shutil.copyfile(folder / name, target / name)
-            labels = {
-                "variant": variant,
-                "tokens": tokens,
-                "graph": settings.device == "cuda",
-                "blocks": " ".join(KINDS),
-            }
-            files.append(file_entry(target / name, **labels))
+    for variant in _RECORDED:
+        name = trace_name(variant, tokens)
+        if not (folder / name).exists():
+            continue
+        shutil.copyfile(folder / name, target / name)
+        labels = {"variant": variant, "tokens": tokens, "graph": graph, "blocks": " ".join(KINDS)}
+        files.append(file_entry(target / name, **labels))
     write_manifest(target, replace(manifest, files=tuple(files)))
     print(f"traces: {target} ({len(files)})")

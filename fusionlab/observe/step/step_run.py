@@ -27,6 +27,7 @@ from fusionlab.observe.step.block_traces import (
 from fusionlab.observe.step.blocks import Result
 from fusionlab.observe.step.decode_sizes import KINDS, QWEN3_NEXT, Sizes
 from fusionlab.observe.step.decoder import Decoder, Weights, make_decoder, make_weights
+from fusionlab.observe.step.saved_parts import saved_parts
 from fusionlab.observe.step.site_codes import site_codes
 from fusionlab.observe.step.step_variants import STEP_VARIANTS, CompiledBlock, compile_block, eager_roundings
 from fusionlab.observe.trace import Kernel
@@ -47,6 +48,7 @@ CLOSE_WITH_ROUNDINGS = 0.02
 LISTS = ("blocks", "memory", "outputs", "with_roundings", "codes", "gains", "predictions")
 
 Blocks = Mapping[str, CompiledBlock]
+Kernels = Mapping[str, tuple[Kernel, ...]]
 
 
 @dataclass(frozen=True)
@@ -213,22 +215,26 @@ class StepRun:
         medians = (f"{row.variant} {row.median_us:.1f}" for row in rows.values())
         self.say(f"timed    {decoder.tokens} tokens: {', '.join(medians)} us")
         if "opaque" in rows:
-            self.gains(decoder, rows, kernels.get("opaque", {}))
+            self.gains(decoder, rows, kernels)
 
-    def gains(self, decoder: Decoder, rows: Mapping[str, Row], kernels: Mapping[str, tuple[Kernel, ...]]) -> None:
+    def gains(self, decoder: Decoder, rows: Mapping[str, Row], kernels: Mapping[str, Kernels]) -> None:
         """What each variant saves, and beside it what the trace of `opaque` predicts for `fused`."""
         opaque = rows["opaque"].median_us
         for name, row in rows.items():
             share = 1.0 - row.median_us / opaque
             self.found["gains"].append({"tokens": decoder.tokens, "variant": name, "share": share})
         kinds = [block.kind for block in decoder.weights.opaque]
+        layers = {kind: kinds.count(kind) for kind in KINDS}
+        traced, fused = kernels.get("opaque", {}), kernels.get("fused", {})
         try:
-            whatif = without_quantisation(kernels, {kind: kinds.count(kind) for kind in KINDS}, decoder.tokens, opaque)
+            whatif = without_quantisation(traced, layers, decoder.tokens, opaque)
         except WhatIfError as error:
             self.say(f"no prediction at {decoder.tokens} tokens: {error}")
             return
         if whatif is not None and "fused" in rows:
-            self.found["predictions"].append(Prediction(whatif, opaque - rows["fused"].median_us).as_json())
+            saved = opaque - rows["fused"].median_us
+            parts = saved_parts(traced, fused, layers, saved)
+            self.found["predictions"].append(Prediction(whatif, saved, parts).as_json())
 
     def exact(self, weights: Weights, tokens: int) -> None:
         """Compare whole blocks of `fused` and `opaque` where Inductor keeps eager's roundings."""
@@ -261,8 +267,8 @@ def case_name(tokens: int) -> str:
     return f"step/{tokens}/strided/step"
 
 
-def trace_name(variant: str, tokens: int) -> str:
-    """The file of a trace, named as the recorder names its own."""
+def trace_name(variant: str, tokens: int | str) -> str:
+    """The file of a trace, named as the recorder names its own; a pattern of files if a part is `*`."""
     return f"{variant}-{tokens}-graph.json.gz"
 
 

@@ -56,12 +56,16 @@ def test_a_fused_sites_codes_are_eagers_and_the_compilers_are_near(monkeypatch):
     assert not any(found.problem() for found in (exact, opaque, between))
 
 
-def test_a_code_in_a_thousand_is_wrong_only_where_it_must_be_eagers():
+def test_only_what_is_fused_must_be_eagers():
     near = Agreement(1e-3, 1, 0.0, 0.0, 1 << 20)
     assert "of the codes differ" in SiteCodes("s", "fused", "eager", True, near).problem()
-    assert SiteCodes("s", "fused", "opaque", True, near).problem() is None
-    assert SiteCodes("s", "opaque", "eager", False, near).problem() is None
-    assert SiteCodes("s", "opaque", "eager", False, Agreement(1e-3, 2, 0.0, 0.0, 1 << 20)).problem() is not None
+    two_steps, scale = Agreement(1e-6, 2, 0.0, 0.0, 1 << 20), Agreement(0.0, 0, 0.0, 0.0096, 1 << 20)
+    assert "2 FP8 steps" in SiteCodes("s", "fused", "eager", True, two_steps).problem()
+    assert "a scale is 0.0096" in SiteCodes("s", "fused", "eager", True, scale).problem()
+    assert "was not fused" in SiteCodes("s", "fused", "eager", False, Agreement(0.0, 0, 0.0, 0.0, 1 << 20)).problem()
+    for far in (near, two_steps, scale):  # roundings that the compiler dropped: on an H100 a scale was off by 0.011
+        assert SiteCodes("s", "fused", "opaque", True, far).problem() is None
+        assert SiteCodes("s", "opaque", "eager", False, far).problem() is None
     assert SiteCodes("s", "fused", "eager", True, near).as_json() == {
         "site": "s", "variant": "fused", "against": "eager", "fused": True, "codes_differ": 1e-3, "steps": 1,
         "scales_differ": 0.0, "scale_error": 0.0, "compared": 1 << 20,

@@ -35,6 +35,9 @@ def parsed(*arguments):
         (("--step", "--versions"), "leave"),
         (("--layers", "4", "--check"), "belong to --step"),
         (("--record", "x", "--check"), "belong to --step"),
+        (("--step", "--record-tokens", "4", "--check"), "belongs to --record"),
+        (("--step", "--record", "x", "--check", "--tokens", "1", "4"), "name one of 1, 4 by --record-tokens"),
+        (("--step", "--record", "x", "--check", "--record-tokens", "16"), "traces of 16 tokens; name one of 4"),
         (("--step", "--check", "--out", "x"), "measures nothing"),
     ],
 )
@@ -53,6 +56,15 @@ def test_settings():
     assert layers == [4, 8, 48]
     longer = step_command.step_settings(parsed("--step", "--context-length", "4096"), "cuda")
     assert longer.sizes.context == 4096
+
+
+@pytest.mark.parametrize(
+    ("words", "tokens"),
+    [((), 16), (("--tokens", "4"), 4), (("--tokens", "1", "16"), 16), (("--record-tokens", "64"), 64)],
+)
+def test_traces_of_one_number_of_tokens_are_recorded(words, tokens):
+    arguments = parsed("--step", "--record", "x", *words)
+    assert step_command.tokens_to_record(arguments, step_command.step_settings(arguments, "cuda")) == tokens
 
 
 def test_the_command_is_written_as_it_can_be_repeated():
@@ -81,17 +93,20 @@ def test_a_run_with_another_timer_is_written_and_read_back(tmp_path, capsys, mon
 def test_recorded_traces_carry_their_manifest(tmp_path):
     traces, target = tmp_path / "all", tmp_path / "steps" / "cpu"
     traces.mkdir()
-    settings = StepSettings((2, 3), device="cpu")
     for name in ("opaque", "inductor", "fused"):
         blocks = {kind: uncompiled(STEP_VARIANTS[name], kind) for kind in KINDS}
-        trace_blocks(decoder(2), blocks, "cpu", traces / trace_name(name, 2))
-    step_command._keep(traces, target, settings, make_manifest("fusionlib bench --step", 0))
+        for tokens in (2, 3):
+            trace_blocks(decoder(2), blocks, "cpu", traces / trace_name(name, tokens))
+    target.mkdir(parents=True)
+    (target / trace_name("opaque", 64)).write_text("an earlier run's")
+    step_command._keep(traces, target, 2, False, make_manifest("fusionlib bench --step", 0))
     manifest = verify(target)
     assert [(file.name, file.labels) for file in manifest.files] == [
         (f"{name}-2-graph.json.gz", {"variant": name, "tokens": 2, "graph": False, "blocks": "linear full"})
         for name in ("opaque", "fused")
     ]
     assert all(len(read_trace(target / file.name).marks) == 4 for file in manifest.files)
+    assert len(list(target.iterdir())) == 3
 
 
 @WITHOUT_GPU
