@@ -47,10 +47,28 @@ def test_pieces_hold_a_row_and_less_than_one_piece_besides():
     for row in ROWS[2:]:
         for warps in (1, 2, 4, 8, 16, 32):
             config = LaunchConfig(1, warps)
-            tiling = launch.in_pieces(launch.unit_constants(row, GroupQuant(), row, 1, config, ptx=True), config)
+            tiling = launch.in_pieces(row, launch.unit_constants(row, GroupQuant(), row, 1, config, ptx=True), config)
             elements = tiling["BLOCK_SEGMENTS"] * tiling["BLOCK_SEGMENT"]
             assert tiling["PIECES"] * elements >= row
             assert tiling["PIECES"] == 1 or tiling["PIECES"] * elements - row < elements == 256 * warps
+
+
+@pytest.mark.parametrize(("norm_size", "group_size", "warps"), [(96, 128, 1), (384, 256, 1), (1536, 1024, 4)])
+def test_several_norms_in_a_unit_are_in_one_piece(norm_size, group_size, warps):
+    """The squares of all pieces are added up."""
+    config, quant = LaunchConfig(1, warps), GroupQuant(group_size)
+    tiling = launch.unit_constants(norm_size, quant, 3072, 1, config, ptx=True)
+    assert launch.in_pieces(norm_size, tiling, config) == tiling | {"PIECES": 1}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", [(96, 128), (384, 256), (1536, 1024), (192, 256)])
+@pytest.mark.parametrize("tokens", [3, 1000])
+def test_norms_and_groups_that_do_not_divide_each_other(sizes, tokens):
+    norm, quant, x = RMSNorm.llama(sizes[0]), GroupQuant(sizes[1]), drawn(tokens, 3072)
+    weight = drawn(1, sizes[0])[0]
+    for config in (None, LaunchConfig(1, 1), LaunchConfig(1, 4)):
+        assert_agrees(run_kernel(x, x, weight, norm, quant, config), x, x, weight, norm, quant)
 
 
 def run_kernel(x, residual, weight, norm, quant, config=None):
