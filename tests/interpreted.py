@@ -1,4 +1,4 @@
-"""Run the kernel in Triton's interpreter over many shapes and layouts; a script, for a process of its own.
+"""Run the kernels in Triton's interpreter over many shapes and layouts; a script, for a process of its own.
 
 A jitted function is either interpreted or compiled for a whole process, so `test_interpreter.py` starts this one. The
 interpreter's casts are not the hardware's (it truncates float32 to bf16, and a part of its FP8 codes differ), so it is
@@ -17,8 +17,10 @@ import torch
 
 from fusionlab.codes import code_steps
 from fusionlab.versions.interpreted import interpreters_codes
-from fusionlib import GatedNorm, GroupQuant, reference
-from fusionlib.kernels.launch import launch_fused, launch_group_quant
+from fusionlib import ActAndMul, GatedNorm, GroupQuant, RMSNorm, reference
+from fusionlib.kernels import launch
+from fusionlib.kernels.config import LaunchConfig
+from fusionlib.kernels.launch import launch_act_and_mul, launch_fused, launch_group_quant, launch_rms_norm
 from tests.support import grouped_gate, poisoned_outputs
 
 
@@ -96,6 +98,94 @@ CASES = {
 }
 
 
+def unrounded(norm_size: int, **changes) -> RMSNorm:
+    return RMSNorm(norm_size, rounding=(), **changes)
+
+
+ONE_WARP, FOUR_WARPS = LaunchConfig(1, 1), LaunchConfig(1, 4)
+
+#: x, residual, spec, quantisation, launch configuration (None: the heuristic's)
+NORM_CASES = {
+    "a row": (rows(5, 512), rows(5, 512), unrounded(512), GroupQuant(), None),
+    "no residual": (rows(5, 512), None, unrounded(512), GroupQuant(), None),
+    "1 + w": (rows(5, 512), rows(5, 512), unrounded(512, weight_offset=1), GroupQuant(), None),
+    "one token of 2048": (rows(1, 2048), rows(1, 2048), unrounded(2048), GroupQuant(), None),
+    "2304": (rows(3, 2304), rows(3, 2304), unrounded(2304), GroupQuant(), None),
+    "5120 in pieces": (rows(3, 5120), rows(3, 5120), unrounded(5120), GroupQuant(), FOUR_WARPS),
+    "1152 in pieces": (rows(3, 1152), rows(3, 1152), unrounded(1152), GroupQuant(), ONE_WARP),
+    "pieces of a segment each": (rows(3, 1280), rows(3, 1280), unrounded(1280), GroupQuant(256), ONE_WARP),
+    "packed in pieces": (rows(3, 1152), rows(3, 1152), unrounded(1152), GroupQuant(**PACKED), ONE_WARP),
+    "heads": (rows(5, 4, 128), rows(5, 512), unrounded(128), GroupQuant(), None),
+    "64-wide heads": (rows(5, 8, 64), rows(5, 512), unrounded(64), GroupQuant(), None),
+    "heads of 96": (rows(5, 4, 96), rows(5, 384), unrounded(96), GroupQuant(), None),
+    "heads of 96, one warp": (rows(5, 4, 96), rows(5, 384), unrounded(96), GroupQuant(), ONE_WARP),
+    "heads of 384, groups of 256": (rows(5, 2, 384), rows(5, 768), unrounded(384), GroupQuant(256), ONE_WARP),
+    "heads of 1536, groups of 1024": (rows(3, 3072), rows(3, 3072), unrounded(1536), GroupQuant(1024), FOUR_WARPS),
+    "per token": (rows(5, 768), rows(5, 768), unrounded(768), GroupQuant(768, scale_layout="vector"), None),
+    "slice": (rows(5, 1536)[:, 512:1024], rows(5, 512), unrounded(512), GroupQuant(), None),
+    "every other element": (rows(5, 1024)[:, ::2], rows(5, 1024)[:, 1::2], unrounded(512), GroupQuant(), None),
+    "every other, in pieces": (rows(3, 2304)[:, ::2], rows(3, 1152), unrounded(1152), GroupQuant(), ONE_WARP),
+    "strided heads": (rows(5, 4, 256)[..., :128], rows(5, 512), unrounded(512), GroupQuant(), None),
+    "column major": (rows(6, 512), rows(6, 512), unrounded(512), GroupQuant.deepgemm(), None),
+    "floor on scale": (rows(5, 512) * 1e-9, None, unrounded(512, eps=1e-2), GroupQuant.vllm_native(), None),
+    "zeros, no eps": (torch.zeros(3, 384), None, unrounded(384, eps=0.0), GroupQuant(), None),
+    "two rows a program": (rows(5, 512), rows(5, 512), unrounded(512), GroupQuant(), LaunchConfig(2, 4)),
+}
+
+#: x, gate, spec, quantisation
+PRODUCT_CASES = {
+    **{
+        kind: (rows(5, 512), rows(5, 512), ActAndMul(kind, ()), GroupQuant())
+        for kind in ("silu", "gelu", "gelu_tanh", "sigmoid")
+    },
+    "one token": (rows(1, 640), rows(1, 640), ActAndMul(rounding=()), GroupQuant()),
+    "halves": (*rows(5, 1024).chunk(2, -1), ActAndMul(rounding=()), GroupQuant()),
+    "interleaved": ((wide := rows(5, 1024))[:, ::2], wide[:, 1::2], ActAndMul(rounding=()), GroupQuant()),
+    "gate of every head": (rows(5, 512), rows(5, 4, 256)[..., 128:], ActAndMul("sigmoid", ()), GroupQuant()),
+    "strided heads in groups": (rows(3, 1024), STRIDED_GROUPS, ActAndMul("sigmoid", ()), GroupQuant()),
+    "groups of 96": (rows(5, 480), rows(5, 480), ActAndMul(rounding=()), GroupQuant(96)),
+    "per token": (rows(5, 640), rows(5, 640), ActAndMul(rounding=()), GroupQuant(640, scale_layout="vector")),
+    "packed": (rows(6, 768), rows(6, 768), ActAndMul(rounding=()), GroupQuant(**PACKED)),
+    "padded": (rows(6, 512), rows(6, 512), ActAndMul(rounding=()), GroupQuant(scale_layout="column_major_padded")),
+    "e5m2": (rows(6, 512), rows(6, 512), ActAndMul(rounding=()), GroupQuant(dtype=torch.float8_e5m2)),
+    "no floor": (rows(5, 512), rows(5, 512), ActAndMul(rounding=()), GroupQuant(floor=None)),
+    "output in bf16": (rows(5, 512), rows(5, 512), ActAndMul("silu", ("output",), torch.bfloat16), GroupQuant()),
+}
+
+
+def in_pieces_here(*arguments):
+    """The tiling in pieces as for PTX, which alone holds rows so; the interpreter can do it as well."""
+    run, tiling, config = arguments
+    return _in_pieces(run, tiling | {"PTX": True}, config) | {"PTX": False}
+
+
+_in_pieces, launch.in_pieces = launch.in_pieces, in_pieces_here
+
+
+def check_norm(name: str, weight_form: str) -> None:
+    """One case of the RMS norm; the sum is one addition, and so equal to the bit."""
+    x, residual, norm, quant, config = NORM_CASES[name]
+    tokens, hidden = x.shape[0], x[0].numel()
+    size = {"none": 0, "norm": norm.norm_size, "row": hidden}[weight_form]
+    weight = torch.rand(size) + 0.5 if size else None
+    codes, scale = poisoned_outputs(tokens, hidden, quant, "cpu")
+    normed, total = torch.full((2, tokens, hidden), torch.nan)
+    launch_rms_norm(x, residual, weight, norm, quant, codes, scale, normed, total, config)
+    expected, expected_total = reference.rms_norm(x, weight, norm, residual)
+    torch.testing.assert_close(total, expected_total, rtol=0, atol=0)
+    check_quantised(codes, scale, normed, expected, quant)
+
+
+def check_product(name: str) -> None:
+    """One case of the product with an activation."""
+    x, gate, act, quant = PRODUCT_CASES[name]
+    tokens, hidden = x.shape[0], x[0].numel()
+    codes, scale = poisoned_outputs(tokens, hidden, quant, "cpu")
+    value = torch.full((tokens, hidden), torch.nan, dtype=act.output_dtype(x.dtype))
+    launch_act_and_mul(x, gate, act, quant, codes, scale, value)
+    check_quantised(codes, scale, value, reference.act_and_mul(x, gate, act), quant)
+
+
 def check(name: str, weight_per_element: bool, biased: bool) -> None:
     """One case: normed and scale within float32 rounding, codes to the bit of the interpreter's cast."""
     x, gate, norm, quant = CASES[name]
@@ -106,6 +196,14 @@ def check(name: str, weight_per_element: bool, biased: bool) -> None:
     normed = torch.full((tokens, hidden), 7.0 if "no eps" in name else torch.nan, dtype=norm.output_dtype(x.dtype))
     launch_fused(x, gate, weight, bias, norm, quant, codes, scale, normed)
     expected = reference.rms_norm_gated(x, gate, weight, norm, bias)
+    check_quantised(codes, scale, normed, expected, quant)
+
+
+def check_quantised(
+    codes: torch.Tensor, scale: torch.Tensor, normed: torch.Tensor, expected: torch.Tensor, quant: GroupQuant
+) -> None:
+    """The value is near the expected one, and codes and scales are those of the value."""
+    tokens, hidden = codes.shape
     rtol = 1e-5 if normed.dtype is torch.float32 else 2**-7
     torch.testing.assert_close(normed, expected, rtol=rtol, atol=1e-6, equal_nan=True)
 
@@ -133,12 +231,15 @@ def check(name: str, weight_per_element: bool, biased: bool) -> None:
 
 if __name__ == "__main__":
     failures = []
-    for case in CASES:
-        for weight_per_element, biased in ((False, False), (True, False), (True, True)):
-            try:
-                check(case, weight_per_element, biased)
-                print(f"ok {case}, {weight_per_element=}, {biased=}")
-            except Exception as error:
-                failures.append(case)
-                print(f"FAILED {case}, {weight_per_element=}, {biased=}: {error!r}")
+    forms = ((False, False), (True, False), (True, True))
+    checks = [(check, (case, *form)) for case in CASES for form in forms]
+    checks += [(check_norm, (case, form)) for case in NORM_CASES for form in ("none", "norm", "row")]
+    checks += [(check_product, (case,)) for case in PRODUCT_CASES]
+    for run, arguments in checks:
+        try:
+            run(*arguments)
+            print(f"ok {run.__name__}{arguments}")
+        except Exception as error:
+            failures.append(arguments)
+            print(f"FAILED {run.__name__}{arguments}: {error!r}")
     sys.exit(len(failures))

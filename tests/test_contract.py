@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fusionlib
-from fusionlib import GatedNorm, GroupQuant, contract
+from fusionlib import ActAndMul, GatedNorm, GroupQuant, RMSNorm, contract
 from tests.support import good
 
 
@@ -34,6 +34,50 @@ def test_what_the_kernel_cannot_do(shape, norm_size, group_size, words):
     problem = contract.kernel_problem(x, x, None, None, GatedNorm(norm_size), GroupQuant(group_size))
     for word in words:
         assert word in problem
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm_size", "group_size", "words"),
+    [
+        ((1, 32768), 32768, 128, ["norm_size=32768", "32768", "16384"]),
+        ((1, 127 * 256), 127, 256, ["norm_size=127", "32512"]),
+        ((1, 16384), 16384, 128, None),
+        ((2**31, 128), 128, 128, ["32-bit", "split"]),
+    ],
+)
+def test_what_the_rms_norms_kernel_cannot_do(shape, norm_size, group_size, words):
+    x = torch.empty(shape, device="meta", dtype=torch.bfloat16)
+    check(contract.rms_norm_kernel_problem(x, None, None, RMSNorm(norm_size), GroupQuant(group_size)), words)
+
+
+@pytest.mark.parametrize(
+    ("shape", "group_size", "words"),
+    [
+        ((1, 32768), 32768, ["group_size=32768", "16384"]),
+        ((1, 32768), 128, None),
+        ((2**25, 64 * 128), 128, ["32-bit", "split"]),
+    ],
+)
+def test_what_the_products_kernel_cannot_do(shape, group_size, words):
+    x = torch.empty(shape, device="meta", dtype=torch.bfloat16)
+    check(contract.act_and_mul_kernel_problem(x, x, ActAndMul(), GroupQuant(group_size)), words)
+
+
+def test_interleaved_halves_take_one_level_of_strides_of_the_two():
+    wide = torch.empty(2, 4, 2, 64)
+    halves = {
+        "every other": wide.flatten(1)[:, ::2],
+        "every other of heads": torch.empty(2, 4, 256)[:, :, :64:2],
+        "of heads in groups": torch.empty(2, 3, 4, 256)[:, :2, :2, :64:2],
+    }
+    for name, x in halves.items():
+        spec, quant = RMSNorm(x[0].numel()), GroupQuant(32)
+        assert contract.rms_norm_problem(x, None, None, spec, quant) is None
+        problem = contract.rms_norm_kernel_problem(x, None, None, spec, quant)
+        check(problem, ["x.contiguous()"] if name == "of heads in groups" else None)
+        other = torch.empty(2, x[0].numel())
+        problem = contract.act_and_mul_kernel_problem(other, x, ActAndMul(), quant)
+        check(problem, ["gate.contiguous()"] if name == "of heads in groups" else None)
 
 
 def test_too_many_levels_of_strides():

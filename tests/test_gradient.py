@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusionlib
-from fusionlib import GatedNorm, GroupQuant, reference
+from fusionlib import ActAndMul, GatedNorm, GroupQuant, RMSNorm, reference
 from fusionlib.block_mm import block_scaled_mm, dequantised
 from fusionlib.layers import AttentionOutput
 from fusionlib.pattern.norm_op import define_norm_op, rms_norm_gated
-from tests.support import norms, quants
+from tests.support import acts, norms, quants, rms_norms
 
 HIDDEN = 16
 
@@ -59,6 +59,41 @@ def test_the_fused_op_has_the_gradient_of_the_reference(norm, quant, seed, biase
     assert equal(gradients(fused, tensors, quant), gradients(plain, tensors, quant))
 
 
+@given(norm=rms_norms(8), quant=quants(4), seed=st.integers(0, 2**16), given=st.sampled_from([1, 2, 3]))
+@settings(max_examples=50)
+def test_the_rms_norm_has_the_gradient_of_the_reference(norm, quant, seed, given):
+    """Of x alone, with a residual, and with a weight too."""
+    tensors = some(seed, (3, 2, 8), (3, HIDDEN), (8,))[:given]
+    quant = replace(quant, floor=quant.floor_in(norm.output_dtype(torch.float32)))
+
+    def fused(x, residual=None, weight=None):
+        return fusionlib.rms_norm_group_quant(
+            x, weight, norm=norm, quant=quant, residual=residual, return_normed=True, return_sum=residual is not None
+        )
+
+    def plain(x, residual=None, weight=None):
+        value, total = reference.rms_norm(x, weight, norm, residual)
+        return *reference.group_quant(value, quant), value, *([] if residual is None else [total])
+
+    assert equal(gradients(fused, tensors, quant), gradients(plain, tensors, quant))
+
+
+@given(act=acts(), quant=quants(4), seed=st.integers(0, 2**16))
+@settings(max_examples=50)
+def test_the_product_with_an_activation_has_the_gradient_of_the_reference(act, quant, seed):
+    tensors = some(seed, (3, 2, 8), (3, HIDDEN))
+    quant = replace(quant, floor=quant.floor_in(act.output_dtype(torch.float32)))
+
+    def fused(x, gate):
+        return fusionlib.act_and_mul_group_quant(x, gate, act=act, quant=quant, return_value=True)
+
+    def plain(x, gate):
+        value = reference.act_and_mul(x, gate, act)
+        return *reference.group_quant(value, quant), value
+
+    assert equal(gradients(fused, tensors, quant), gradients(plain, tensors, quant))
+
+
 @given(quant=quants(4), seed=st.integers(0, 2**16))
 @settings(max_examples=50)
 def test_the_quantisation_has_the_gradient_of_the_reference(quant, seed):
@@ -72,6 +107,12 @@ CALLS = {
     "fused": lambda x, gate, weight: fusionlib.rms_norm_gated_group_quant(x, gate, weight, norm=NORM, quant=QUANT),
     "opaque quantisation": lambda x, gate, weight: fusionlib.group_quant(
         reference.rms_norm_gated(x, gate, weight, NORM), QUANT
+    ),
+    "rms norm": lambda x, gate, weight: fusionlib.rms_norm_group_quant(
+        x, weight, norm=RMSNorm(8), quant=QUANT, residual=gate, return_sum=True
+    ),
+    "product": lambda x, gate, weight: fusionlib.act_and_mul_group_quant(
+        x * weight, gate, act=ActAndMul.swiglu(), quant=QUANT
     ),
     "opaque norm": lambda x, gate, weight: reference.group_quant(rms_norm_gated(x, gate, weight, NORM), QUANT),
 }

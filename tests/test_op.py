@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusionlib
-from fusionlib import GatedNorm, GroupQuant, op, quant_op, reference, schema
-from tests.support import FLOAT_DTYPES, good, grouped_gate, norms, quants, same
+from fusionlib import ActAndMul, GatedNorm, GroupQuant, RMSNorm, op, quant_op, reference, schema
+from tests.support import FLOAT_DTYPES, acts, good, grouped_gate, norms, quants, rms_norms, same, strided_rows
 
 FUSED = torch.ops.fusionlib.rms_norm_gated_group_quant.default
 WITH_NORM = torch.ops.fusionlib.rms_norm_gated_group_quant_with_value.default
@@ -89,6 +89,169 @@ def test_the_fake_has_the_shapes_strides_and_dtypes_of_the_real(call):
         fake = WITH_NORM(*fakes, *scalars(norm, quant))
     for a, b in zip(real, fake, strict=True):
         assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+@st.composite
+def rms_norm_calls(draw):
+    """(x, residual, weight, norm, quant): mixed dtypes, strided or not, with a residual and a weight or without."""
+    norm_size, group_size, hidden = draw(st.sampled_from(SIZES))
+    norm, quant = draw(rms_norms(norm_size)), draw(quants(group_size, per_token=group_size == hidden))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    tokens, magnitude = draw(st.sampled_from([0, 1, 2, 7])), draw(st.sampled_from([1e-30, 1e-3, 1.0, 3e4]))
+    x = strided_rows(draw, tokens, hidden, magnitude)
+    residual = draw(st.sampled_from([None, x])) if draw(st.booleans()) else strided_rows(draw, tokens, hidden)
+    size = draw(st.sampled_from([None, norm_size, hidden]))
+    weight = None if size is None else torch.randn(size).to(draw(st.sampled_from(FLOAT_DTYPES)))
+    return x, residual, weight, norm, replace(quant, floor=quant.floor_in(norm.output_dtype(x.dtype)))
+
+
+@st.composite
+def product_calls(draw):
+    """(x, gate, act, quant)."""
+    _, group_size, hidden = draw(st.sampled_from(SIZES))
+    act, quant = draw(acts()), draw(quants(group_size, per_token=group_size == hidden))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    tokens, magnitude = draw(st.sampled_from([0, 1, 2, 7])), draw(st.sampled_from([1e-30, 1e-3, 1.0, 3e4]))
+    x, gate = strided_rows(draw, tokens, hidden, magnitude), strided_rows(draw, tokens, hidden)
+    return x, gate, act, replace(quant, floor=quant.floor_in(act.output_dtype(x.dtype)))
+
+
+def fakes_agree(overload, arguments) -> None:
+    """The fake results have the shapes, strides and dtypes of the real ones."""
+    from torch._subclasses import FakeTensorMode
+
+    real = overload(*arguments)
+    with FakeTensorMode() as mode:
+        fake = overload(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+    for a, b in zip(real, fake, strict=True):
+        assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+@given(rms_norm_calls())
+@settings(max_examples=150)
+def test_the_rms_norm_op_is_the_reference(call):
+    x, residual, weight, norm, quant = call
+    value, total = reference.rms_norm(x, weight, norm, residual)
+    codes, scale = reference.group_quant(value, quant)
+    found = {"codes": codes, "scale": scale, "value": value, "sum": total}
+    before = [None if t is None else t.clone() for t in (x, residual, weight)]
+    for kept in ((), ("value",), ("sum",), ("value", "sum")):
+        overload, names = op.RMS_NORM.returning(kept)
+        results = overload(x, residual, weight, *schema.scalars(norm, quant))
+        assert names == ("codes", "scale", *kept)
+        assert all(same(result, found[name]) for name, result in zip(names, results, strict=True))
+        storages = [t.untyped_storage().data_ptr() for t in (x, residual, weight) if t is not None and t.numel()]
+        assert not set(storages) & {r.untyped_storage().data_ptr() for r in results if r.numel()}
+        fakes_agree(overload, (x, residual, weight, *schema.scalars(norm, quant)))
+    assert all(
+        a is None or same(a.contiguous(), b.contiguous()) for a, b in zip(before, (x, residual, weight), strict=True)
+    )
+    if residual is not None:
+        every = fusionlib.rms_norm_group_quant(
+            x, weight, norm=norm, quant=quant, residual=residual, return_normed=True, return_sum=True
+        )
+        assert all(same(a, b) for a, b in zip(every, found.values(), strict=True))
+
+
+@given(product_calls())
+@settings(max_examples=150)
+def test_the_product_op_is_the_reference(call):
+    x, gate, act, quant = call
+    value = reference.act_and_mul(x, gate, act)
+    codes, scale = reference.group_quant(value, quant)
+    every = fusionlib.act_and_mul_group_quant(x, gate, act=act, quant=quant, return_value=True)
+    assert all(same(a, b) for a, b in zip(every, (codes, scale, value), strict=True))
+    two = fusionlib.act_and_mul_group_quant(x, gate, act=act, quant=quant)
+    assert len(two) == 2 and same(two[0], codes) and same(two[1], scale)
+    for overload in op.ACT_AND_MUL.overloads:
+        fakes_agree(overload, (x, gate, *schema.scalars(act, quant)))
+
+
+@pytest.mark.parametrize("layout", ["row_major", "column_major", "column_major_padded", "packed_int32", "vector"])
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_opcheck_of_every_other_op(layout, tokens):
+    """With halves that are interleaved, and a residual in float32."""
+    quant = GroupQuant(512 if layout == "vector" else 128, scale_format="ue8m0", scale_layout=layout)
+    wide = torch.randn(tokens, 1024, dtype=torch.bfloat16)
+    residual, weight = torch.randn(tokens, 4, 128), torch.randn(512)
+    for overload in op.ACT_AND_MUL.overloads:
+        torch.library.opcheck(overload, (wide[:, ::2], wide[:, 1::2], *schema.scalars(ActAndMul.swiglu(), quant)))
+    for overload in op.RMS_NORM.overloads:
+        cut = wide[:, :512] if tokens else torch.randn(0, 512)  # opcheck cannot clone an empty slice
+        for tensors in ((wide[:, 1::2], residual, weight), (cut, None, None)):
+            torch.library.opcheck(overload, (*tensors, *schema.scalars(RMSNorm.llama(512), quant)))
+
+
+def test_compiled_calls_of_the_others_with_dynamic_tokens_are_the_eager_ones():
+    quant = GroupQuant.vllm().with_layout("column_major")
+
+    def call(wide, residual, weight):
+        gate, up = wide.chunk(2, -1)
+        norm = RMSNorm.llama(512)
+        return (
+            *fusionlib.act_and_mul_group_quant(up, gate, act=ActAndMul.swiglu(), quant=quant, return_value=True),
+            *fusionlib.rms_norm_group_quant(up, weight, norm=norm, quant=quant, residual=residual, return_sum=True),
+        )
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    for tokens in (3, 8):
+        tensors = torch.randn(tokens, 1024).bfloat16(), torch.randn(tokens, 512), torch.ones(512)
+        assert all(same(a, b) for a, b in zip(compiled(*tensors), call(*tensors), strict=True))
+
+
+def small(**changes) -> dict:
+    """The arguments of a small RMS norm that nothing is wrong with, but for `changes`."""
+    norm, quant = RMSNorm(512), GroupQuant()
+    return {"x": torch.randn(3, 512), "weight": torch.randn(512), "norm": norm, "quant": quant} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"x": torch.randn(512)}, ["x has shape [512]", "[tokens, ...]"]),
+        ({"x": torch.randn(3, 512).double()}, ["x is torch.float64", "bfloat16"]),
+        ({"x": torch.randn(3, 1536)[:, ::3]}, ["x has strides [1536, 3]", "every other element (stride 2)"]),
+        ({"x": torch.randn(512, 3).t()}, ["x has strides [1, 3]", "contiguous"]),
+        ({"residual": torch.randn(3, 256)}, ["[3, 512]", "residual [3, 256]", "same number of tokens"]),
+        ({"residual": torch.randn(1, 512)}, ["residual [1, 512]"]),
+        ({"residual": torch.ones(3, 512, dtype=torch.int32)}, ["residual is torch.int32"]),
+        ({"residual": torch.randn(3, 512, device="meta")}, ["cpu, meta", "one device"]),
+        ({"weight": torch.randn(128)}, ["weight has shape [128]", "[512]"]),
+        ({"weight": torch.randn(1024)[::2]}, ["weight", "strides [2]", "contiguous"]),
+        ({"weight": torch.ones(512, dtype=torch.int64)}, ["weight is torch.int64"]),
+        ({"norm": RMSNorm(96)}, ["norm_size=96", "512"]),
+        ({"quant": GroupQuant(100)}, ["group_size=100", "divisor"]),
+        ({"quant": GroupQuant(scale_layout="vector")}, ["'vector'", "group_size=128", "512"]),
+        ({"return_sum": True}, ["return_sum=True", "residual="]),
+        (
+            {"norm": RMSNorm(512, out_dtype=torch.float16), "quant": GroupQuant(round_scale=True)},
+            ["floor=1e-10", "float16", "floor_on='scale'"],
+        ),
+    ],
+)
+def test_bad_input_of_the_rms_norm_is_named(changes, words):
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        fusionlib.rms_norm_group_quant(**small(**changes))
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("x", "gate", "words"),
+    [
+        (torch.randn(512), torch.randn(3, 512), ["x has shape [512]", "unsqueeze"]),
+        (torch.randn(3, 512), torch.randn(3, 1536)[:, ::3], ["gate has strides [1536, 3]", "stride 2"]),
+        (torch.randn(3, 512), torch.randn(3, 1), ["[3, 512]", "gate [3, 1]", "same number of tokens"]),
+        (torch.randn(3, 512), torch.randn(3, 512).double(), ["gate is torch.float64"]),
+        (torch.randn(3, 100), torch.randn(3, 100), ["group_size=128", "100"]),
+        (torch.randn(3, 512), torch.randn(3, 512, device="meta"), ["cpu, meta"]),
+    ],
+)
+def test_bad_input_of_the_product_is_named(x, gate, words):
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        fusionlib.act_and_mul_group_quant(x, gate, act=ActAndMul(), quant=GroupQuant())
+    for word in words:
+        assert word in str(error.value)
 
 
 def odd_rows(draw, tokens: int, sizes: tuple[int, ...]) -> torch.Tensor:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusionlab.codes import code_steps
-from fusionlib import GatedNorm, GroupQuant, reference
+from fusionlib import ActAndMul, GatedNorm, GroupQuant, RMSNorm, reference
 from fusionlib.spec import FP8_MAXIMA
-from tests.support import norms, quants
+from tests.support import FLOAT_DTYPES, acts, norms, quants, rms_norms, same
 
 MODULES = {
     "qwen3_next.Qwen3NextRMSNormGated": ((128,), GatedNorm.qwen3_next(eps=1e-6)),
@@ -50,6 +50,123 @@ def test_a_float32_weight_promotes_as_transformers_does():
     assert expected.dtype is torch.float32
     norm = GatedNorm(256, 1e-6, norm_before_gate=False, rounding={"norm"})
     assert torch.equal(reference.rms_norm_gated(x, gate, module.weight, norm), expected)
+
+
+RMS_NORMS = {
+    "llama.LlamaRMSNorm": RMSNorm.llama(512),
+    "qwen3.Qwen3RMSNorm": RMSNorm.llama(512),
+    "deepseek_v3.DeepseekV3RMSNorm": RMSNorm.llama(512),
+    "qwen3_next.Qwen3NextRMSNorm": RMSNorm.qwen3_next(512),
+    "gemma3.Gemma3RMSNorm": RMSNorm.qwen3_next(512),
+}
+
+
+@pytest.mark.parametrize("name", RMS_NORMS)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_presets_of_the_rms_norm_equal_transformers_to_the_bit(name, dtype):
+    pytest.importorskip("transformers", reason="the models extra is not installed")
+    model, cls = name.split(".")
+    module = getattr(importlib.import_module(f"transformers.models.{model}.modeling_{model}"), cls)(512).to(dtype)
+    torch.nn.init.normal_(module.weight, 1.0, 0.2)
+    x, residual = (torch.randn(2, 33, 512) * 3).to(dtype)
+    norm = replace(RMS_NORMS[name], eps=getattr(module, "variance_epsilon", None) or module.eps)
+    value, total = reference.rms_norm(x, module.weight, norm, residual)
+    assert same(total, x + residual) and same(value, module(x + residual))
+
+
+@pytest.mark.parametrize("name", ["LlamaMLP", "Qwen3NextMLP", "Gemma3MLP"])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_presets_of_the_product_equal_transformers_to_the_bit(name, dtype):
+    """The input of the last projection, which is what a quantisation reads."""
+    transformers = pytest.importorskip("transformers", reason="the models extra is not installed")
+    model = {"LlamaMLP": "llama", "Qwen3NextMLP": "qwen3_next", "Gemma3MLP": "gemma3"}[name]
+    config = {
+        "llama": transformers.LlamaConfig,
+        "qwen3_next": transformers.Qwen3NextConfig,
+        "gemma3": transformers.Gemma3TextConfig,
+    }[model](hidden_size=32, intermediate_size=64)
+    module = getattr(importlib.import_module(f"transformers.models.{model}.modeling_{model}"), name)(config).to(dtype)
+    x, seen = torch.randn(5, 32).to(dtype) * 3, []
+    module.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    module(x)
+    act = ActAndMul.geglu() if model == "gemma3" else ActAndMul.swiglu()
+    assert same(reference.act_and_mul(module.up_proj(x), module.gate_proj(x), act), seen[0])
+
+
+@given(norm=rms_norms(32), seed=st.integers(0, 2**16), form=st.sampled_from(["none", "norm", "hidden"]))
+def test_the_rms_norm_agrees_with_float64(norm, seed, form):
+    """Without rounding points the float32 value is within 2^-18 of float64; the sum is one addition."""
+    norm = RMSNorm(32, norm.eps, norm.weight_offset, frozenset())
+    torch.manual_seed(seed)
+    x, residual = torch.randn(2, 3, 4, 32)
+    weight = None if form == "none" else torch.rand(32 if form == "norm" else 128) + 0.5
+    value = (x + residual).double()
+    value = value / (value.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    if weight is not None:
+        value = (value.flatten(1).unflatten(1, (-1, len(weight))) * (weight.double() + norm.weight_offset)).flatten(1)
+    got, total = reference.rms_norm(x, weight, norm, residual)
+    assert got.dtype is torch.float32 and same(total, (x + residual).flatten(1))
+    torch.testing.assert_close(got.double(), value.flatten(1), rtol=2**-18, atol=2**-20)
+
+
+@given(norm=rms_norms(16), seed=st.integers(0, 2**16))
+def test_every_rounding_point_of_the_rms_norm_rounds(norm, seed):
+    """Leaving one point out changes some bf16 results, or the dtype."""
+    torch.manual_seed(seed)
+    x, residual = torch.randn(2, 64, 64, dtype=torch.bfloat16) * 2
+    weight = torch.rand(16, dtype=torch.bfloat16) + 0.5
+    full, total = reference.rms_norm(x, weight, norm, residual)
+    assert same(total, x + residual)  # rounded for the next layer, whatever the norm goes on with
+    for point in norm.rounding:
+        if point == "output" and norm.out_dtype is torch.float32:
+            continue
+        fewer = replace(norm, rounding=norm.rounding - {point}, out_dtype=None if point == "output" else norm.out_dtype)
+        value = reference.rms_norm(x, weight, fewer, residual)[0]
+        assert value.dtype != full.dtype or not torch.equal(value, full), point
+
+
+@pytest.mark.parametrize("residual_dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_the_sum_has_the_residuals_dtype_and_the_value_that_of_x(dtype, residual_dtype):
+    x, residual = torch.randn(9, 64).to(dtype), torch.randn(9, 64).to(residual_dtype)
+    wide = x.float() + residual.float()
+    for rounding in ({"sum", "output"}, {"output"}):
+        value, total = reference.rms_norm(x, None, RMSNorm(64, rounding=frozenset(rounding)), residual)
+        assert same(total, wide.to(residual_dtype)) and value.dtype is dtype
+        read = total.float() if "sum" in rounding else wide
+        root = torch.rsqrt(read.pow(2).mean(-1, keepdim=True) + 1e-6)
+        assert same(value, (read * root).to(dtype))
+
+
+def test_without_a_residual_the_sum_is_another_tensor_of_xs_values():
+    """An op must not return its input."""
+    x = torch.randn(5, 64)
+    _, total = reference.rms_norm(x, None, RMSNorm(64))
+    assert same(total, x) and total.data_ptr() != x.data_ptr()
+
+
+@given(act=acts(), seed=st.integers(0, 2**16))
+def test_the_product_agrees_with_float64_and_every_point_rounds(act, seed):
+    torch.manual_seed(seed)
+    x, gate = torch.randn(2, 64, 32, dtype=torch.bfloat16) * 2
+    z = gate.double()
+    erf, tanh = torch.erf(z / 2**0.5), torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3))
+    formulas = {
+        "silu": z / (1 + (-z).exp()), "sigmoid": 1 / (1 + (-z).exp()), "gelu": z * (1 + erf) / 2,
+        "gelu_tanh": z * (1 + tanh) / 2,
+    }  # fmt: skip
+    plain = reference.act_and_mul(x, gate, ActAndMul(act.activation, frozenset()))
+    assert plain.dtype is torch.float32
+    expected = x.double() * formulas[act.activation]
+    # 1 + erf and 1 + tanh of negative gates keep few digits: half a float32 step of one, times gate and x, is left.
+    torch.testing.assert_close(plain.double(), expected, rtol=2**-16, atol=2**-16)
+    full = reference.act_and_mul(x, gate, act)
+    for point in act.rounding:
+        if point == "output" and act.out_dtype is torch.float32:
+            continue
+        fewer = replace(act, rounding=act.rounding - {point}, out_dtype=None if point == "output" else act.out_dtype)
+        value = reference.act_and_mul(x, gate, fewer)
+        assert value.dtype != full.dtype or not torch.equal(value, full), point
 
 
 @given(norm=norms(32), seed=st.integers(0, 2**16), biased=st.booleans())

@@ -66,14 +66,16 @@ def unit_constants(
     }
 
 
-def in_pieces(tiling: dict[str, Any], config: LaunchConfig) -> dict[str, Any]:
+def in_pieces(run: int, tiling: dict[str, Any], config: LaunchConfig) -> dict[str, Any]:
     """A tiling by `unit_constants` whose units are held in several blocks of eight elements a thread.
 
-    That is not possible if a norm, or a group, is not a whole number of such blocks, or there are several rows.
+    That is not possible unless one norm, of `run` elements, is the whole unit: the squares of all blocks are added. Nor
+    if a block is not a whole number of groups, or there are several rows.
     """
     segment, segments = tiling["SEGMENT"], tiling["SEGMENTS"]
     block = 8 * 32 * config.num_warps // segment
-    fits = config.rows == 1 and tiling["PTX"] and segment == tiling["BLOCK_SEGMENT"] and block < segments
+    whole = config.rows == 1 and run == segment * segments
+    fits = whole and tiling["PTX"] and segment == tiling["BLOCK_SEGMENT"] and block < segments
     if not fits or block < 1 or block % tiling["GROUP_SEGMENTS"] or block & (block - 1):
         return tiling | {"PIECES": 1}
     is_warp = block == config.num_warps
@@ -154,10 +156,11 @@ def rms_norm_constants(
     ptx: bool,
 ) -> dict[str, Any]:
     """Every compile-time constant of the RMS norm's kernel, by name; `weight_elements` is None without a weight."""
-    constants = in_pieces(unit_constants(norm.norm_size, quant, hidden, units, config, ptx=ptx), config)
+    run = norm.norm_size
+    constants = in_pieces(run, unit_constants(run, quant, hidden, units, config, ptx=ptx), config)
     return (
         constants
-        | norm_constants(norm.norm_size, constants, config)
+        | norm_constants(run, constants, config)
         | row_constants(x=x, residual=residual or x)
         | {
             "HAS_RESIDUAL": residual is not None,

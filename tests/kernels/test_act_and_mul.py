@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fusionlib import ActAndMul, GroupQuant, reference, schema
+from fusionlib import ActAndMul, GroupQuant, op, reference, schema
 from tests.kernels.agreement import assert_quantised
 from tests.support import codes_bytes, poisoned_outputs
 
@@ -149,3 +149,11 @@ def test_no_tokens_launch_nothing():
     x = torch.empty(0, 512, device="cuda")
     codes, scale = torch.ops.fusionlib.act_and_mul_group_quant(x, x, *schema.scalars(ActAndMul(), GroupQuant()))
     assert codes.shape == (0, 512) and scale.shape == (0, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 33])
+def test_opcheck_on_the_gpu(tokens):
+    gate, x = halves(tokens, 640)
+    for overload in op.ACT_AND_MUL.overloads:
+        torch.library.opcheck(overload, (x, gate, *schema.scalars(ActAndMul(), GroupQuant())))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusionlib import GroupQuant, RMSNorm, reference, schema
+from fusionlib import GroupQuant, RMSNorm, op, reference, schema
 from tests.kernels.agreement import assert_quantised
 from tests.support import codes_bytes, poisoned_outputs
 
@@ -42,15 +42,33 @@ def test_launch_config_is_one_triton_takes(rows, row):
         assert row <= config.num_warps * lanes * 64  # values per thread
 
 
-def test_pieces_hold_the_row_and_no_more_than_a_piece_besides():
-    """Every element once: a row of 5120 is not computed as one of 8192."""
+def test_pieces_hold_a_row_and_less_than_one_piece_besides():
+    """A row of 5120 is not computed as one of 8192; each group and each row is whole."""
     for row in ROWS[2:]:
         for warps in (1, 2, 4, 8, 16, 32):
             config = LaunchConfig(1, warps)
-            tiling = launch.in_pieces(launch.unit_constants(row, GroupQuant(), row, 1, config, ptx=True), config)
+            tiling = launch.in_pieces(row, launch.unit_constants(row, GroupQuant(), row, 1, config, ptx=True), config)
             elements = tiling["BLOCK_SEGMENTS"] * tiling["BLOCK_SEGMENT"]
             assert tiling["PIECES"] * elements >= row
             assert tiling["PIECES"] == 1 or tiling["PIECES"] * elements - row < elements == 256 * warps
+
+
+@pytest.mark.parametrize(("norm_size", "group_size", "warps"), [(96, 128, 1), (384, 256, 1), (1536, 1024, 4)])
+def test_several_norms_in_a_unit_are_in_one_piece(norm_size, group_size, warps):
+    """The squares of all pieces are added up."""
+    config, quant = LaunchConfig(1, warps), GroupQuant(group_size)
+    tiling = launch.unit_constants(norm_size, quant, 3072, 1, config, ptx=True)
+    assert launch.in_pieces(norm_size, tiling, config) == tiling | {"PIECES": 1}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", [(96, 128), (384, 256), (1536, 1024), (192, 256)])
+@pytest.mark.parametrize("tokens", [3, 1000])
+def test_norms_and_groups_that_do_not_divide_each_other(sizes, tokens):
+    norm, quant, x = RMSNorm.llama(sizes[0]), GroupQuant(sizes[1]), drawn(tokens, 3072)
+    weight = drawn(1, sizes[0])[0]
+    for config in (None, LaunchConfig(1, 1), LaunchConfig(1, 4)):
+        assert_agrees(run_kernel(x, x, weight, norm, quant, config), x, x, weight, norm, quant)
 
 
 def run_kernel(x, residual, weight, norm, quant, config=None):
@@ -187,3 +205,22 @@ def test_no_tokens_launch_nothing():
     norm, quant, x = RMSNorm.llama(512), GroupQuant(), torch.empty(0, 512, device="cuda")
     results = torch.ops.fusionlib.rms_norm_group_quant_with_value_and_sum(x, x, None, *schema.scalars(norm, quant))
     assert [tuple(result.shape) for result in results] == [(0, 512), (0, 4), (0, 512), (0, 512)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("hidden", [256, 2048, 5120])
+def test_what_is_stored_besides_changes_nothing(hidden):
+    norm, x, residual, weight = RMSNorm.llama(hidden), drawn(77, hidden), drawn(77, hidden), drawn(1, hidden)[0]
+    every = run_kernel(x, residual, weight, norm, GroupQuant())
+    for kept, at in ((("value",), 2), (("sum",), 3)):
+        results = op.RMS_NORM(x, residual, weight, norm, GroupQuant(), also=kept)
+        assert torch.equal(codes_bytes(results[0]), codes_bytes(every[0])) and torch.equal(results[1], every[1])
+        assert torch.equal(results[2], every[at])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 33])
+def test_opcheck_on_the_gpu(tokens):
+    x, residual, weight = drawn(tokens, 2048), drawn(tokens, 2048, torch.float32), drawn(1, 2048)[0]
+    for overload in op.RMS_NORM.overloads:
+        torch.library.opcheck(overload, (x, residual, weight, *schema.scalars(RMSNorm.vllm(2048), GroupQuant())))

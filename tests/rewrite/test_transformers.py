@@ -12,6 +12,7 @@ from torch._inductor.utils import fresh_cache
 
 from fusionlib import FusionPass
 from fusionlib.layers import BlockFP8Linear
+from fusionlib.testing.run_edited import run_edited
 from tests.spellings import QuantSpelling, agree, run_rewritten
 
 transformers = pytest.importorskip("transformers")
@@ -144,3 +145,72 @@ def test_small_qwen3_next_compiled_by_inductor_equals_the_unfused_model():
     assert len(fusion.report().fused) == len(mixers) == 2, str(fusion.report())
     with torch.no_grad():
         assert torch.equal(got["fused"], logits(ids)) and torch.equal(got["fused"], got["unfused"])
+
+
+RMS_NORMS = {
+    "llama.LlamaRMSNorm": "sum,norm,output",
+    "qwen3.Qwen3RMSNorm": "sum,norm,output",
+    "deepseek_v3.DeepseekV3RMSNorm": "sum,norm,output",
+    "qwen3_next.Qwen3NextRMSNorm": "sum,output",
+    "gemma3.Gemma3RMSNorm": "sum,output",
+}
+
+
+@pytest.mark.parametrize("shape", [(10, 512), (2, 5, 512), (1, 1, 512)])
+@pytest.mark.parametrize("name", RMS_NORMS)
+def test_a_residual_and_an_rms_norm_fuse(name, shape):
+    model, cls = name.split(".")
+    norm = getattr(importlib.import_module(f"transformers.models.{model}.modeling_{model}"), cls)(512).bfloat16()
+    torch.nn.init.normal_(norm.weight, 0.5, 0.2)
+    x, residual = torch.randn(2, *shape).bfloat16()
+
+    def fn(x, residual):
+        residual = residual + x
+        return *QUANTS["ours"](norm(residual).reshape(-1, 512)), residual
+
+    got, report, _ = run_rewritten(fn, x, residual)
+    assert len(report.fused) == 1 and not report.refused, str(report)
+    assert f"rounds at {RMS_NORMS[name]}" in report.fused[0].what and report.fused[0].fusion == "rms_norm"
+    with torch.no_grad():
+        want = fn(x, residual)
+        agree(got, want, 128)
+        assert torch.equal(got[2], want[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "act"),
+    [("llama.LlamaMLP", "silu"), ("qwen3_next.Qwen3NextMLP", "silu"), ("gemma3.Gemma3MLP", "gelu_tanh")],
+)
+def test_an_mlp_fuses_before_its_last_projection(name, act):
+    model, cls = name.split(".")
+    configs = {"llama": "LlamaConfig", "qwen3_next": "Qwen3NextConfig", "gemma3": "Gemma3TextConfig"}
+    config = getattr(transformers, configs[model])(hidden_size=128, intermediate_size=512)
+    mlp = getattr(importlib.import_module(f"transformers.models.{model}.modeling_{model}"), cls)(config).bfloat16()
+    mlp.down_proj = BlockFP8Linear.from_linear(mlp.down_proj)
+    x = torch.randn(2, 5, 128).bfloat16()
+    got, report, _ = run_rewritten(mlp, x)
+    assert [site.fusion for site in report.fused] == ["act_and_mul"] and not report.refused, str(report)
+    assert f"x * {act}(gate)" in report.fused[0].what
+    with torch.no_grad():
+        assert torch.equal(got, mlp(x))
+
+
+def test_the_gated_output_of_attention_fuses():
+    """Qwen3-Next's full attention: the gate is a chunk of every head of the query's projection."""
+    from transformers import Qwen3NextConfig
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextAttention
+
+    config = Qwen3NextConfig(hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=128)
+    config._attn_implementation = "eager"
+    attention = Qwen3NextAttention(config, 0).bfloat16().eval()
+    attention.o_proj = BlockFP8Linear.from_linear(attention.o_proj)
+    x, rotary = torch.randn(1, 5, 128).bfloat16(), config.head_dim // 4
+    angles = torch.randn(1, 5, rotary)
+
+    def fn(x):
+        return attention(x, (angles.cos().bfloat16(), angles.sin().bfloat16()), None)[0]
+
+    got, report, _ = run_rewritten(fn, x)
+    assert [site.fusion for site in report.fused] == ["sigmoid_gate"] and not report.refused, str(report)
+    # Inductor itself puts another attention into the graph, so that eager's is not what it is compared with.
+    assert torch.equal(got, run_edited(lambda graph: None, fn, x))

@@ -140,7 +140,7 @@ def light_constants(
     `pieces` a long unit is held in several blocks, as in the kernel of the RMS norm.
     """
     constants = launch.unit_constants(run, quant, hidden, units, config, ptx=ptx)
-    constants = launch.in_pieces(constants, config) if pieces else constants | {"PIECES": 1}
+    constants = launch.in_pieces(run, constants, config) if pieces else constants | {"PIECES": 1}
     constants |= launch.row_constants(x=rows[0], gate=rows[-1]) | {
         "NORM_SEGMENTS": run // constants["SEGMENT"],
         "HAS_GATE": len(rows) > 1,
