@@ -110,8 +110,8 @@ NORM_CASES = {
     "no residual": (rows(5, 512), None, unrounded(512), GroupQuant(), None),
     "1 + w": (rows(5, 512), rows(5, 512), unrounded(512, weight_offset=1), GroupQuant(), None),
     "one token of 2048": (rows(1, 2048), rows(1, 2048), unrounded(2048), GroupQuant(), None),
-    "2304": (rows(3, 2304), rows(3, 2304), unrounded(2304), GroupQuant(), None),
-    "5120 in pieces": (rows(3, 5120), rows(3, 5120), unrounded(5120), GroupQuant(), FOUR_WARPS),
+    "2304": (rows(1, 2304), rows(1, 2304), unrounded(2304), GroupQuant(), None),
+    "5120 in pieces": (rows(1, 5120), rows(1, 5120), unrounded(5120), GroupQuant(), FOUR_WARPS),
     "1152 in pieces": (rows(3, 1152), rows(3, 1152), unrounded(1152), GroupQuant(), ONE_WARP),
     "pieces of a segment each": (rows(3, 1280), rows(3, 1280), unrounded(1280), GroupQuant(256), ONE_WARP),
     "packed in pieces": (rows(3, 1152), rows(3, 1152), unrounded(1152), GroupQuant(**PACKED), ONE_WARP),
@@ -233,7 +233,8 @@ if __name__ == "__main__":
     failures = []
     forms = ((False, False), (True, False), (True, True))
     checks = [(check, (case, *form)) for case in CASES for form in forms]
-    checks += [(check_norm, (case, form)) for case in NORM_CASES for form in ("none", "norm", "row")]
+    checks += [(check_norm, (case, "norm")) for case in NORM_CASES]
+    checks += [(check_norm, (case, form)) for case in ("heads", "1152 in pieces") for form in ("none", "row")]
     checks += [(check_product, (case,)) for case in PRODUCT_CASES]
     for run, arguments in checks:
         try:
