@@ -20,12 +20,26 @@ from fusionlab.exercises.worked.silu_and_mul import (
     Refused,
     SiluAndMul,
     check_site,
+    connect_kernel,
     define_op,
     inside,
+    op_source,
     same_layout,
 )
 
-__all__ = ["Found", "Refused", "SiluAndMul", "check_site", "define_op", "inside", "same_layout", "use", "worked_test"]
+__all__ = [
+    "Found",
+    "Refused",
+    "SiluAndMul",
+    "check_site",
+    "connect_kernel",
+    "define_op",
+    "inside",
+    "op_source",
+    "same_layout",
+    "use",
+    "worked_test",
+]
 
 
 def use(exercise: Exercise, answer: Any, *, interactive: bool = True) -> Any:
@@ -74,17 +88,23 @@ def worked_test(op: Callable) -> None:
 
     from fusionlib import GroupQuant, reference
 
+    def bits(tensor):
+        """As integers; every NaN is -1, since its sign and its payload mean nothing."""
+        number = torch.uint8 if tensor.element_size() == 1 else torch.int32
+        return tensor.view(number).int().masked_fill(tensor.float().isnan(), -1)
+
     wide = 3 * torch.randn(7, 3 * 256, generator=torch.Generator().manual_seed(0)).bfloat16()
     gate, up = wide[:, :256], wide[:, 256:512]  # strided rows
     gate[2] = 0.0  # a group of zeros needs the floor
+    gate[3, 5], up[4, 200] = torch.nan, torch.inf  # must reach the codes and scales of their groups, and no others
     for group_size, floor in ((128, 1e-10), (64, 0.25)):
         for act in (True, False):
             for out in (True, False):
                 codes, scale = op(gate, up, act, out, group_size, floor)
                 y = worked.silu_and_mul(gate, up, SiluAndMul(act, out))
                 want_codes, want_scale = reference.group_quant(y, GroupQuant(group_size, floor=floor))
-                assert torch.equal(codes.view(torch.uint8), want_codes.view(torch.uint8)), f"codes, {act=} {out=}"
-                assert torch.equal(scale, want_scale), f"scales, {act=} {out=}"
+                assert torch.equal(bits(codes), bits(want_codes)), f"codes, {act=} {out=}"
+                assert torch.equal(bits(scale), bits(want_scale)), f"scales, {act=} {out=}"
 
 
 REFERENCE = Exercise(
@@ -146,6 +166,7 @@ TEST = Exercise(
         traps.checks_shapes,
         traps.checks_within_a_tolerance,
         traps.checks_without_zeros,
+        traps.checks_finite_numbers,
         traps.turns_all_down,
         "assert",
         traps.checks_one_group_size,
@@ -155,7 +176,8 @@ TEST = Exercise(
     ),
     hints=(
         "Compare every code and every scale with the reference's: torch.equal, on a view as bytes.",
-        "Which inputs would show a forgotten stride, a forgotten floor, a forgotten rounding?",
+        "Which inputs would show a forgotten stride, a forgotten floor, a forgotten rounding? And a NaN or an infinity "
+        "that is lost on the way? A NaN is not equal to itself: compare where it is.",
     ),
     explanation="A test is as good as the wrong programs that it turns down.",
     solution_text=source_of(worked_test).replace("worked.", ""),  # the notebook has its own `worked`
@@ -267,6 +289,7 @@ PASS = Exercise(
         graph_traps.UuidWithoutTheReader,
         graph_traps.UuidWithoutTheRewriter,
         graph_traps.UuidWithoutItself,
+        graph_traps.UuidWithoutWhatTheOpIsMadeOf,
         graph_traps.UuidBySaltedHash,
         graph_traps.UuidById,
         graph_traps.UuidByRepr,
@@ -276,7 +299,7 @@ PASS = Exercise(
         "Collect the anchors first: the graph changes under the loop.",
         "Both Refused and Stop end one site, not the compile.",
         "Placeholders called primals_... mean that gradients are taken.",
-        "uuid: hash the sources of everything that decides the result, and the op's name. inspect.getsource knows the "
+        "uuid: hash the sources of everything that decides the result, and op_source(op). inspect.getsource knows the "
         "functions of a notebook, type(self).__call__ among them, and not its classes.",
     ),
     explanation="No site is silent, no foreign graph breaks, and no stale artefact comes out of the cache.",
@@ -295,11 +318,12 @@ KERNEL = Exercise(
         traps.KERNEL_IGNORES_ROUND_OUTPUT,
         traps.KERNEL_IGNORES_ROUND_ACTIVATION,
         traps.KERNEL_OVERFLOWS,
+        traps.KERNEL_GUARDS_AGAINST_OVERFLOW,
         traps.KERNEL_WITHOUT_CASES,
         traps.KERNEL_LEAVES,
     ),
     hints=(
-        "silu(g) = g / (1 + exp(-g)), with tl.exp.",
+        "silu(g) = g / (1 + exp(-g)), with tl.exp; tl.div_rn(a, b) is the division that is rounded correctly.",
         "_rounded(value, DTYPE, ROUND) rounds to DTYPE and comes back to float32 if ROUND.",
     ),
     explanation="The rest of the kernel is the second half of this library's: amax, scale, quotient, cast.",

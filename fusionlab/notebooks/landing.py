@@ -56,7 +56,8 @@ ROUTES = (
     ),
     Route(
         "I want it in a model today",
-        "One line in torch.compile. Then read how to prove that it fired, and why a layer may be refused.",
+        "One line in torch.compile. Then read how to prove that it fired, why a layer may be refused, and which option "
+        "to add where its output is to be compared with eager's.",
         ("07", "03", "06"),
         'torch.compile(model, options={"post_grad_custom_pre_pass": fusionlib.FusionPass()})',
     ),

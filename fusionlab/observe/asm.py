@@ -91,7 +91,7 @@ def compared(left: Listing, right: Listing) -> str:
     width = 58
     lines = [f"{left.target:<{width}} | {right.target}"]
     for line in side_by_side(left, right):
-        lines.append(f"\n{line.number}: {line.source.strip()}")
+        lines.append(f"\n{line.file}:{line.number}: {line.source.strip()}")
         columns = [line.became[left.target], line.became[right.target]]
         for row in range(max(map(len, columns))):
             one, other = (column[row].replace("\t", " ") if row < len(column) else "" for column in columns)

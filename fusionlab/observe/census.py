@@ -16,7 +16,8 @@ from pathlib import Path
 import fusionlib
 from fusionlab.observe.codegen import Listing
 
-_FILE = "gated_norm.py"  # of the kernel, in fusionlib/kernels
+#: Of the kernel, in fusionlib/kernels: its own lines, and those that it shares with the other fused kernels.
+_FILES = ("gated_norm.py", "units.py")
 
 _PTX_INSTRUCTION = re.compile(r"^\s*(?:@!?%?\w+\s+)?([a-z][\w.:]*)\s*(.*?);", re.M)
 _AMD_INSTRUCTION = re.compile(r"^\s+((?:s|v|ds|global|buffer|flat|scratch)_[a-z]\w*)[ \t]*([^;\n]*)", re.M)
@@ -137,26 +138,28 @@ def _amd_access(name: str) -> tuple[str, int] | None:
     return operation, _AMD_UNIT[unit] * int(times or 1)
 
 
-def kernel_source() -> list[str]:
-    """The lines of `fusionlib/kernels/gated_norm.py`; line n is element n - 1."""
-    return Path(fusionlib.__file__).with_name("kernels").joinpath(_FILE).read_text(encoding="utf-8").splitlines()
+def kernel_source() -> dict[str, list[str]]:
+    """The lines of the kernel's files in `fusionlib/kernels`; line n of a file is element n - 1."""
+    folder = Path(fusionlib.__file__).with_name("kernels")
+    return {file: folder.joinpath(file).read_text(encoding="utf-8").splitlines() for file in _FILES}
 
 
-def by_source_line(listing: Listing) -> dict[int, list[str]]:
-    """The instructions for each line of the kernel's file, by line number, in listing order.
+def by_source_line(listing: Listing) -> dict[tuple[str, int], list[str]]:
+    """The instructions for each line of the kernel's files, by file and line number, in listing order.
 
-    Read from the assembly's `.loc` directives. Code inlined from other files (Triton's `sum`, quant.py, ptx.py) counts
-    for the calling line; inlined helpers of the same file count for their own lines. Instructions without a line
-    (mostly loading arguments) are left out.
+    Read from the assembly's `.loc` directives. Code inlined from elsewhere (Triton's `sum`, quant.py, ptx.py) counts
+    for the calling line; inlined helpers of these files count for their own lines. Instructions without a line (mostly
+    loading arguments) are left out.
     """
     ptx = "ptx" in listing.stages
-    lines: dict[int, list[str]] = {}
+    lines: dict[tuple[str, int], list[str]] = {}
     current = None
+    place = re.compile(rf"\b({'|'.join(map(re.escape, _FILES))}):(\d+)")
     for text in listing.assembly.splitlines():
         if text.lstrip().startswith(".loc"):
             # The comment shows the chain of inlined calls: "standard.py:263:15 @[ gated_norm.py:284:39 ]"
-            found = re.search(rf"\b{re.escape(_FILE)}:(\d+)", text)
-            current = int(found.group(1)) if found and int(found.group(1)) else None
+            found = place.search(text)
+            current = (found[1], int(found[2])) if found and int(found[2]) else None
         elif current is not None:
             for name, operands in _instructions(text, ptx):
                 lines.setdefault(current, []).append(f"{name} {operands}".strip())
@@ -165,19 +168,22 @@ def by_source_line(listing: Listing) -> dict[int, list[str]]:
 
 @dataclass(frozen=True)
 class SourceLine:
-    """A line of the kernel's file, and its instructions on each target: target -> instructions."""
+    """A line of one of the kernel's files, and its instructions on each target: target -> instructions."""
 
+    file: str
     number: int
     source: str
     became: dict[str, list[str]]
 
 
 def side_by_side(*listings: Listing) -> list[SourceLine]:
-    """The lines of the kernel's file that have instructions on any of the listings' targets, in order."""
+    """The lines of the kernel's files that have instructions on any of the listings' targets, by file and number."""
     source = kernel_source()
     became = {listing.target: by_source_line(listing) for listing in listings}
-    numbers = sorted({number for lines in became.values() for number in lines if number <= len(source)})
+    places = sorted({place for lines in became.values() for place in lines if place[1] <= len(source[place[0]])})
     return [
-        SourceLine(number, source[number - 1], {target: lines.get(number, []) for target, lines in became.items()})
-        for number in numbers
+        SourceLine(
+            *place, source[place[0]][place[1] - 1], {target: lines.get(place, []) for target, lines in became.items()}
+        )
+        for place in places
     ]

@@ -251,7 +251,7 @@ def census_bars(censuses: Sequence[Census], labels: Sequence[str] | None = None,
     words = [
         f"The {len(names)} listings agree on {', '.join(same)}."
         if same
-        else f"No count is the same in all {len(names)} listings."
+        else f"No count that is drawn is the same in all {len(names)} listings."
     ]
     words.append("None of them spills a register." if not spills else f"Together they spill {spills} registers.")
     return Drawing(

@@ -17,57 +17,9 @@ from fusionlab.show.line_styles import IMPLEMENTATIONS
 from fusionlab.show.theme import PALETTE
 
 if TYPE_CHECKING:
-    from fusionlab.observe.references import NumberTable
     from fusionlab.versions.timing import Timed
 
 _DASHES, _SYMBOLS = ("solid", "dash", "dot", "dashdot", "longdash"), ("circle", "square", "diamond", "x", "cross")
-
-
-def survey_shares(table: NumberTable, hardware: str) -> Drawing:
-    """Lines of a reference survey: the share of the light that each variant reached, over the number of tokens.
-
-    Args:
-        table: shares of 1, rows by variant; from data/reference, not measured by this project.
-        hardware: what it was measured on.
-    """
-    fig, naive = go.Figure(), PALETTE[IMPLEMENTATIONS["naive_fused"].colour]
-    for number, (name, values) in enumerate(table.rows.items()):
-        fig.add_scatter(
-            x=list(table.columns), y=[None if v is None else 100 * v for v in values], mode="lines+markers",
-            name=escape(table.labels[name]),
-            line={"color": naive, "width": 2.5, "dash": _DASHES[number % 5]},
-            marker={"size": 9, "symbol": _SYMBOLS[number % 5]},
-            hovertemplate="%{x} tokens: %{y:.0f} %<extra>" + escape(table.labels[name]) + "</extra>",
-        )  # fmt: skip
-    fig.add_hline(y=100, line={"dash": "dash", "width": 1.5, "color": PALETTE["grey"]})
-    fig.update_xaxes(
-        type="log", tickvals=list(table.columns), ticktext=list(map(str, table.columns)), title_text="tokens"
-    )
-    fig.update_yaxes(title_text="share of the light, %")
-    fig.update_layout(
-        height=500, legend={"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0}, margin={"t": 24, "b": 150}
-    )
-    small, large = table.columns[0], table.columns[-2]
-    at = {column: [row[table.columns.index(column)] for row in table.rows.values()] for column in (small, large)}
-    least, most = ({c: f(v for v in at[c] if v is not None) for c in at} for f in (min, max))
-    return Drawing(
-        fig,
-        caption=f"For reference, not ours: variants of a naive kernel on {hardware}.",
-        alt=f"{len(table.rows)} lines over the number of tokens, with a dashed line at 100 %, the light.",
-        summary=(
-            f"With {table.columns_are} = {small} the variants lie between {least[small]:.0%} and {most[small]:.0%} of "
-            f"the light, {100 * (most[small] - least[small]):.0f} points from each other; with {large} between "
-            f"{least[large]:.0%} and {most[large]:.0%}, {100 * (most[large] - least[large]):.0f} points."
-        ),
-        table=Table(
-            f"{table.title}, by {table.columns_are}; {hardware}",
-            ("variant", *(str(column) for column in table.columns)),
-            [
-                (table.labels[name], *("–" if value is None else f"{value:.2f}" for value in values))
-                for name, values in table.rows.items()
-            ],
-        ),
-    )
 
 
 def recorded_shares(shares: Mapping[str, Mapping[int, float]], where: str) -> Drawing:

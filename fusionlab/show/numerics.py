@@ -160,7 +160,9 @@ def group_errors(
     fig.update_layout(height=440)
 
     fine, worst = error[~small], error[largest].max().item()
-    returns = f"within {worst:.1e} of itself" if worst else "exactly"
+    returns = (
+        f"within {worst:.1e} of itself" if worst else "exactly (in other groups it can be off by a float32's last bit)"
+    )
     parts = [
         f"Half a step is 1/{1 / bound:.0f}, or {bound:.2%}, of a value at most; the {len(fine)} elements with full "
         f"precision are off by {fine.mean().item():.2%} on average and by {fine.max().item():.2%} at worst.",

@@ -69,7 +69,9 @@ def times(trace: Trace) -> Times:
     begin = min([first, *(kernel.launch.start_us for kernel in trace.kernels if kernel.launch)])
     busy = sum(event.duration_us for event in events)
     replayed = any(kernel.launch and "GraphLaunch" in kernel.launch.name for kernel in trace.kernels)
-    return Times(bool(trace.kernels), len(events), busy, gap, reached - first, reached - begin, replayed)
+    # A trace has nanoseconds; beyond them a sum and a difference of floats differ, and so would what is printed.
+    busy, gap, span, whole = (round(us, 3) for us in (busy, gap, reached - first, reached - begin))
+    return Times(bool(trace.kernels), len(events), busy, gap, span, whole, replayed)
 
 
 def timeline(variants: Mapping[str, Trace], *, where: str = "", full: Mapping[str, str] | None = None) -> Drawing:

@@ -17,6 +17,7 @@ from fusionlab.exercises.worked import silu_and_mul as worked
 from fusionlab.exercises.worked.captured import halves
 from fusionlab.exercises.worked.silu_and_mul import SiluAndMul
 from fusionlib import GroupQuant, testing
+from fusionlib.reference import group_quant as reference_quant
 
 SPECS = [SiluAndMul(act, out) for act in (True, False) for out in (True, False)]
 
@@ -110,6 +111,19 @@ _IN_THE_KIT = {
 }
 
 
+#: Values that are lost on the way, as by a maximum that prefers the number or by a clamp before the scale.
+_NOT_FINITE = {
+    "a NaN becomes zero": {"nan": 0.0, "posinf": math.inf, "neginf": -math.inf},
+    "an infinity becomes the largest number": {"nan": math.nan},
+}
+
+
+def _drops(changes: dict[str, float], gate, up, act, out, group, floor):
+    y = worked.silu_and_mul(gate, up, SiluAndMul(act, out)).nan_to_num(**changes)
+    codes, scale = reference_quant(y, GroupQuant(group, floor=floor))
+    return codes.contiguous(), scale.contiguous()
+
+
 def broken_op(kind: str) -> Callable:
     """An op that is wrong in one way, which a good test must notice."""
 
@@ -117,6 +131,8 @@ def broken_op(kind: str) -> Callable:
         act, out = spec.round_activation, spec.round_output
         return worked.quantise(gate, up, act, out, quant.group_size, quant.floor)
 
+    if kind in _NOT_FINITE:
+        return functools.partial(_drops, _NOT_FINITE[kind])
     broken = testing.broken_op(from_specs, _IN_THE_KIT.get(kind, kind))
 
     def op(gate, up, act, out, group, floor):
@@ -131,7 +147,7 @@ BROKEN = (
     "the last row is never written", "scales are not a number", "gate and up are exchanged",
     "scales belong to the neighbouring group", "silu(gate) is never rounded", "the product is never rounded",
     "a strided gate is read as if it were contiguous", "the floor is left out", "the floor is always 1e-10",
-    "groups always have 128 elements",
+    "groups always have 128 elements", *_NOT_FINITE,
 )  # fmt: skip
 
 

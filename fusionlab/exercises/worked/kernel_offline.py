@@ -134,13 +134,16 @@ def _interpret(module: ModuleType) -> dict:
         gate, up = wide[:, :256], wide[:, 256:512]
         gate[1, 0], gate[2, 0] = 200.0, -200.0  # an exponential of one of them is infinite
         gate[3] = 0.0  # a group that needs the floor
+        gate[4, 3], up[5, 7] = torch.nan, torch.inf  # must reach the scale and the codes of their groups
         y = silu_and_mul(gate, up, SiluAndMul(act, out))
-        _, wanted = reference.group_quant(y, GroupQuant())
+        wanted_codes, wanted = reference.group_quant(y, GroupQuant())
         (worked_codes, _), (codes, scale) = (_launch(part, gate, up, act, out) for part in (own, module))
-        value = dequantise(codes, scale, GroupQuant())
+        value, lost = (
+            dequantise(*pair, GroupQuant()) for pair in ((codes, scale), (wanted_codes, wanted))
+        )  # all of a group with a NaN or an infinity is lost
         step = 2.0**-3 * y.float().abs() + 2.0**-9 * wanted.repeat_interleave(128, 1)  # of e4m3, normal and subnormal
-        far = ~((value - y.float()).abs() <= step)  # also true for NaN
-        off = ~((scale - wanted).abs() <= 1e-6 * wanted)
+        far = torch.where(lost.isnan(), ~value.isnan(), ~((value - y.float()).abs() <= step))  # also true for NaN
+        off = (scale != wanted) & ~((scale - wanted).abs() <= 1e-6 * wanted) & ~(scale.isnan() & wanted.isnan())
         other = codes.view(torch.uint8) != worked_codes.view(torch.uint8)
         found = {"codes off": far, "scales off": off, "codes not the worked kernel's": other}
         cases.append({"case": name} | {what: float(where.float().mean()) for what, where in found.items()})

@@ -6,11 +6,14 @@ the next one. fusionlib reads the quantisation and the activation from a graph, 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import replace as with_changes
+from types import FunctionType, ModuleType
 
 import torch
 from torch import fx
@@ -99,19 +102,79 @@ def fake(gate, up, round_activation, round_output, group_size, floor):
     return codes, gate.new_empty((tokens, hidden // group_size), dtype=torch.float32)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What an op was made of."""
+
+    implementation: Callable
+    fake: Callable
+    kernel: ModuleType | None = None  # with `launch`; None: the implementation runs on a GPU too
+
+
 _numbers = itertools.count()
+_made: dict[str, _Made] = {}  # by the name of the op's overload
 
 
 def define_op(implementation: Callable, fake: Callable) -> torch._ops.OpOverload:
-    """Define a new op from these two functions; every call defines another one, so that a cell can be rerun."""
+    """Define a new op from these two functions; every call defines another one, so that a cell can be rerun.
+
+    Until `connect_kernel`, `implementation` runs on every device.
+    """
     name = f"silu_and_mul_quant_{next(_numbers)}"
     arguments = "Tensor gate, Tensor up, bool round_activation, bool round_output, int group_size, float floor"
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
     torch.library.define(f"capstone::{name}", f"({arguments}) -> (Tensor codes, Tensor scale)", tags=tags)
-    for device in ("cpu", "cuda"):
-        torch.library.impl(f"capstone::{name}", device, implementation)
+    op = getattr(torch.ops.capstone, name).default
+    _made[str(op)] = _Made(implementation, fake)
+    torch.library.impl(f"capstone::{name}", "cpu", implementation)
+    torch.library.impl(f"capstone::{name}", "cuda", functools.partial(_on_gpu, str(op)))
     torch.library.register_fake(f"capstone::{name}", fake)
-    return getattr(torch.ops.capstone, name).default
+    return op
+
+
+def _on_gpu(name: str, gate: torch.Tensor, up: torch.Tensor, *scalars: bool | int | float) -> tuple[torch.Tensor, ...]:
+    """The op on a GPU: its kernel, if one is connected, into tensors such as its fake promises."""
+    made = _made[name]
+    if made.kernel is None:
+        return made.implementation(gate, up, *scalars)
+    gate, up = (half if half.stride(-1) == 1 else half.contiguous() for half in (gate, up))
+    codes, scale = made.fake(gate, up, *scalars)
+    made.kernel.launch(gate, up, codes, scale, *scalars)
+    return codes, scale
+
+
+def connect_kernel(op: torch._ops.OpOverload, kernel: ModuleType) -> None:
+    """From now on `op` launches `kernel.launch` on a GPU; on a CPU it is what it was."""
+    _made[str(op)] = with_changes(_made[str(op)], kernel=kernel)
+
+
+def op_source(op: torch._ops.OpOverload) -> str:
+    """The name of `op` and the source of all that it was made of: implementation, fake, and kernel if it has one.
+
+    Functions that these call are included, except fusionlib's own, which `source_hash` covers.
+    """
+    made = _made[str(op)]
+    functions = dict.fromkeys([*_with_helpers(made.implementation), *_with_helpers(made.fake)])
+    sources = [str(op), *map(inspect.getsource, functions)]
+    if made.kernel is not None:
+        sources.append(inspect.getsource(made.kernel))
+    return "\0".join(sources)
+
+
+def _with_helpers(function: Callable) -> list[FunctionType]:
+    """`function` and the Python functions that it calls by a global name, not those of fusionlib."""
+    found: list[FunctionType] = []
+    stack = [function]
+    while stack:
+        current = stack.pop()
+        if isinstance(current, FunctionType) and current not in found and not _is_library(current):
+            found.append(current)
+            stack += [current.__globals__.get(name) for name in current.__code__.co_names]
+    return found
+
+
+def _is_library(function: FunctionType) -> bool:
+    return function.__module__.partition(".")[0] in ("fusionlib", "torch")
 
 
 def read_silu_and_mul(y: fx.Node) -> Found:
@@ -146,6 +209,8 @@ def check_site(quant: QuantRead, found: Found) -> None:
     hidden = shape(found.gate)[-1]
     if not isinstance(hidden, int) or hidden % spec.group_size:
         raise Refused(f"groups of {spec.group_size} do not divide a row of {hidden}")
+    if spec.group_size & (spec.group_size - 1):
+        raise Refused(f"the kernel needs groups of a power of two: {spec.group_size}")
     for node in inside(quant, found):
         is_result = node in (quant.codes, quant.scale)
         if is_result or peel_exact(node) in (found.gate, found.up) or literal(node) is not None:
@@ -217,7 +282,7 @@ class SiluAndMulPass(CustomGraphPass):
 
     def uuid(self) -> str:
         """A hash of everything that decides the result: fusionlib's sources, this pass, its parts and its op."""
-        parts = [source_hash(), str(self.op)]
+        parts = [source_hash(), op_source(self.op)]
         code = (
             type(self).__call__,
             self.read,

@@ -14,7 +14,7 @@ from fusionlib.kernels.quant import _group_amax, _group_scale, _quotient, _round
 @triton.jit
 def product(gate, up, DTYPE: tl.constexpr, ROUND_ACTIVATION: tl.constexpr, ROUND_OUTPUT: tl.constexpr):
     """silu(gate) * up of float32 blocks [R, 1, E], rounded to DTYPE at both points, as float32."""
-    activated = gate / (1.0 + tl.exp(-gate))
+    activated = tl.div_rn(gate, 1.0 + tl.exp(-gate))
     activated = _rounded(activated, DTYPE, ROUND_ACTIVATION)
     return _rounded(activated * up, DTYPE, ROUND_OUTPUT)
 

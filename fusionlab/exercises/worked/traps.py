@@ -119,6 +119,11 @@ def _checks_all_roundings(op, group_size, floor):
             assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(got, want, strict=True))
 
 
+def checks_finite_numbers(op):
+    _checks_all_roundings(op, 128, 1e-10)
+    _checks_all_roundings(op, 64, 0.25)
+
+
 def checks_one_group_size(op):
     _checks_all_roundings(op, 128, 1e-10)
     _checks_all_roundings(op, 128, 0.25)
@@ -198,6 +203,10 @@ KERNEL_IGNORES_ROUND_ACTIVATION = f"""{SIGNATURE}
 KERNEL_OVERFLOWS = f"""{SIGNATURE}
     activated = _rounded(gate * (tl.exp(gate) / (1.0 + tl.exp(gate))), DTYPE, ROUND_ACTIVATION)
     return _rounded(activated * up, DTYPE, ROUND_OUTPUT)
+"""
+KERNEL_GUARDS_AGAINST_OVERFLOW = f"""{SIGNATURE}
+    activated = tl.where(gate > -1e30, gate / (1.0 + tl.exp(-gate)), 0.0)
+    return _rounded(_rounded(activated, DTYPE, ROUND_ACTIVATION) * up, DTYPE, ROUND_OUTPUT)
 """
 KERNEL_WITHOUT_CASES = f"""{KERNEL_SIGMOID}
 print('{{"cases": []}}')

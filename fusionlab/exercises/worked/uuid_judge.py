@@ -6,6 +6,7 @@ import inspect
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace as with_changes
 from typing import Any
 from unittest import mock
 
@@ -27,6 +28,10 @@ def _other_replace(graph: fx.Graph, quant: QuantRead, found: Found, op: torch._o
     """Another way to replace."""
 
 
+def _other_fake(gate, up, round_activation, round_output, group_size, floor):
+    """Another promise."""
+
+
 def _other_call(self: Any, graph: fx.Graph) -> None:
     """Another way to go through a graph."""
 
@@ -46,6 +51,12 @@ def here(answer: type) -> str | None:
         return "two equal passes have different uuids: every compile would be a cold one."
     if first == answer(other_op()).uuid():
         return "a pass with another op has the same uuid: the cache would hand out the old artefact."
+    with _edited_op():
+        if answer(marked_op()).uuid() == first:
+            return (
+                "an op of the same name with another fake gives the same uuid: the strides that the old one promised "
+                "are built into the old artefact. op_source(op) is the source of all that an op was made of."
+            )
     given = answer(marked_op(), *parts).uuid()
     for what, others in (("read", (_other_read, parts[1])), ("replace", (parts[0], _other_replace))):
         if given == answer(marked_op(), *others).uuid():
@@ -64,6 +75,14 @@ def _follows_its_own_code(answer: type, first: Any) -> bool:
             if answer(marked_op()).uuid() != first:
                 return True
     return False
+
+
+@contextmanager
+def _edited_op() -> Iterator[None]:
+    """The judge's op as a later process has it, in which somebody edited its fake."""
+    name = str(marked_op())
+    with mock.patch.dict(worked._made, {name: with_changes(worked._made[name], fake=_other_fake)}):
+        yield
 
 
 @contextmanager

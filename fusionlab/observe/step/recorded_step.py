@@ -5,7 +5,7 @@ A part that an older document lacks is computed from its run's traces where they
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,21 +208,28 @@ def _blocks(
     found: dict[tuple[int, str], dict[str, BlockKernels]] = {}
     for entry in entries:
         tokens, variant, kind = entry["tokens"], entry["variant"], entry["kind"]
-        copies = entry.get("copies")
-        if copies is None and (variant, tokens) in traces:
-            copies = kernel_counts(block_kernels(read_trace(traces[variant, tokens]))[kind])["copies"]
-        counts = BlockKernels(entry["kernels"], entry["quantisations"], copies)
+        counts = block_counts(entry)
+        if counts.copies is None and (variant, tokens) in traces:
+            counts = BlockKernels(**kernel_counts(block_kernels(read_trace(traces[variant, tokens]))[kind]))
         found.setdefault((tokens, variant), {})[kind] = counts
     return found
 
 
 def _check(entry: dict[str, Any], layers: dict[str, int], traces: dict[tuple[str, int], Path]) -> SavingCheck:
-    tokens, parts = entry["tokens"], entry.get("parts")
-    if parts is not None:
-        made = SavedParts(**parts)
-    elif {("opaque", tokens), ("fused", tokens)} <= traces.keys():
+    check, tokens = saving_check(entry), entry["tokens"]
+    if check.parts is None and {("opaque", tokens), ("fused", tokens)} <= traces.keys():
         opaque, fused = (block_kernels(read_trace(traces[name, tokens])) for name in ("opaque", "fused"))
-        made = saved_parts(opaque, fused, layers, entry["measured_us"])
-    else:
-        made = None
-    return SavingCheck(tokens, entry["sites"], entry["step_us"], entry["predicted_us"], entry["measured_us"], made)
+        return replace(check, parts=saved_parts(opaque, fused, layers, check.measured_us))
+    return check
+
+
+def block_counts(entry: dict[str, Any]) -> BlockKernels:
+    """The kernels in an entry of a document's `blocks`."""
+    return BlockKernels(entry["kernels"], entry["quantisations"], entry.get("copies"))
+
+
+def saving_check(entry: dict[str, Any]) -> SavingCheck:
+    """The check in an entry of a document's `predictions`."""
+    numbers = (entry[name] for name in ("tokens", "sites", "step_us", "predicted_us", "measured_us"))
+    parts = entry.get("parts")
+    return SavingCheck(*numbers, None if parts is None else SavedParts(**parts))

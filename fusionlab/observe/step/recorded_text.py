@@ -59,11 +59,12 @@ def check_text(check: SavingCheck) -> str:
 def _explained(parts: SavedParts) -> str:
     shorter = parts.replaced_us - parts.fused_us
     extra = parts.replaced - parts.fused
-    sentences = [
-        f"By one replay of a block of each kind, the {parts.fused} fused kernels take {abs(shorter):.0f} µs {'less' if shorter >= 0 else 'more'} than the "
-        f"{parts.replaced} kernels whose work they do besides the quantisation"
-        + (f", {extra} of which went without being predicted." if extra > 0 else ".")
-    ]
+    word = "less" if shorter >= 0 else "more"
+    first = (
+        f"By one replay of a block of each kind, the {parts.fused} fused kernels take {abs(shorter):.0f} µs {word} "
+        f"than the {parts.replaced} kernels whose work they do besides the quantisation"
+    )
+    first += f", {extra} of which went without being predicted." if extra > 0 else "."
     changes = [
         f"{value:+.0f} µs {what}"
         for value, what in (
@@ -72,7 +73,7 @@ def _explained(parts: SavedParts) -> str:
             (parts.unseen_us, "not in the traces of single blocks"),
         )
     ]
-    return " ".join([*sentences, f"{', '.join(changes[:-1])}, and {changes[-1]}."])
+    return f"{first} {', '.join(changes[:-1])}, and {changes[-1]}."
 
 
 def padding_text(recorded: RecordedStep) -> str:

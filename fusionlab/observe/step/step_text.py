@@ -8,6 +8,8 @@ from typing import Any
 from fusionlab.observe.bench.results import Results
 from fusionlab.observe.bench.text import aligned, skipped
 from fusionlab.observe.manifest import Manifest
+from fusionlab.observe.step.recorded_step import block_counts, saving_check
+from fusionlab.observe.step.recorded_text import check_text, why_more_kernels
 from fusionlab.observe.step.step_variants import STEP_VARIANTS
 
 
@@ -63,7 +65,10 @@ def _kernels(step: dict[str, Any]) -> str:
     def cell(entry: dict[str, Any]) -> str:
         return f"{entry['kernels']} ({entry['quantisations']})"
 
-    return _by_tokens("kernels of a linear + a full block (of them quantising only)", step["blocks"], cell)
+    title = "kernels of a linear + a full block (of them quantising only)"
+    opaque = [entry for entry in step["blocks"] if entry["variant"] == "opaque"]
+    counts = [(entry["tokens"], {entry["kind"]: block_counts(entry)}) for entry in opaque]
+    return "\n".join(part for part in (_by_tokens(title, step["blocks"], cell), why_more_kernels(counts)) if part)
 
 
 def _memory(step: dict[str, Any]) -> str:
@@ -81,9 +86,11 @@ def _predictions(step: dict[str, Any]) -> str:
         ]
         for p in step["predictions"]
     ]
+    checks = [saving_check(entry) for entry in step["predictions"]]
+    explained = [check_text(check) for check in checks if check.parts is not None]
     title = "us saved by all fusions: predicted from the opaque blocks' trace without quantisation kernels, measured"
     return (
-        "\n".join([title, *aligned([["tokens", "sites", "predicted", "measured", "residual"], *lines])])
+        "\n".join([title, *aligned([["tokens", "sites", "predicted", "measured", "residual"], *lines]), *explained])
         if lines
         else ""
     )

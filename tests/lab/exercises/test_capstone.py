@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,10 @@ LEFT_ALONE = {
         lambda g, u: reference.group_quant((F.silu(g) * u).view(3, -1), GroupQuant(512)),
         "groups of 512 do not divide a row of 256",
     ),
+    "groups that tl.arange cannot make": (
+        lambda g, u: reference.group_quant(F.silu(g[:, :192]) * u[:, :192], GroupQuant(96)),
+        "groups of a power of two: 96",
+    ),
 }
 
 
@@ -184,3 +189,46 @@ def test_the_kernel_compiles_for_gpus_that_are_not_here():
 def test_a_kernel_that_does_not_compile_is_told():
     wrong = kernel_offline.worked_product().replace("tl.exp", "tl.expo")
     assert "expo" in capstone.KERNEL.verdict(wrong)
+
+
+def _calls(op, gate, up, launched):
+    """What the op returns on a GPU, run on this CPU with a kernel that notes its launch."""
+    kernel = types.ModuleType("candidate")
+
+    def launch(gate, up, codes, scale, *scalars):
+        launched.append((gate.stride(), scalars))
+        for made, right in zip((codes, scale), worked.quantise(gate, up, *scalars), strict=True):
+            made.copy_(right)
+
+    kernel.launch = launch
+    capstone.connect_kernel(op, kernel)
+    return worked._on_gpu(str(op), gate, up, False, True, 64, 1e-4)
+
+
+def test_a_connected_kernel_is_what_the_op_launches_on_a_gpu():
+    op, launched = worked.define_op(worked.quantise, worked.fake), []
+    gate, up = captured.halves()
+    for strided in (gate, gate.t().contiguous().t()):
+        codes, scale = _calls(op, strided, up, launched)
+        want_codes, want_scale = worked.quantise(gate, up, False, True, 64, 1e-4)
+        assert torch.equal(codes.view(torch.uint8), want_codes.view(torch.uint8)) and torch.equal(scale, want_scale)
+    assert launched == [((512, 1), (False, True, 64, 1e-4)), ((256, 1), (False, True, 64, 1e-4))]
+    op(gate, up, False, True, 64, 1e-4)
+    assert len(launched) == 2, "on a CPU nothing is launched"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CUDA")
+
+
+def test_the_source_of_an_op_is_that_of_all_it_was_made_of(tmp_path):
+    def quantise(gate, up, *scalars):
+        return worked.quantise(gate, up, *scalars)
+
+    op = worked.define_op(quantise, worked.fake)
+    first = capstone.op_source(op)
+    assert (
+        first.startswith(str(op)) and inspect.getsource(quantise) in first and inspect.getsource(worked.fake) in first
+    )
+    assert inspect.getsource(worked.silu_and_mul) in capstone.op_source(worked.define_op(worked.quantise, worked.fake))
+    assert "def group_quant" not in first, "the library's sources are source_hash's"
+    source = kernel_offline.source_with(kernel_offline.worked_product())
+    capstone.connect_kernel(op, kernel_offline.load(source))
+    assert capstone.op_source(op) == f"{first}\0{source}"

@@ -100,7 +100,7 @@ def test_the_first_notebook_shows_what_was_recorded(checkout, drawings, capsys):
     assert "operators" not in said and "The compiler made" not in said  # the norm is one kernel here
     assert re.search(r"^two kernels +7\.50 +7\.00 +0\.50 +2 +2\.14$", said, re.M)
     assert re.search(r"^one kernel +3\.50 +3\.50 +0\.00 +1 +1\.00$", said, re.M)
-    assert "(CUDA graphs, recorded earlier on NVIDIA H200, 64 tokens)" in drawings[1].caption
+    assert "(CUDA graphs, data still in the cache, recorded earlier on NVIDIA H200, 64 tokens)" in drawings[1].caption
 
 
 def test_the_trace_notebook_shows_replays_and_links_too(checkout, drawings, capsys):

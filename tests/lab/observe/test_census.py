@@ -153,7 +153,7 @@ def test_lines_meet_their_instructions(target):
     lines = by_source_line(listing(target))
 
     def became(fragment):
-        numbers = [number for number in lines if fragment in source[number - 1]]
+        numbers = [(file, number) for file, number in lines if fragment in source[file][number - 1]]
         assert len(numbers) == 1, fragment
         return " ".join(lines[numbers[0]])
 
@@ -165,7 +165,7 @@ def test_lines_meet_their_instructions(target):
     assert ("rsqrt.approx" if cuda else "v_rsq_f32") in became("tl.rsqrt(mean + eps)")
     assert ("shfl.sync" if cuda else "dpp") in became("tl.sum(value, axis=2)")  # inlined from Triton's library
     # Inlined from quant.py and ptx.py.
-    assert ("cvt.rn.bf16x2.f32" if cuda else "v_") in became("value = _rounded(value * tl.rsqrt")
+    assert ("cvt.rn.bf16x2.f32" if cuda else "v_") in became("y = _rounded(value, Y_DTYPE")
     assert ("max.NaN.f32" if cuda else "v_div_fixup") in became("scale = _group_scale(")
     assert ("rcp.approx.ftz" if cuda else "v_div_fixup") in became("quotient = _quotient(")
 
@@ -180,7 +180,7 @@ def test_no_instruction_counts_twice(target):
 
 def test_side_by_side_has_both_vendors():
     lines = side_by_side(listing("sm_90"), listing("gfx950"))
-    assert [line.number for line in lines] == sorted({line.number for line in lines})
+    assert [(line.file, line.number) for line in lines] == sorted({(line.file, line.number) for line in lines})
     (x_load,) = (line for line in lines if "return tl.load(ptr" in line.source)
     assert set(x_load.became) == {"sm_90", "gfx950"}
     assert any("ld.global.v4" in text for text in x_load.became["sm_90"])

@@ -22,6 +22,7 @@ from fusionlab.observe.manifest import (
 )
 from fusionlab.observe.privacy import leaks
 from fusionlab.observe.references import ReferenceFileError, read_reference
+from fusionlab.observe.step.recorded_step import recorded_steps
 from fusionlab.observe.trace_sources import benchmark_times
 from tests.lab.observe.traces import EVENTS
 
@@ -175,6 +176,17 @@ def test_the_tables_in_readmes_are_the_benchmarks():
             cells = [f"{us[name]:.3g}" for name in (*names, "fused", "light")]
             ratios = [f"{us[name] / us['fused']:.2f}" for name in (*names, "light")]
             assert f"| {tokens} | {' | '.join(cells + ratios)} |" in readme.read_text(encoding="utf-8")
+
+
+def test_the_step_in_the_readme_is_the_recorded_one():
+    """Milliseconds with two decimals, what is saved of the opaque step with one."""
+    (recorded,) = recorded_steps()
+    readme = (DATA.parent / "README.md").read_text(encoding="utf-8")
+    for tokens in (1, 4, 16, 64, 256):
+        variants = {name: recorded.find(tokens, name) for name in ("opaque", "inductor", "gated_norm", "fused")}
+        cells = [f"{row.median_us / 1000:.2f}" for row in variants.values()]
+        cells += [f"{variants[name].saved * 100:.1f} %" for name in ("gated_norm", "fused")]
+        assert f"| {tokens} | {' | '.join(cells)} |" in readme
 
 
 def test_the_launch_heuristic_is_what_the_sweep_says():

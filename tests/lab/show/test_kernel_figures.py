@@ -6,7 +6,6 @@ pytest.importorskip("plotly", reason="the notebooks extra is not installed")
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
 from fusionlab.observe.census import Census
-from fusionlab.observe.references import NumberTable
 from fusionlab.show import kernel_figures, kernel_speed
 from fusionlab.versions import VERSIONS
 from fusionlab.versions.dependency_chain import Chain
@@ -100,22 +99,6 @@ def test_chains_are_told_by_kind_and_length():
     drawn = {trace.name: list(trace.x) for trace in drawing.fig.data if trace.type == "bar"}
     assert drawn["exchanges between lanes"] == [0, 1] and drawn["arithmetic and addresses"] == [2, 2]
     assert "From 3 links (“short”) to 5 (“long”). In “long” 5 of 40 instructions" in drawing.summary
-
-
-def survey() -> NumberTable:
-    rows = {"a": (0.5, 0.9, 0.95), "b": (0.52, 0.7, None)}
-    return NumberTable("Shares", "share", "tokens", (1, 64, 8192), rows, {"a": "<a>", "b": "b"})
-
-
-def test_a_survey_is_labelled_as_not_ours_and_its_gaps_stay_gaps():
-    drawing = kernel_speed.survey_shares(survey(), "one GPU")
-    assert drawing.caption == "For reference, not ours: variants of a naive kernel on one GPU."
-    lines = [trace for trace in drawing.fig.data if trace.mode == "lines+markers"]
-    assert list(lines[0].y) == [50, 90, 95] and list(lines[1].y) == [52, 70, None]
-    assert lines[0].name == "&lt;a&gt;" and lines[0].line.dash != lines[1].line.dash
-    assert "between 50% and 52% of the light, 2 points" in drawing.summary
-    assert "with 64 between 70% and 90%, 20 points" in drawing.summary
-    assert drawing.table.rows[1] == ("b", "0.52", "0.70", "–")
 
 
 def test_timings_say_which_is_fastest():

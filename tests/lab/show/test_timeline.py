@@ -255,3 +255,10 @@ def test_a_kernel_has_the_colour_of_its_variant_and_neighbours_differ(steps):
     assert list(kernels.marker.color) == [*two, one[0]]
     alone = bars(timeline({"one kernel": steps["one"]}).fig, "kernel")
     assert list(alone.marker.color) == [one[0]]
+
+
+def test_a_lone_kernel_s_span_is_its_duration_to_the_digit(tmp_path):
+    """The end of a kernel minus its start is a float next to its duration, and would be printed a hundredth shorter."""
+    events = [launch(1, 1e6, 0.5, name="cudaGraphLaunch"), kernel(1, 1e6 + 0.7, 2.305)]
+    found = times(trace_of(tmp_path / "one.json", events))
+    assert found.busy_us == found.span_us == 2.305 and found.gap_us == 0

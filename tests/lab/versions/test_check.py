@@ -6,13 +6,15 @@ codes may differ by one step, and no small bound is claimed. Version 4's quotien
 codes that it changes is the counted one, up to the same 1e-5.
 """
 
+import math
+
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
 from fusionlab.versions import VERSIONS
-from fusionlab.versions.check import check_all
+from fusionlab.versions.check import check_all, scales_of_spoilt_groups
 from fusionlab.versions.count import moved_codes
 from fusionlab.versions.timing import CannotTime, time_all, why_not_here
 from fusionlib import GatedNorm, GroupQuant, reference
@@ -40,6 +42,32 @@ def test_every_version_in_the_interpreter(norm, heads, strided):
         assert agreement.scales_moved == 0
         # Another summation order and version 4's reciprocal change float32's last bits: once in about 10^5 codes.
         assert agreement.moved <= 2 and agreement.steps <= 1
+
+
+def spoilt_scales(device):
+    x, gate = torch.randn(2, 3, 4, 128, device=device).bfloat16()
+    scales = scales_of_spoilt_groups(x, gate, torch.ones(128, device=device), GatedNorm.qwen3_next(), GroupQuant.vllm())
+    assert list(scales) == list(VERSIONS) and gate.isfinite().all()
+    return scales.values()
+
+
+def test_only_the_library_s_kernel_hands_a_nan_on():
+    *others, ours = spoilt_scales("cpu")
+    assert all(math.isfinite(of_nan) and of_inf == math.inf for of_nan, of_inf in others)
+    assert math.isnan(ours[0]) and ours[1] == math.inf
+
+
+@pytest.mark.gpu
+def test_only_the_library_s_kernel_hands_a_nan_on_on_the_gpu():
+    *others, ours = spoilt_scales("cuda")
+    assert all(math.isfinite(of_nan) and of_inf == math.inf for of_nan, of_inf in others)
+    assert math.isnan(ours[0]) and ours[1] == math.inf
+
+
+def test_one_head_cannot_be_spoilt_in_two_ways():
+    x = torch.randn(5, 1, 128)
+    with pytest.raises(ValueError, match="one for the infinity"):
+        scales_of_spoilt_groups(x, x, torch.ones(128), GatedNorm.qwen3_next(), GroupQuant.vllm())
 
 
 def test_specs_beyond_the_case_are_refused_before_anything_runs():

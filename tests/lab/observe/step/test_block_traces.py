@@ -34,8 +34,8 @@ KERNELS = {
 
 
 def test_kernels_that_only_quantise_are_told_from_fused_ones():
-    assert kernel_counts(KERNELS[LINEAR]) == {"kernels": 3, "quantisations": 1}
-    assert kernel_counts(KERNELS[FULL]) == {"kernels": 3, "quantisations": 1}
+    assert kernel_counts(KERNELS[LINEAR]) == {"kernels": 3, "quantisations": 1, "copies": 0}
+    assert kernel_counts(KERNELS[FULL]) == {"kernels": 3, "quantisations": 1, "copies": 0}
 
 
 def test_a_quantisation_goes_with_the_gap_in_front_of_it():
@@ -46,6 +46,7 @@ def test_a_quantisation_goes_with_the_gap_in_front_of_it():
     prediction = Prediction(found, 12.5)
     assert prediction.residual_us == pytest.approx(-1.5)
     assert prediction.as_json()["predicted_us"] == pytest.approx(14.0)
+    assert prediction.as_json()["parts"] is None
 
 
 def test_without_a_quantisation_there_is_nothing_to_predict():

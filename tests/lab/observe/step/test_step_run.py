@@ -16,6 +16,7 @@ from fusionlab.observe.step.step_run import LISTS, StepRun, StepSettings, differ
 from fusionlab.observe.step.step_text import step_text
 from fusionlab.observe.step.step_variants import STEP_VARIANTS
 from tests.lab.observe.bench.fakes import FakeTimer
+from tests.lab.observe.step.recorded import PARTS
 from tests.lab.observe.step.small_model import decoder, quick, uncompiled, weights
 from tests.lab.observe.step.test_block_traces import KERNELS
 
@@ -114,10 +115,15 @@ def test_a_prediction_stands_beside_what_was_saved(tmp_path):
     made, results, _ = run(tmp_path, FakeTimer({0: 400.0, 1: 390.0}), replace(SETTINGS, variants=("opaque", "fused")))
     model = decoder()
     ready = {name: {kind: quick(STEP_VARIANTS[name], kind) for kind in KINDS} for name in ("opaque", "fused")}
-    made.timed(model, ready, {"opaque": KERNELS}, made.timer)
+    fused = {kind: (kernels[0], kernels[2]) for kind, kernels in KERNELS.items()}
+    made.timed(model, ready, {"opaque": KERNELS, "fused": fused}, made.timer)
     (found,) = results.step["predictions"]
     assert (found["tokens"], found["sites"]) == (3, 4) and found["predicted_us"] == pytest.approx(14.0)
     assert found["residual_us"] == pytest.approx(found["measured_us"] - 14.0)
+    parts = found["parts"]
+    assert parts["quantised_us"] + parts["gaps_us"] == pytest.approx(14.0) and parts["fused"] == 0
+    others = sum(parts[name] for name in ("replaced_us", "shared_us", "other_gaps_us", "unseen_us"))
+    assert 14.0 + others == pytest.approx(found["measured_us"])
 
 
 def test_codes_that_are_not_eagers_are_wrong(tmp_path, monkeypatch):
@@ -141,7 +147,8 @@ def test_what_is_written_is_read_and_shown(tmp_path):
     made, results, _ = run(tmp_path, FakeTimer({0: 40.0, 3: 20.0}), replace(SETTINGS, tokens=(2,)))
     made.all()
     results.step["blocks"] = [
-        {"tokens": 2, "variant": name, "kind": kind, "kernels": 26, "quantisations": count}
+        {"tokens": tokens, "variant": name, "kind": kind, "kernels": kernels, "quantisations": count, "copies": 3}
+        for tokens, kernels in ((2, 26), (4, 9))
         for name, count in (("opaque", 4), ("fused", 0))
         for kind in KINDS
     ]
@@ -151,8 +158,9 @@ def test_what_is_written_is_read_and_shown(tmp_path):
          "steps": 0, "scales_differ": 0.0, "scale_error": 0.0, "compared": 9}
     ]  # fmt: skip
     results.step["predictions"] = [
-        {"tokens": 2, "sites": 16, "predicted_us": 14.0, "measured_us": 12.5, "residual_us": -1.5}
-    ]
+        {"tokens": 2, "sites": 16, "step_us": 90.0, "predicted_us": 14.0, "measured_us": 12.5, "residual_us": -1.5,
+         "parts": PARTS}
+    ]  # fmt: skip
     manifest = make_manifest("fusionlib bench --step", 0, machine=H200)
     path = tmp_path / "nvidia-h200-step.json"
     write_results(path, results, manifest)
@@ -164,6 +172,8 @@ def test_what_is_written_is_read_and_shown(tmp_path):
     times = lines[lines.index("tokens opaque inductor gated_norm fused") + 1]
     assert times.startswith(f"2 {read.rows[0].median_us:.1f} (") and times.endswith("+50.0%")
     assert "2 26 (4) + 26 (4) 26 (0) + 26 (0)" in lines and "2 2.5" in lines
+    assert any(line.startswith("At 2 tokens a linear block has 26 kernels, at 4 tokens 9:") for line in lines)
+    assert any("the 32 fused kernels take 10 µs less than the 38 kernels" in line for line in lines)
     assert "2 16 14.0 12.5 -1.5" in lines and "silu fused / eager yes 0.0e+00 0.0e+00 0" in lines
     assert "2 0.0e+00 + 0.0e+00 0.0e+00 + 0.0e+00 0.0e+00 + 0.0e+00" in lines
     assert json.loads(path.read_text())["step"]["recurrence"] == weights().recurrence
