@@ -1,4 +1,4 @@
-"""The kernel compiled offline: PTX and AMDGCN for GPUs that are not present.
+"""The kernels compiled offline: PTX and AMDGCN for GPUs that are not present.
 
 Triton needs no device to compile for one. The kernel's claims about instructions rest on these listings (load widths,
 conversion instructions, spills), and can be checked on a laptop.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from fusionlib.contract import unit_size
 from fusionlib.kernels.row_layout import RowLayout
-from fusionlib.spec import GatedNorm, GroupQuant
+from fusionlib.spec import ActAndMul, GatedNorm, GroupQuant, RMSNorm
 
 #: name -> (backend, architecture, threads in a warp)
 TARGETS: dict[str, tuple[str, int | str, int]] = {
@@ -108,19 +109,11 @@ def compile_fused(
     Raises:
         ValueError: for a target that is not in `TARGETS`.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from fusionlib.kernels import gated_norm as kernel
     from fusionlib.kernels import launch
-    from fusionlib.kernels.config import LaunchConfig, choose_launch
+    from fusionlib.kernels.config import choose_launch
+    from fusionlib.kernels.gated_norm import rms_norm_gated_group_quant_kernel
 
-    if target not in TARGETS:
-        raise ValueError(f"target {target!r} is unknown; choose one of {', '.join(TARGETS)}")
-    unit = unit_size(norm, quant)
-    config = choose_launch(1 << 20, unit, threads_per_warp=TARGETS[target][2])
-    config = LaunchConfig(rows or config.rows, num_warps or config.num_warps)
+    config = _config(target, choose_launch, unit_size(norm, quant), rows, num_warps)
     contiguous = RowLayout(hidden, hidden, 0, hidden, 0)
     constants = launch.fused_constants(
         norm,
@@ -135,18 +128,134 @@ def compile_fused(
         units=config.rows,
         ptx=TARGETS[target][0] == "cuda",
     )
-    scale_dtype = torch.int32 if quant.scale_layout == "packed_int32" else torch.float32
-    pointers = {
+    pointers = _outputs(quant, norm.output_dtype(x_dtype) if store_normed else None, "normed_ptr") | {
         "x_ptr": x_dtype,
         "gate_ptr": gate_dtype or x_dtype,
         "weight_ptr": weight_dtype or x_dtype,
         "bias_ptr": x_dtype,
-        "codes_ptr": quant.dtype,
-        "scale_ptr": scale_dtype,
-        "normed_ptr": norm.output_dtype(x_dtype) if store_normed else quant.dtype,
     }
+    return _compiled(target, rms_norm_gated_group_quant_kernel, constants, pointers, config)
+
+
+def compile_rms_norm(
+    target: str,
+    norm: RMSNorm,
+    quant: GroupQuant,
+    *,
+    hidden: int | None = None,
+    x_dtype: torch.dtype = torch.bfloat16,
+    residual_dtype: torch.dtype | None = torch.bfloat16,
+    tokens: int = 1 << 20,
+    num_warps: int | None = None,
+    store_normed: bool = False,
+) -> Listing:
+    """The same for the RMS norm of rows of `hidden` elements, by default one norm; it also stores the sum.
+
+    `residual_dtype` is None for a norm without a residual, `tokens` what the launch heuristic chooses for.
+
+    Raises:
+        ValueError: for a target that is not in `TARGETS`.
+    """
+    from fusionlib.kernels import launch
+    from fusionlib.kernels.config import choose_launch, choose_row_launch
+    from fusionlib.kernels.rms_norm import rms_norm_group_quant_kernel
+
+    unit, hidden = unit_size(norm, quant), hidden or norm.norm_size
+    config = _config(target, choose_row_launch if unit > 1024 else choose_launch, unit, None, num_warps, tokens)
+    contiguous, has_residual = RowLayout(hidden, hidden, 0, hidden, 0), residual_dtype is not None
+    constants = launch.rms_norm_constants(
+        norm,
+        quant,
+        hidden,
+        contiguous,
+        contiguous if has_residual else None,
+        weight_elements=norm.norm_size,
+        store_normed=store_normed,
+        store_sum=has_residual,
+        config=config,
+        units=config.rows,
+        ptx=TARGETS[target][0] == "cuda",
+    )
+    pointers = _outputs(quant, norm.output_dtype(x_dtype) if store_normed else None, "normed_ptr") | {
+        "x_ptr": x_dtype,
+        "residual_ptr": residual_dtype or x_dtype,
+        "weight_ptr": x_dtype,
+        "sum_ptr": residual_dtype or quant.dtype,
+    }
+    return _compiled(target, rms_norm_group_quant_kernel, constants, pointers, config)
+
+
+def compile_act_and_mul(
+    target: str,
+    act: ActAndMul,
+    quant: GroupQuant,
+    *,
+    hidden: int = 4096,
+    x_dtype: torch.dtype = torch.bfloat16,
+    layout: RowLayout | None = None,
+    store_value: bool = False,
+) -> Listing:
+    """The same for a product with an activation; `layout` is that of both tensors, contiguous by default.
+
+    Raises:
+        ValueError: for a target that is not in `TARGETS`.
+    """
+    from fusionlib.kernels import launch
+    from fusionlib.kernels.act_and_mul import act_and_mul_group_quant_kernel
+    from fusionlib.kernels.config import choose_launch
+
+    config = _config(target, choose_launch, quant.group_size)
+    layout = layout or RowLayout(hidden, hidden, 0, hidden, 0)
+    constants = launch.act_and_mul_constants(
+        act,
+        quant,
+        hidden,
+        layout,
+        layout,
+        store_value=store_value,
+        config=config,
+        units=config.rows,
+        ptx=TARGETS[target][0] == "cuda",
+    )
+    pointers = _outputs(quant, act.output_dtype(x_dtype) if store_value else None, "value_ptr")
+    pointers |= {"x_ptr": x_dtype, "gate_ptr": x_dtype}
+    return _compiled(target, act_and_mul_group_quant_kernel, constants, pointers, config)
+
+
+def _config(
+    target: str,
+    choose: Callable[[int, int, int], Any],
+    unit: int,
+    rows: int | None = None,
+    num_warps: int | None = None,
+    units: int = 1 << 20,
+) -> Any:
+    """What the launch heuristic `choose` says for `units` units, with `rows` and `num_warps` in its place if given."""
+    from fusionlib.kernels.config import LaunchConfig
+
+    if target not in TARGETS:
+        raise ValueError(f"target {target!r} is unknown; choose one of {', '.join(TARGETS)}")
+    config = choose(units, unit, TARGETS[target][2])
+    return LaunchConfig(rows or config.rows, num_warps or config.num_warps)
+
+
+def _outputs(quant: GroupQuant, value: torch.dtype | None, name: str) -> dict[str, torch.dtype]:
+    """The dtypes of what every kernel writes; `value`, of the pointer `name`, is None if it is not stored."""
+    scale = torch.int32 if quant.scale_layout == "packed_int32" else torch.float32
+    return {"codes_ptr": quant.dtype, "scale_ptr": scale, name: value or quant.dtype}
+
+
+def _compiled(
+    target: str, kernel: Any, constants: dict[str, Any], pointers: dict[str, torch.dtype], config: Any
+) -> Listing:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from fusionlib.kernels import launch
+
     signature: dict[str, str] = {}
-    for name in kernel.rms_norm_gated_group_quant_kernel.arg_names:
+    for name in kernel.arg_names:
         if name in pointers:
             signature[name] = f"*{_POINTEE[pointers[name]]}"
         elif name in constants:
@@ -154,9 +263,9 @@ def compile_fused(
         else:
             signature[name] = "fp32" if name in ("eps", "floor") else "i32"
     names = list(signature)
-    aligned = [*pointers, *(n for n in names if n.startswith(("x_stride", "gate_stride")))]
+    aligned = [*pointers, *(n for n in names if "_stride" in n and not n.startswith("scale"))]
     source = ASTSource(
-        fn=kernel.rms_norm_gated_group_quant_kernel,
+        fn=kernel,
         signature=signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from fusionlab.observe.codegen import TARGETS, compile_fused
+from fusionlab.observe.codegen import TARGETS, compile_act_and_mul, compile_fused, compile_rms_norm
 from fusionlab.observe.machine_code import machine_code
-from fusionlib import GatedNorm, GroupQuant
+from fusionlib import ActAndMul, GatedNorm, GroupQuant, RMSNorm
 from fusionlib.kernels.row_layout import RowLayout
 
 triton = pytest.importorskip("triton", reason="Triton is not installed on this platform")
@@ -142,6 +142,59 @@ def test_fnuz_flushes_minus_zero():
     listing = compile_fused("gfx942", GatedNorm.vllm(), GroupQuant(dtype=torch.float8_e4m3fnuz))
     assert listing.count(r"v_cndmask_b32") >= 8
     assert "f8E4M3FNUZ" in listing.stages["ttgir"]
+
+
+@pytest.mark.parametrize("hidden", [2048, 2304, 5120, 7168])
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_rms_norm_compiles_without_spills_and_with_wide_loads(target, hidden):
+    """16-byte loads of x, residual and weight alone, for few tokens and for many."""
+    for tokens in (1, 1 << 20):
+        listing = compile_rms_norm(target, RMSNorm.llama(hidden), GroupQuant(128, fp8(target)), tokens=tokens)
+        assert listing.resources().spills == 0
+        if is_cuda(target):
+            assert listing.count(r"ld\.global") == listing.count(r"ld\.global[.\w]*\.v4\.b32") >= 3
+
+
+@pytest.mark.parametrize("hidden", [2048, 4096, 5120, 7168])
+def test_the_warps_of_a_row_meet_once(hidden):
+    """One barrier, in the root of the mean; no value changes its place among the threads."""
+    listing = compile_rms_norm("sm_90", RMSNorm.qwen3_next(hidden), GroupQuant())
+    assert listing.count(r"bar\.sync") == 1
+    assert "convert_layout" not in listing.stages["ttgir"]
+
+
+@pytest.mark.parametrize("num_warps", [1, 2, 4, 8, 16])
+def test_a_row_of_one_warp_needs_no_barrier_and_more_need_one(num_warps):
+    listing = compile_rms_norm("sm_90", RMSNorm.native(2048), GroupQuant(), num_warps=num_warps)
+    assert listing.count(r"bar\.sync") == (num_warps > 1)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float16, None), (torch.float32,) * 2])
+def test_residuals_of_other_dtypes_and_none_compile(dtypes, target):
+    x_dtype, residual = dtypes
+    quant = GroupQuant(128, fp8(target))
+    for norm, hidden in ((RMSNorm.vllm(2048), 2048), (RMSNorm.llama(128), 2048), (RMSNorm.native(96), 3072)):
+        listing = compile_rms_norm(
+            target, norm, quant, hidden=hidden, x_dtype=x_dtype, residual_dtype=residual, store_normed=True
+        )
+        assert listing.resources().spills == 0
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "sigmoid"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_product_compiles_without_spills_and_with_wide_loads(target, kind):
+    """Of halves that are one after the other, and of interleaved ones, which are no such loads."""
+    halves = RowLayout(8192, 4096, 0, 4096, 0)
+    listing = compile_act_and_mul(target, ActAndMul(kind), GroupQuant(128, fp8(target)), layout=halves)
+    assert listing.resources().spills == 0
+    if is_cuda(target):
+        assert listing.count(r"ld\.global") == listing.count(r"ld\.global[.\w]*\.v4\.b32") >= 2
+        assert listing.count(r"bar\.sync") == 0
+    interleaved = RowLayout(8192, 4096, 0, 1, 2)
+    quant = GroupQuant(128, fp8(target), scale_format="ue8m0", scale_layout="packed_int32")
+    listing = compile_act_and_mul(target, ActAndMul(kind), quant, layout=interleaved, store_value=True)
+    assert listing.resources().spills == 0
 
 
 def test_an_unknown_target_is_named():
