@@ -27,7 +27,7 @@ def _judge_sites(answer: Any) -> str | None:
 
 SITES = Exercise(
     "model_sites",
-    f"{_MODEL} Every output projection is in FP8, by groups. How many sites will a report list as fused?",
+    f"{_MODEL} Every output projection is in FP8, by groups. How many sites will a report list as fused by gated_norm?",
     _judge_sites,
     solution=36,
     traps=(48, 12, 37, "36 layers"),
@@ -35,8 +35,8 @@ SITES = Exercise(
         "Which layers have a gated norm at all?",
         "48 layers in blocks of four: three linear ones, then a full one.",
     ),
-    explanation="12 blocks of three linear layers: 36. This is the number to give as expect=, so that a layer that "
-    "stops fusing stops the compile.",
+    explanation="12 blocks of three linear layers: 36. This is the number to give as expect={'gated_norm': 36}, so "
+    "that a layer that stops fusing stops the compile. What full attention quantises, another fusion takes.",
 )
 
 
@@ -46,20 +46,20 @@ def _judge_expect(answer: Any) -> str | None:
     if answer == 36:
         return "that many were fused before; which of them did the change take away?"
     if answer in (46, 48):
-        return "start from the sites of the whole model, not from its layers."
-    return None if answer == 35 else "of the two changed layers only one had a site."
+        return "start from the gated norms of the whole model, not from its layers."
+    return None if answer == 35 else "of the two changed layers only one had a gated norm."
 
 
 EXPECT = Exercise(
     "model_expect",
     f"{_MODEL} Somebody quantises the first layer and the fourth layer per tensor instead of by groups. Which number "
-    "will pass as expect=?",
+    "will pass as expect={'gated_norm': ...}?",
     _judge_expect,
     solution=35,
     traps=(36, 34, 46, 1),
     hints=("Layers count from one here. What kind is the fourth?", "A refused site is not counted by expect=."),
     explanation="The first layer is linear: its site is refused as per_tensor_dynamic. The fourth is full attention "
-    "and never had one.",
+    "and never had a gated norm.",
 )
 
 
