@@ -52,6 +52,7 @@ def bytes_as_floats(tokens, hidden, group_size):
 def check_each_spec(op):
     torch.manual_seed(1)
     wide = torch.cat([torch.zeros(2, 512), torch.randn(5, 512)]).bfloat16()
+    wide[3, 5], wide[4, 300] = torch.nan, torch.inf
     for group, floor in ((64, 1.0), (32, 1e-10)):
         for act, out in ((True, True), (True, False), (False, True), (False, False)):
             gate, up = wide.chunk(2, 1)
@@ -59,7 +60,8 @@ def check_each_spec(op):
             silu = torch.nn.functional.silu(gate.float())
             y = (silu.bfloat16().float() if act else silu) * up.float()
             wanted = reference.group_quant(y.bfloat16() if out else y, GroupQuant(group, floor=floor))
-            if (codes.float() != wanted[0].float()).any() or not torch.equal(scale, wanted[1]):
+            pairs = ((codes.float(), wanted[0].float()), (scale, wanted[1]))
+            if not all(torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7)) for a, b in pairs):
                 raise ValueError("another result")
 
 
@@ -146,7 +148,7 @@ class PlainPass(CustomGraphPass):
 
     def uuid(self):
         digest = hashlib.md5(source_hash().encode())
-        digest.update(str(self.op).encode())
+        digest.update(capstone.op_source(self.op).encode())
         for part in (PlainPass.__call__, PlainPass._one, self.read, self.swap, check_site, worked.inside, same_layout):
             digest.update(inspect.getsource(part).encode())
         return digest.digest()
