@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from fusionlab.checkout import repository_root
-from tests.lab.notebooks.jupyterlab import open_notebook, run_all, wait_for_the_end
+from tests.lab.notebooks.jupyterlab import PATIENCE, TimeoutError, open_notebook, run_all, wait_for_the_end
 
 NOTEBOOKS = repository_root(Path(__file__)) / "notebooks"
 
@@ -82,13 +82,28 @@ class Control:
         assert self.position == before
 
 
+def run_until_drawn(page, lab, name):
+    """Run a notebook and return the output areas of its controls, which are drawn with a delay.
+
+    On a busy machine JupyterLab can lose a kernel and ask for another again and again; a fresh page starts over, once.
+    """
+    areas = page.locator(".jp-CodeCell .jp-OutputArea:has(> .jp-OutputArea-child .widget-box)")
+    for patience in (PATIENCE / 3, PATIENCE):
+        open_notebook(page, lab, f"notebooks/{name}.ipynb")
+        run_all(page)
+        wait_for_the_end(page)
+        try:
+            areas.nth(len(CONTROLS[name]) - 1).wait_for(state="attached", timeout=patience)
+            break
+        except TimeoutError:
+            if patience == PATIENCE:
+                raise
+    return areas
+
+
 @pytest.mark.parametrize("name", CONTROLS)
 def test_the_figure_follows_every_control(lab, lab_page, name):
-    open_notebook(lab_page, lab, f"notebooks/{name}.ipynb")
-    run_all(lab_page)
-    wait_for_the_end(lab_page)
-    areas = lab_page.locator(".jp-CodeCell .jp-OutputArea:has(> .jp-OutputArea-child .widget-box)")
-    areas.nth(len(CONTROLS[name]) - 1).wait_for(state="attached")  # outputs are drawn with a delay
+    areas = run_until_drawn(lab_page, lab, name)
     found = []
     for area in areas.all():
         area.locator(".js-plotly-plot .main-svg").first.wait_for(state="attached")
