@@ -30,6 +30,17 @@ def require_writable(folder: Path, way_out: str) -> None:
         raise UsageError(f"cannot write to {folder}: {error.strerror or error}; {way_out}") from error
 
 
+def results_file(out: Path | None, name: str) -> Path | None:
+    """The file that `--out` names, or `name`.json in the folder that it names, which is made; None without one."""
+    if out is None:
+        return None
+    path = out if out.suffix == ".json" else out / f"{name}.json"
+    if path.is_dir():
+        raise UsageError(f"--out {path} is a folder; a name that ends in .json is that of a file")
+    require_writable(path.parent, "name a file or folder that can be written with --out")
+    return path
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically: readers see the old content or the new."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from fusionlib import gradient
+from fusionlib.reference import by_fours
 
 BLOCK = 128
 
@@ -71,14 +72,13 @@ def rows_of_four(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor
     The others are what lies behind the rows, if both storages have room for them (`quant_op.room_for_quantised`), or
     zeros in a copy. They make rows of the product that nobody reads.
     """
-    tokens, rows = codes.shape[0], -(-codes.shape[0] // 4) * 4
+    tokens, rows = codes.shape[0], by_fours(codes.shape[0])
     missing = rows - tokens
     if not missing:
         return codes, scale
     if _holds(codes, rows * codes.shape[1]) and scale.stride(1) == rows and _holds(scale, rows * scale.shape[1]):
-        return codes.as_strided((rows, codes.shape[1]), codes.stride()), scale.as_strided(
-            (rows, scale.shape[1]), scale.stride()
-        )
+        codes = codes.as_strided((rows, codes.shape[1]), codes.stride())
+        return codes, scale.as_strided((rows, scale.shape[1]), scale.stride())
     filled = torch.nn.functional.pad(codes.view(torch.uint8), (0, 0, 0, missing)).view(codes.dtype)
     return filled, torch.nn.functional.pad(scale.t(), (0, missing)).t()
 

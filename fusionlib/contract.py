@@ -180,14 +180,13 @@ def act_and_mul_problem(x: torch.Tensor, gate: torch.Tensor, act: ActAndMul, qua
 
 
 def _vectors_problem(vectors: Mapping[str, torch.Tensor | None], hidden: int, norm_size: int) -> str | None:
-    given = {name: vector for name, vector in vectors.items() if vector is not None}
-    for name, vector in given.items():
+    given = [(name, vector) for name, vector in vectors.items() if vector is not None]
+    for name, vector in given:
         problem = _vector_problem(name, vector, hidden, norm_size)
         if problem is not None:
             return problem
-    vectors_given = list(given.values())
-    if any(vector.shape != vectors_given[0].shape for vector in vectors_given[1:]):
-        listed = " and ".join(f"{name} has shape {list(vector.shape)}" for name, vector in reversed(given.items()))
+    if any(vector.shape != given[0][1].shape for _, vector in given[1:]):
+        listed = " and ".join(f"{name} has shape {list(vector.shape)}" for name, vector in reversed(given))
         return f"{listed}; they must have the same"
     return None
 

@@ -193,12 +193,11 @@ def room_for_quantised(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor
     A product that takes rows by fours, as cuBLAS does with scales per group, then reads the rows that are missing from
     there (`block_mm.rows_of_four`), and nobody copies the codes of one token into a tensor of four.
     """
-    codes, scale = empty_quantised(y, quant)
-    rows = -(-codes.shape[0] // 4) * 4
-    if rows == codes.shape[0]:
-        return codes, scale
-    codes = y.new_empty((rows, codes.shape[1]), dtype=quant.dtype).resize_(codes.shape)
-    if quant.scale_layout == "column_major_padded":
-        room = scale.new_empty(rows * scale.shape[1]).untyped_storage()
-        scale = scale.new_empty(0).set_(room, 0, scale.shape, scale.stride())
-    return codes, scale
+    tokens, rows = y.shape[0], reference.by_fours(y.shape[0])
+    if rows == tokens:
+        return empty_quantised(y, quant)
+    hidden = prod(y.shape[1:])
+    size, stride, dtype = reference.scale_storage(tokens, hidden // quant.group_size, quant)
+    stored = (rows, *size[1:]) if quant.scale_layout == "column_major_padded" else size
+    codes = y.new_empty((rows, hidden), dtype=quant.dtype).resize_(tokens, hidden)
+    return codes, torch.empty_strided(stored, stride, dtype=dtype, device=y.device).as_strided_(size, stride)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import overload
 
 import torch
 
@@ -166,6 +167,15 @@ def power_of_two_at_least(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale.isnan(), scale, power)
 
 
+@overload
+def by_fours(tokens: int) -> int: ...
+@overload
+def by_fours(tokens: int | torch.SymInt) -> int | torch.SymInt: ...
+def by_fours(tokens: int | torch.SymInt) -> int | torch.SymInt:
+    """`tokens` rounded up to a multiple of 4; it may be symbolic."""
+    return (tokens + 3) // 4 * 4
+
+
 def scale_storage(
     tokens: int | torch.SymInt, groups: int, quant: GroupQuant
 ) -> tuple[tuple[int | torch.SymInt, ...], tuple[int | torch.SymInt, ...], torch.dtype]:
@@ -177,7 +187,7 @@ def scale_storage(
     if quant.scale_layout == "vector":
         return (tokens,), (1,), torch.float32
     # TMA requires columns aligned to 16 bytes: four elements of 32 bits (DeepGEMM's get_tma_aligned_size).
-    column = (tokens + 3) // 4 * 4
+    column = by_fours(tokens)
     if quant.scale_layout == "column_major_padded":
         return (tokens, groups), (1, column), torch.float32
     return (tokens, (groups + 3) // 4), (1, column), torch.int32

@@ -18,7 +18,7 @@ import torch
 from fusionlab.codes import code_steps
 from fusionlab.versions.interpreted import interpreters_codes
 from fusionlib import ActAndMul, GatedNorm, GroupQuant, RMSNorm, reference
-from fusionlib.kernels import launch
+from fusionlib.kernels import constants as kernel_constants
 from fusionlib.kernels.config import LaunchConfig
 from fusionlib.kernels.launch import launch_act_and_mul, launch_fused, launch_group_quant, launch_rms_norm
 from tests.support import grouped_gate, poisoned_outputs
@@ -159,7 +159,7 @@ def in_pieces_here(*arguments):
     return _in_pieces(run, tiling | {"PTX": True}, config) | {"PTX": False}
 
 
-_in_pieces, launch.in_pieces = launch.in_pieces, in_pieces_here
+_in_pieces, kernel_constants.in_pieces = kernel_constants.in_pieces, in_pieces_here
 
 
 def check_norm(name: str, weight_form: str) -> None:

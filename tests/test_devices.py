@@ -97,6 +97,7 @@ def test_a_launch_counts_on_the_warps_of_its_gpu(gpu, on, monkeypatch):
 def warps_of_a_launch(launch, monkeypatch) -> list[int]:
     """The lanes of a warp with which each kernel chooses how it is launched."""
     from fusionlib import ActAndMul, GatedNorm, GroupQuant, RMSNorm
+    from fusionlib.kernels import config
 
     class Chosen(Exception):
         """The launch is chosen: that is all there is to see without a GPU."""
@@ -108,7 +109,8 @@ def warps_of_a_launch(launch, monkeypatch) -> list[int]:
         raise Chosen
 
     monkeypatch.setattr(launch, "choose_launch", choose)
-    monkeypatch.setattr(launch, "choose_row_launch", choose)
+    monkeypatch.setattr(config, "choose_launch", choose)
+    monkeypatch.setattr(config, "choose_row_launch", choose)
     x, codes, scale = torch.ones(2, 128), torch.ones(2, 128), torch.ones(2, 1)
     row, row_codes = torch.ones(2, 2048), torch.ones(2, 2048)
     with pytest.raises(Chosen):

@@ -109,13 +109,13 @@ def compile_fused(
     Raises:
         ValueError: for a target that is not in `TARGETS`.
     """
-    from fusionlib.kernels import launch
+    from fusionlib.kernels import constants as kernel_constants
     from fusionlib.kernels.config import choose_launch
     from fusionlib.kernels.gated_norm import rms_norm_gated_group_quant_kernel
 
     config = _config(target, choose_launch, unit_size(norm, quant), rows, num_warps)
     contiguous = RowLayout(hidden, hidden, 0, hidden, 0)
-    constants = launch.fused_constants(
+    constants = kernel_constants.fused_constants(
         norm,
         quant,
         hidden,
@@ -156,14 +156,14 @@ def compile_rms_norm(
     Raises:
         ValueError: for a target that is not in `TARGETS`.
     """
-    from fusionlib.kernels import launch
-    from fusionlib.kernels.config import choose_launch, choose_row_launch
+    from fusionlib.kernels import constants as kernel_constants
+    from fusionlib.kernels.config import choose_norm_launch
     from fusionlib.kernels.rms_norm import rms_norm_group_quant_kernel
 
     unit, hidden = unit_size(norm, quant), hidden or norm.norm_size
-    config = _config(target, choose_row_launch if unit > 1024 else choose_launch, unit, None, num_warps, tokens)
+    config = _config(target, choose_norm_launch, unit, None, num_warps, tokens)
     contiguous, has_residual = RowLayout(hidden, hidden, 0, hidden, 0), residual_dtype is not None
-    constants = launch.rms_norm_constants(
+    constants = kernel_constants.rms_norm_constants(
         norm,
         quant,
         hidden,
@@ -200,13 +200,13 @@ def compile_act_and_mul(
     Raises:
         ValueError: for a target that is not in `TARGETS`.
     """
-    from fusionlib.kernels import launch
+    from fusionlib.kernels import constants as kernel_constants
     from fusionlib.kernels.act_and_mul import act_and_mul_group_quant_kernel
     from fusionlib.kernels.config import choose_launch
 
     config = _config(target, choose_launch, quant.group_size)
     layout = layout or RowLayout(hidden, hidden, 0, hidden, 0)
-    constants = launch.act_and_mul_constants(
+    constants = kernel_constants.act_and_mul_constants(
         act,
         quant,
         hidden,
@@ -252,7 +252,7 @@ def _compiled(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from fusionlib.kernels import launch
+    from fusionlib.kernels import constants as kernel_constants
 
     signature: dict[str, str] = {}
     for name in kernel.arg_names:
@@ -272,7 +272,7 @@ def _compiled(
     )
     options: dict[str, Any] = {
         "num_warps": config.num_warps,
-        "enable_fp_fusion": launch.may_contract(constants),
+        "enable_fp_fusion": kernel_constants.may_contract(constants),
     }
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     text = {name: stage for name, stage in compiled.asm.items() if isinstance(stage, str)}

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fusionlib.fusions.fusion import Fusion
-from fusionlib.match.activation import Activation, read_activation
+from fusionlib.match.activation import Activation, read_activation, with_its_gate
 from fusionlib.match.graph import (
     FLOATS,
     NARROW,
@@ -20,7 +20,6 @@ from fusionlib.match.graph import (
     is_add,
     is_mul,
     is_narrowing,
-    numel,
     operands,
     peel_exact,
     same,
@@ -29,7 +28,7 @@ from fusionlib.match.graph import (
 from fusionlib.match.reasons import NotMine, Reason, Stop
 from fusionlib.match.result import Reading, Trail
 from fusionlib.match.root import find_root
-from fusionlib.match.sizes import equal
+from fusionlib.match.tokens import need_as_many
 from fusionlib.op import ACT_AND_MUL
 from fusionlib.spec import ActAndMul
 from fusionlib.spec import Activation as Kind
@@ -73,9 +72,7 @@ class _Product(Fusion):
         trail.add("x", x)
         trail.add("gate", act.gate)
         for node in (x, act.gate):
-            if not equal(numel(node), numel(value)):
-                known = isinstance(numel(node), int) and isinstance(numel(value), int)
-                raise Stop("product_shape" if known else "symbolic_shape", node, describe(value), describe(node))
+            need_as_many("product_shape", node, value, describe(value))
         self._refuse_changed(x, act)
         return Reading({"x": x, "gate": act.gate}, _spec(value, x, act, rounded))
 
@@ -87,11 +84,10 @@ class _Product(Fusion):
         gate = next((factor for factor, act in acts.items() if act.kind != "sigmoid"), next(iter(acts)))
         others, act = list(factors), acts[gate]
         others.remove(gate)  # once: the square of an activation has it twice
-        if act.kind == "sigmoid" and act.rounded is None and len(others) == 2:
-            # z * sigmoid(z) * x, associated as (z * x) * sigmoid(z)
-            rest = [factor for factor in others if not same(factor, act.gate)]
-            if len(rest) == 1:
-                others, act = rest, Activation("silu", act.gate, None, act.node)
+        if len(others) == 2:  # z * sigmoid(z) * x may be associated as (z * x) * sigmoid(z)
+            silus = [silu for factor in others if (silu := with_its_gate(act, factor)) is not None]
+            if len(silus) == 1:
+                others, act = [factor for factor in others if not same(factor, act.gate)], silus[0]
         if act.kind not in self.kinds:
             raise NotMine
         x, *more = others
@@ -108,8 +104,7 @@ class _Product(Fusion):
 
     def spell(self, spec: ActAndMul) -> str:
         """The product in one line."""
-        to = "" if spec.out_dtype is None else f" to {str(spec.out_dtype).removeprefix('torch.')}"
-        return f"x * {spec.activation}(gate) (rounds at {spec.rounding_text or 'no point'}{to})"
+        return f"x * {spec.activation}(gate) ({spec.rounding_words})"
 
 
 class ActAndMulQuant(_Product):

@@ -78,8 +78,4 @@ class GatedNormQuant(Fusion):
     def spell(self, spec: GatedNorm) -> str:
         """The norm in one line."""
         order = "norm, gate" if spec.norm_before_gate else "gate, norm"
-        to = "" if spec.out_dtype is None else f" to {str(spec.out_dtype).removeprefix('torch.')}"
-        return (
-            f"{order} ({spec.activation}, {spec.norm_size} elements, eps {spec.eps:g}, "
-            f"rounds at {spec.rounding_text or 'no point'}{to})"
-        )
+        return f"{order} ({spec.activation}, {spec.norm_size} elements, eps {spec.eps:g}, {spec.rounding_words})"

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from fusionlib.fusions.recognise_gated_norm import is_foreign_activation, is_rearranged
-from fusionlib.match.activation import Activation, read_activation
+from fusionlib.match.activation import Activation, read_activation, with_its_gate
 from fusionlib.match.graph import (
     NARROW,
     aten,
@@ -204,9 +204,9 @@ def _holds(node: fx.Node) -> bool:
 def _resolve_spare(level: Level, spare: list[fx.Node], root: Root, form: Form) -> None:
     """A spare factor is the z of z * sigmoid(z) taken apart by association; anything else is refused."""
     for operand in spare:
-        act = level.act
-        if act is not None and act.kind == "sigmoid" and same(operand, act.gate) and act.rounded is None:
-            level.act = Activation("silu", act.gate, None, act.node)
+        silu = None if level.act is None else with_its_gate(level.act, operand)
+        if silu is not None:
+            level.act = silu
             continue
         if "root" in level.factors and "x" not in level.factors:
             raise Stop(
@@ -291,11 +291,3 @@ def check_roundings(y: fx.Node, x: fx.Node, points: dict[str, torch.dtype], node
 def out_dtype(x: fx.Node, points: dict[str, torch.dtype]) -> torch.dtype | None:
     """What the output is rounded to, if that is not x's dtype."""
     return None if points.get("output") in (None, dtype(x)) else points["output"]
-
-
-def need_as_many(code: str, node: fx.Node, y: fx.Node, what: str) -> None:
-    """Stop unless `node` has an element for each of the value's."""
-    if equal(numel(node), numel(y)):
-        return
-    known = isinstance(numel(node), int) and isinstance(numel(y), int)
-    raise Stop(code if known else "symbolic_shape", node, f"{what} of shape {list(shape(y))}", describe(node))

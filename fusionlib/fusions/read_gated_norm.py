@@ -11,7 +11,6 @@ from fusionlib.fusions.norm_product import (
     Form,
     Level,
     check_roundings,
-    need_as_many,
     out_dtype,
     read_levels,
     rounding_points,
@@ -19,10 +18,11 @@ from fusionlib.fusions.norm_product import (
 )
 from fusionlib.fusions.recognise_gated_norm import has_gate, is_foreign_activation, why_no_root
 from fusionlib.match.activation import Activation, read_activation
-from fusionlib.match.graph import NARROW, describe, dtype, input_of, is_mul, is_narrowing, operands, peel_exact
+from fusionlib.match.graph import NARROW, describe, dtype, input_of, is_mul, is_narrowing, operands, peel_exact, shape
 from fusionlib.match.reasons import NotMine, Stop
 from fusionlib.match.result import Reading, Trail
 from fusionlib.match.root import Root, find_root, read_root
+from fusionlib.match.tokens import need_as_many
 from fusionlib.spec import GatedNorm
 
 _FORM = Form("not_gated_norm", "norm(x) * weight * act(gate), or norm(x * act(gate)) * weight", gated=True)
@@ -98,8 +98,8 @@ def _finish(
     """Check shapes and rounding dtypes, and express what was read as a `GatedNorm`."""
     trail.add("x", x)
     trail.add("gate", act.gate)
-    need_as_many("gate_shape", act.gate, y, "a gate")
-    need_as_many("mean_source", x, y, "a value")
+    need_as_many("gate_shape", act.gate, y, f"a gate of shape {list(shape(y))}")
+    need_as_many("mean_source", x, y, f"a value of shape {list(shape(y))}")
     if act.rounded is not None:
         points["activation"] = act.rounded
     check_roundings(y, x, points, {"activation": act.node})

@@ -9,7 +9,7 @@ from torch import fx
 
 from fusionlib.fusions import norm_product
 from fusionlib.fusions.fusion import Fusion
-from fusionlib.fusions.norm_product import Form, check_roundings, need_as_many, out_dtype, read_levels, weight_of
+from fusionlib.fusions.norm_product import Form, check_roundings, out_dtype, read_levels, weight_of
 from fusionlib.fusions.recognise_gated_norm import has_gate
 from fusionlib.match.graph import (
     FLOATS,
@@ -21,11 +21,13 @@ from fusionlib.match.graph import (
     numel,
     operands,
     peel_exact,
+    shape,
 )
 from fusionlib.match.reasons import NotMine, Reason, Stop
 from fusionlib.match.result import Reading, Trail
 from fusionlib.match.root import find_root, read_root
 from fusionlib.match.sizes import equal
+from fusionlib.match.tokens import need_as_many
 from fusionlib.op import RMS_NORM
 from fusionlib.spec import RMSNorm
 
@@ -68,7 +70,7 @@ class RMSNormQuant(Fusion):
         for role, node in (("x", source.x), ("residual", source.residual)):
             if node is not None:
                 trail.add(role, node)
-        need_as_many("mean_source", source.x, value, "a value")
+        need_as_many("mean_source", source.x, value, f"a value of shape {list(shape(value))}")
         check_roundings(value, source.x, points, {})
         weight, offset = weight_of(levels, trail)
         if any(level.bias is not None for level in levels):
@@ -83,10 +85,8 @@ class RMSNormQuant(Fusion):
 
     def spell(self, spec: RMSNorm) -> str:
         """The norm in one line."""
-        to = "" if spec.out_dtype is None else f" to {str(spec.out_dtype).removeprefix('torch.')}"
         weight = " of 1 + weight" if spec.weight_offset else ""
-        rounds = f"rounds at {spec.rounding_text or 'no point'}{to}"
-        return f"norm{weight} ({spec.norm_size} elements, eps {spec.eps:g}, {rounds})"
+        return f"norm{weight} ({spec.norm_size} elements, eps {spec.eps:g}, {spec.rounding_words})"
 
 
 class _Sum(NamedTuple):

@@ -51,3 +51,9 @@ def choose_row_launch(rows: int, row: int, threads_per_warp: int = 32) -> Launch
     """
     warps = max(8 if rows < 512 else 4, triton.next_power_of_2(triton.cdiv(row, MOST_PER_WARP)))
     return LaunchConfig(1, max(1, warps * 32 // threads_per_warp))
+
+
+def choose_norm_launch(units: int, unit: int, threads_per_warp: int = 32) -> LaunchConfig:
+    """The launch configuration of an RMS norm: units are long rows, or as short as those of a gated norm."""
+    choose = choose_row_launch if unit > 1024 else choose_launch
+    return choose(units, unit, threads_per_warp)

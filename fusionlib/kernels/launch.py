@@ -1,4 +1,4 @@
-"""From specs and tensors to a kernel launch: compile-time constants, strides, grid.
+"""From specs and tensors to a kernel launch: constants, strides, grid.
 
 Callers (the op and the offline compiler) have already checked that specs and tensors are supported; this module only
 decides how the work is divided.
@@ -6,213 +6,33 @@ decides how the work is divided.
 
 from __future__ import annotations
 
-from math import gcd, lcm
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from triton import knobs
 
 from fusionlib.contract import amd_arch, unit_size
 from fusionlib.devices import threads_per_warp
 from fusionlib.kernels.act_and_mul import act_and_mul_group_quant_kernel
-from fusionlib.kernels.config import LaunchConfig, choose_launch, choose_row_launch
+from fusionlib.kernels.config import LaunchConfig, choose_launch, choose_norm_launch
+from fusionlib.kernels.constants import (
+    act_and_mul_constants,
+    fused_constants,
+    may_contract,
+    quant_constants,
+    rms_norm_constants,
+)
 from fusionlib.kernels.gated_norm import rms_norm_gated_group_quant_kernel
 from fusionlib.kernels.group_quant import group_quant_kernel
 from fusionlib.kernels.rms_norm import rms_norm_group_quant_kernel
 from fusionlib.kernels.row_layout import RowLayout, row_layout
 from fusionlib.spec import ActAndMul, GatedNorm, GroupQuant, RMSNorm
 
-_FLOOR_ON = {"amax": 1, "scale": 2}
-_DTYPES = {None: None, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-
 
 def runs_ptx() -> bool:
     """Whether kernels launched here are compiled to PTX."""
     return torch.version.hip is None and not knobs.runtime.interpret
-
-
-def quant_constants(quant: GroupQuant) -> dict[str, Any]:
-    """The compile-time constants of the quantisation."""
-    return {
-        "FP8_MAX": quant.limit,
-        "FLOOR_ON": 0 if quant.floor is None else _FLOOR_ON[quant.floor_on],
-        "SCALE_RECIPROCAL": quant.scale_division == "reciprocal",
-        "RECIPROCAL": quant.division == "reciprocal",
-        "UE8M0": quant.scale_format == "ue8m0",
-        "PACKED": quant.scale_layout == "packed_int32",
-        "ROUND_SCALE": quant.round_scale,
-    }
-
-
-def unit_constants(
-    run: int, quant: GroupQuant, hidden: int, units: int, config: LaunchConfig, *, ptx: bool
-) -> dict[str, Any]:
-    """The compile-time constants of the tiling, for a launch over `units` units of runs of `run` elements."""
-    segment, unit = gcd(run, quant.group_size), lcm(run, quant.group_size)
-    block_segments = triton.next_power_of_2(unit // segment)
-    return quant_constants(quant) | {
-        "UNITS": hidden // unit,
-        "SEGMENTS": unit // segment,
-        "SEGMENT": segment,
-        "GROUP_SEGMENTS": quant.group_size // segment,
-        "PTX": ptx,
-        "ROWS": config.rows,
-        "EVEN": units % config.rows == 0,
-        "SEGMENT_IS_WARP": block_segments * config.rows == config.num_warps,
-        "BLOCK_SEGMENTS": block_segments,
-        "BLOCK_SEGMENT": triton.next_power_of_2(segment),
-    }
-
-
-def in_pieces(run: int, tiling: dict[str, Any], config: LaunchConfig) -> dict[str, Any]:
-    """A tiling by `unit_constants` whose units are held in several blocks of eight elements a thread.
-
-    That is not possible unless one norm, of `run` elements, is the whole unit: the squares of all blocks are added. Nor
-    if a block is not a whole number of groups, or there are several rows.
-    """
-    segment, segments = tiling["SEGMENT"], tiling["SEGMENTS"]
-    block = 8 * 32 * config.num_warps // segment
-    whole = config.rows == 1 and run == segment * segments
-    fits = whole and tiling["PTX"] and segment == tiling["BLOCK_SEGMENT"] and block < segments
-    if not fits or block < 1 or block % tiling["GROUP_SEGMENTS"] or block & (block - 1):
-        return tiling | {"PIECES": 1}
-    is_warp = block == config.num_warps
-    return tiling | {"PIECES": -(-segments // block), "BLOCK_SEGMENTS": block, "SEGMENT_IS_WARP": is_warp}
-
-
-def norm_constants(run: int, tiling: dict[str, Any], config: LaunchConfig) -> dict[str, Any]:
-    """The compile-time constants of means over `run` elements, for a tiling by `unit_constants`."""
-    segments = run // tiling["SEGMENT"]
-    elements = tiling["BLOCK_SEGMENTS"] * tiling["BLOCK_SEGMENT"]
-    shared = config.rows == 1 and segments == tiling["SEGMENTS"] and elements >= 32 * config.num_warps > 32
-    return {
-        "NORM_SEGMENTS": segments,
-        "WARPS": config.num_warps if shared and tiling["PTX"] else 0,
-    }
-
-
-def row_constants(**rows: RowLayout) -> dict[str, int]:
-    """The compile-time constants of rows by name: X_OUTER and X_INNER for x."""
-    return {
-        f"{name.upper()}_{part.upper()}": getattr(layout, part)
-        for name, layout in rows.items()
-        for part in ("outer", "inner")
-    }
-
-
-def fused_constants(
-    norm: GatedNorm,
-    quant: GroupQuant,
-    hidden: int,
-    x: RowLayout,
-    gate: RowLayout,
-    *,
-    weight_elements: int,
-    has_bias: bool,
-    store_normed: bool,
-    config: LaunchConfig,
-    units: int,
-    ptx: bool,
-    interpret: bool = False,
-) -> dict[str, Any]:
-    """Every compile-time constant of the gated norm's kernel, by name, for a launch over `units` units."""
-    constants = unit_constants(norm.norm_size, quant, hidden, units, config, ptx=ptx)
-    return (
-        constants
-        | norm_constants(norm.norm_size, constants, config)
-        | row_constants(x=x, gate=gate)
-        | {
-            "WEIGHT_PER_TOKEN": weight_elements != norm.norm_size,
-            "HAS_BIAS": has_bias,
-            "STORE_NORMED": store_normed,
-            "ACTIVATION": norm.activation,
-            "NORM_BEFORE_GATE": norm.norm_before_gate,
-            "WEIGHT_OFFSET": float(norm.weight_offset),
-            "ROUND_ACTIVATION": "activation" in norm.rounding,
-            "ROUND_GATE": "gate" in norm.rounding,
-            "ROUND_NORM": "norm" in norm.rounding,
-            "ROUND_WEIGHT": "weight" in norm.rounding,
-            "ROUND_OUTPUT": "output" in norm.rounding,
-            "OUT_DTYPE": _DTYPES[norm.out_dtype],
-            "EXACT": interpret or quant.floor is None,
-        }
-    )
-
-
-def rms_norm_constants(
-    norm: RMSNorm,
-    quant: GroupQuant,
-    hidden: int,
-    x: RowLayout,
-    residual: RowLayout | None,
-    *,
-    weight_elements: int | None,
-    store_normed: bool,
-    store_sum: bool,
-    config: LaunchConfig,
-    units: int,
-    ptx: bool,
-) -> dict[str, Any]:
-    """Every compile-time constant of the RMS norm's kernel, by name; `weight_elements` is None without a weight."""
-    run = norm.norm_size
-    constants = in_pieces(run, unit_constants(run, quant, hidden, units, config, ptx=ptx), config)
-    return (
-        constants
-        | norm_constants(run, constants, config)
-        | row_constants(x=x, residual=residual or x)
-        | {
-            "HAS_RESIDUAL": residual is not None,
-            "HAS_WEIGHT": weight_elements is not None,
-            "WEIGHT_PER_TOKEN": weight_elements not in (None, norm.norm_size),
-            "STORE_NORMED": store_normed,
-            "STORE_SUM": store_sum,
-            "WEIGHT_OFFSET": float(norm.weight_offset),
-            "ROUND_SUM": "sum" in norm.rounding,
-            "ROUND_NORM": "norm" in norm.rounding,
-            "ROUND_OUTPUT": "output" in norm.rounding,
-            "OUT_DTYPE": _DTYPES[norm.out_dtype],
-        }
-    )
-
-
-def act_and_mul_constants(
-    act: ActAndMul,
-    quant: GroupQuant,
-    hidden: int,
-    x: RowLayout,
-    gate: RowLayout,
-    *,
-    store_value: bool,
-    config: LaunchConfig,
-    units: int,
-    ptx: bool,
-    interpret: bool = False,
-) -> dict[str, Any]:
-    """Every compile-time constant of the kernel of a product with an activation, by name."""
-    constants = unit_constants(quant.group_size, quant, hidden, units, config, ptx=ptx)
-    return (
-        constants
-        | row_constants(x=x, gate=gate)
-        | {
-            "STORE_VALUE": store_value,
-            "ACTIVATION": act.activation,
-            "ROUND_ACTIVATION": "activation" in act.rounding,
-            "ROUND_OUTPUT": "output" in act.rounding,
-            "OUT_DTYPE": _DTYPES[act.out_dtype],
-            "EXACT": interpret or quant.floor is None,
-        }
-    )
-
-
-def may_contract(constants: dict[str, Any]) -> bool:
-    """Whether the compiler may contract a multiplication and an addition into one multiply-add in a fused kernel.
-
-    A contracted multiply-add skips a rounding that eager performs. On NVIDIA, unless a bias is added to a product, the
-    only candidates are in the sum of squares, whose order eager does not fix either. Other vendors were not checked.
-    """
-    return constants["PTX"] and not constants.get("HAS_BIAS", False)
 
 
 def scale_strides(scale: torch.Tensor) -> tuple[int, int]:
@@ -236,9 +56,15 @@ def heuristic(units: int, unit: int, device: torch.device) -> LaunchConfig:
 
 
 def norm_heuristic(units: int, unit: int, device: torch.device) -> LaunchConfig:
-    """The same for an RMS norm, whose units are long rows if a norm is one."""
-    choose = choose_row_launch if unit > 1024 else choose_launch
-    return choose(units, unit, threads_per_warp(amd_arch(device)))
+    """The same for an RMS norm."""
+    return choose_norm_launch(units, unit, threads_per_warp(amd_arch(device)))
+
+
+def _run(kernel: Any, config: LaunchConfig, units: int, constants: dict[str, Any], *arguments: Any) -> None:
+    """Launch a fused kernel over `units` units."""
+    kernel[(triton.cdiv(units, config.rows),)](
+        *arguments, **constants, num_warps=config.num_warps, enable_fp_fusion=may_contract(constants)
+    )
 
 
 def launch_fused(
@@ -275,7 +101,11 @@ def launch_fused(
         ptx=runs_ptx(),
         interpret=knobs.runtime.interpret,
     )
-    rms_norm_gated_group_quant_kernel[(triton.cdiv(units, config.rows),)](
+    _run(
+        rms_norm_gated_group_quant_kernel,
+        config,
+        units,
+        constants,
         x,
         gate,
         weight,
@@ -289,9 +119,6 @@ def launch_fused(
         *_strides(x_layout),
         *_strides(gate_layout),
         *scale_strides(scale),
-        **constants,
-        num_warps=config.num_warps,
-        enable_fp_fusion=may_contract(constants),
     )
 
 
@@ -328,7 +155,11 @@ def launch_rms_norm(
         units=units,
         ptx=runs_ptx(),
     )
-    rms_norm_group_quant_kernel[(triton.cdiv(units, config.rows),)](
+    _run(
+        rms_norm_group_quant_kernel,
+        config,
+        units,
+        constants,
         x,
         x if residual is None else residual,
         x if weight is None else weight,
@@ -342,9 +173,6 @@ def launch_rms_norm(
         *_strides(x_layout),
         *_strides(residual_layout or x_layout),
         *scale_strides(scale),
-        **constants,
-        num_warps=config.num_warps,
-        enable_fp_fusion=may_contract(constants),
     )
 
 
@@ -377,7 +205,11 @@ def launch_act_and_mul(
         ptx=runs_ptx(),
         interpret=knobs.runtime.interpret,
     )
-    act_and_mul_group_quant_kernel[(triton.cdiv(units, config.rows),)](
+    _run(
+        act_and_mul_group_quant_kernel,
+        config,
+        units,
+        constants,
         x,
         gate,
         codes,
@@ -388,9 +220,6 @@ def launch_act_and_mul(
         *_strides(x_layout),
         *_strides(gate_layout),
         *scale_strides(scale),
-        **constants,
-        num_warps=config.num_warps,
-        enable_fp_fusion=may_contract(constants),
     )
 
 

@@ -74,6 +74,13 @@ def read_activation(node: fx.Node, kinds: Iterable[ActivationKind] = GATES) -> A
     return None
 
 
+def with_its_gate(act: Activation, operand: object) -> Activation | None:
+    """silu, if `operand` is the z of z * sigmoid(z) that association took from its sigmoid; else None."""
+    if act.kind != "sigmoid" or act.rounded is not None or not same(operand, act.gate):
+        return None
+    return Activation("silu", act.gate, None, act.node)
+
+
 def is_activation(node: fx.Node) -> bool:
     """Whether `node` computes silu or sigmoid, also one that rounds inside and cannot be read."""
     try:

@@ -6,7 +6,7 @@ from math import prod
 
 from torch import fx
 
-from fusionlib.match.graph import below, numel, shape
+from fusionlib.match.graph import below, describe, numel, shape
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import QuantRead, Reading
 from fusionlib.match.sizes import equal
@@ -72,3 +72,11 @@ def _with_vector(vector: fx.Node, reading: Reading, hidden: int, rows: list[int]
     if not fixed and isinstance(count, int) and (count in rows or count % max(rows) == 0) and count % size == 0:
         return count
     raise Stop("weight_shape", vector, f"{size} or {hidden} elements", f"shape {list(shape(vector))}")
+
+
+def need_as_many(code: str, node: fx.Node, y: fx.Node, expected: str) -> None:
+    """Raise Stop unless `node` has an element for each of the value's; `code` says so where sizes are known."""
+    if equal(numel(node), numel(y)):
+        return
+    known = isinstance(numel(node), int) and isinstance(numel(y), int)
+    raise Stop(code if known else "symbolic_shape", node, expected, describe(node))

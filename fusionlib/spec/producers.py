@@ -43,6 +43,12 @@ class _Rounded:
         """The rounding points in the order they happen, comma separated: a form that an op's schema can carry."""
         return ",".join(point for point in self.POINTS if point in self.rounding)
 
+    @property
+    def rounding_words(self) -> str:
+        """Where the value is rounded and to what, for a line of a report."""
+        to = "" if self.out_dtype is None else f" to {str(self.out_dtype).removeprefix('torch.')}"
+        return f"rounds at {self.rounding_text or 'no point'}{to}"
+
 
 @dataclass(frozen=True, repr=False)
 class GatedNorm(_Rounded):

@@ -19,6 +19,22 @@ from fusionlib import GroupQuant, reference
 
 CODE_BOUND, SCALE_BOUND = 1e-5, 2**-13
 
+#: Every layout, format, floor and division, and three group sizes.
+QUANTS = [
+    GroupQuant.vllm(),
+    GroupQuant.vllm().with_layout("column_major"),
+    GroupQuant.vllm().with_layout("column_major_padded"),
+    GroupQuant.vllm(dtype=torch.float8_e5m2),
+    GroupQuant.vllm_native(),
+    GroupQuant.aiter(),
+    GroupQuant.deepgemm(),
+    GroupQuant.deepgemm(blackwell=True),
+    GroupQuant.torchao(),
+    GroupQuant(scale_format="ue8m0"),
+    GroupQuant(64),
+    GroupQuant(32),
+]
+
 Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 

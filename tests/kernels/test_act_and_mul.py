@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fusionlib import ActAndMul, GroupQuant, op, reference, schema
-from tests.kernels.agreement import assert_quantised
+from tests.kernels.agreement import QUANTS, assert_quantised
 from tests.support import codes_bytes, poisoned_outputs
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
@@ -14,20 +14,6 @@ pytest.importorskip("triton", reason="Triton is not installed on this platform")
 from fusionlib.kernels import launch
 from fusionlib.kernels.config import LaunchConfig
 
-QUANTS = [
-    GroupQuant.vllm(),
-    GroupQuant.vllm().with_layout("column_major"),
-    GroupQuant.vllm().with_layout("column_major_padded"),
-    GroupQuant.vllm(dtype=torch.float8_e5m2),
-    GroupQuant.vllm_native(),
-    GroupQuant.aiter(),
-    GroupQuant.deepgemm(),
-    GroupQuant.deepgemm(blackwell=True),
-    GroupQuant.torchao(),
-    GroupQuant(scale_format="ue8m0"),
-    GroupQuant(64),
-    GroupQuant(32),
-]
 KINDS = ("silu", "gelu", "gelu_tanh", "sigmoid")
 #: Triton's erf differs from PyTorch's in the last bit, and for negative values most digits of 1 + erf cancel.
 CODE_BOUNDS = {"gelu": 2e-4}

@@ -8,28 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusionlib import GroupQuant, RMSNorm, op, reference, schema
-from tests.kernels.agreement import assert_quantised
+from tests.kernels.agreement import QUANTS, assert_quantised
 from tests.support import codes_bytes, poisoned_outputs
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
+from fusionlib.kernels import constants as kernel_constants
 from fusionlib.kernels import launch
 from fusionlib.kernels.config import LaunchConfig, choose_row_launch
 
-QUANTS = [
-    GroupQuant.vllm(),
-    GroupQuant.vllm().with_layout("column_major"),
-    GroupQuant.vllm().with_layout("column_major_padded"),
-    GroupQuant.vllm(dtype=torch.float8_e5m2),
-    GroupQuant.vllm_native(),
-    GroupQuant.aiter(),
-    GroupQuant.deepgemm(),
-    GroupQuant.deepgemm(blackwell=True),
-    GroupQuant.torchao(),
-    GroupQuant(scale_format="ue8m0"),
-    GroupQuant(64),
-    GroupQuant(32),
-]
 ROWS = (128, 256, 2048, 2304, 4096, 5120, 7168, 11008, 16384)
 
 
@@ -47,7 +34,9 @@ def test_pieces_hold_a_row_and_less_than_one_piece_besides():
     for row in ROWS[2:]:
         for warps in (1, 2, 4, 8, 16, 32):
             config = LaunchConfig(1, warps)
-            tiling = launch.in_pieces(row, launch.unit_constants(row, GroupQuant(), row, 1, config, ptx=True), config)
+            tiling = kernel_constants.in_pieces(
+                row, kernel_constants.unit_constants(row, GroupQuant(), row, 1, config, ptx=True), config
+            )
             elements = tiling["BLOCK_SEGMENTS"] * tiling["BLOCK_SEGMENT"]
             assert tiling["PIECES"] * elements >= row
             assert tiling["PIECES"] == 1 or tiling["PIECES"] * elements - row < elements == 256 * warps
@@ -57,8 +46,8 @@ def test_pieces_hold_a_row_and_less_than_one_piece_besides():
 def test_several_norms_in_a_unit_are_in_one_piece(norm_size, group_size, warps):
     """The squares of all pieces are added up."""
     config, quant = LaunchConfig(1, warps), GroupQuant(group_size)
-    tiling = launch.unit_constants(norm_size, quant, 3072, 1, config, ptx=True)
-    assert launch.in_pieces(norm_size, tiling, config) == tiling | {"PIECES": 1}
+    tiling = kernel_constants.unit_constants(norm_size, quant, 3072, 1, config, ptx=True)
+    assert kernel_constants.in_pieces(norm_size, tiling, config) == tiling | {"PIECES": 1}
 
 
 @pytest.mark.gpu

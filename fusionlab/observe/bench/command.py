@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionlab.files import require_writable
+from fusionlab.files import results_file
 from fusionlib.commands.errors import UsageError
 
 VARIANTS = ("eager", "two_kernel", "inductor", "aiter", "fla", "fused", "light", "reciprocal")
@@ -204,13 +204,7 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
 
 def _destination(namespace: argparse.Namespace, device: str) -> Path | None:
     """The file to write, after creating its folder; None if nothing is to be written."""
-    if namespace.out is None:
-        return None
-    path = namespace.out if namespace.out.suffix == ".json" else namespace.out / f"{device}{_suffix(namespace)}.json"
-    if path.is_dir():
-        raise UsageError(f"--out {path} is a folder; a name that ends in .json is that of a file")
-    require_writable(path.parent, "name a file or folder that can be written with --out")
-    return path
+    return results_file(namespace.out, f"{device}{_suffix(namespace)}")
 
 
 def _suffix(namespace: argparse.Namespace) -> str:

@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
+from fusionlib.kernels import constants as kernel_constants
 from fusionlib.kernels import launch
 from fusionlib.kernels.config import LaunchConfig
 from fusionlib.kernels.row_layout import RowLayout, row_layout
@@ -139,9 +140,9 @@ def light_constants(
     `run` is the number of elements of a norm, or of a group; `rows` the layouts of one or two tensors of rows. With
     `pieces` a long unit is held in several blocks, as in the kernel of the RMS norm.
     """
-    constants = launch.unit_constants(run, quant, hidden, units, config, ptx=ptx)
-    constants = launch.in_pieces(run, constants, config) if pieces else constants | {"PIECES": 1}
-    constants |= launch.row_constants(x=rows[0], gate=rows[-1]) | {
+    constants = kernel_constants.unit_constants(run, quant, hidden, units, config, ptx=ptx)
+    constants = kernel_constants.in_pieces(run, constants, config) if pieces else constants | {"PIECES": 1}
+    constants |= kernel_constants.row_constants(x=rows[0], gate=rows[-1]) | {
         "NORM_SEGMENTS": run // constants["SEGMENT"],
         "HAS_GATE": len(rows) > 1,
         "HAS_WEIGHT": weight_elements > 0,

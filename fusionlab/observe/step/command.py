@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fusionlab.files import require_writable
+from fusionlab.files import require_writable, results_file
 from fusionlab.observe.bench.results import Results, write_results
 from fusionlab.observe.bench.text import skipped
 from fusionlab.observe.manifest import Manifest, file_entry, make_manifest, write_manifest
@@ -32,7 +32,7 @@ def run_step(namespace: argparse.Namespace, device: str, make_timer: Callable[[]
     settings = step_settings(namespace, device)
     recorded_tokens = tokens_to_record(namespace, settings) if namespace.record is not None else 0
     manifest = make_manifest(command, settings.seed, libraries=_libraries())
-    path = _destination(namespace.out, manifest.machine.slug)
+    path = results_file(namespace.out, f"{manifest.machine.slug}-step")
     if namespace.record is not None:
         require_writable(namespace.record, "name a folder that can be written with --record FOLDER")
     timer = make_timer() if make_timer is not None else None
@@ -116,15 +116,6 @@ def _libraries() -> dict[str, str] | None:
     from fusionlab.observe.bench.variants import package_versions
 
     return package_versions(("fla",)) or None
-
-
-def _destination(out: Path | None, device: str) -> Path | None:
-    """The file to write, after creating its folder; None if nothing is to be written."""
-    if out is None:
-        return None
-    path = out if out.suffix == ".json" else out / f"{device}-step.json"
-    require_writable(path.parent, "name a file or folder that can be written with --out")
-    return path
 
 
 def _keep(folder: Path, target: Path, tokens: int, graph: bool, manifest: Manifest) -> None:

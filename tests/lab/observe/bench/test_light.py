@@ -20,7 +20,7 @@ from fusionlab.observe.bench.light import compile_light, launch_light
 from fusionlab.observe.census import census
 from fusionlab.observe.codegen import TARGETS, Listing, compile_fused
 from fusionlib import GroupQuant
-from fusionlib.kernels import launch
+from fusionlib.kernels import constants as kernel_constants
 from fusionlib.kernels.act_and_mul import act_and_mul_group_quant_kernel
 from fusionlib.kernels.config import LaunchConfig
 from fusionlib.kernels.rms_norm import rms_norm_group_quant_kernel
@@ -59,7 +59,7 @@ def compiled(target, kernel, constants, pointers):
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": CONFIG.num_warps, "enable_fp_fusion": launch.may_contract(constants)}
+    options = {"num_warps": CONFIG.num_warps, "enable_fp_fusion": kernel_constants.may_contract(constants)}
     made = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     text = {name: stage for name, stage in made.asm.items() if isinstance(stage, str)}
     return Listing(target, text, made.asm["cubin" if "cubin" in made.asm else "hsaco"])
@@ -76,13 +76,13 @@ def test_the_other_producers_lights_have_their_loads_and_stores(name):
     contiguous = RowLayout(producer.hidden, producer.hidden, 0, producer.hidden, 0)
     options = {"config": CONFIG, "units": CONFIG.rows, "ptx": True}
     if producer.name == "rms_norm":
-        constants = launch.rms_norm_constants(
+        constants = kernel_constants.rms_norm_constants(
             producer.spec, quant, producer.hidden, contiguous, contiguous if producer.residual else None,
             weight_elements=producer.vector, store_normed=False, store_sum=producer.residual, **options,
         )  # fmt: skip
         ours = census(compiled(target, rms_norm_group_quant_kernel, constants, POINTERS))
     else:
-        constants = launch.act_and_mul_constants(
+        constants = kernel_constants.act_and_mul_constants(
             producer.spec, quant, producer.hidden, contiguous, contiguous, store_value=False, **options
         )
         ours = census(compiled(target, act_and_mul_group_quant_kernel, constants, POINTERS))
