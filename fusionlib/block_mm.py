@@ -15,10 +15,45 @@ from fusionlib.reference import by_fours
 BLOCK = 128
 
 
+def in_blocks(size: int) -> int:
+    """How many blocks of 128 a size takes."""
+    return -(-size // BLOCK)
+
+
 def dequantised(codes: torch.Tensor, scale: torch.Tensor, rows: int) -> torch.Tensor:
     """codes [m, k] times scale, one per `rows` x 128 block: float32 [m, k]. Extra columns of scale are ignored."""
-    scale = scale[:, : codes.shape[1] // BLOCK]
-    return codes.float() * scale.repeat_interleave(rows, 0).repeat_interleave(BLOCK, 1)
+    wide = scale[:, : in_blocks(codes.shape[1])].repeat_interleave(rows, 0).repeat_interleave(BLOCK, 1)
+    return codes.float() * wide[: codes.shape[0], : codes.shape[1]]
+
+
+def laid_out_weight(weight: torch.Tensor) -> torch.Tensor:
+    """`weight` [out, in] in memory for whole blocks of 128x128, zeros behind it; itself if it lies so already."""
+    return _in_room(weight, *(in_blocks(size) * BLOCK for size in weight.shape))
+
+
+def laid_out_scale(scale: torch.Tensor) -> torch.Tensor:
+    """`scale` [out / 128, in / 128] in memory for a multiple of 4 columns, as cuBLAS reads it."""
+    return _in_room(scale, scale.shape[0], by_fours(scale.shape[1]))
+
+
+def _in_room(tensor: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """`tensor` as the corner of a [rows, columns] that lies in its memory, which is copied only if it has no room."""
+    if _corner_of(tensor, rows, columns):
+        return tensor
+    room = tensor.new_zeros((rows, columns))
+    room[: tensor.shape[0], : tensor.shape[1]] = tensor
+    return room[: tensor.shape[0], : tensor.shape[1]]
+
+
+def _whole(tensor: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """The [rows, columns] whose corner `tensor` is."""
+    return _in_room(tensor, rows, columns).as_strided((rows, columns), (columns, 1))
+
+
+def _corner_of(tensor: torch.Tensor, rows: int, columns: int) -> bool:
+    # The stride of a single row says nothing: views and casts set it as they like.
+    strided = tensor.stride(1) == 1 and (tensor.stride(0) == columns or tensor.shape[0] == 1)
+    return strided and (tensor.shape == (rows, columns) or _holds(tensor, rows * columns))
 
 
 def block_scaled_mm(
@@ -33,8 +68,9 @@ def block_scaled_mm(
     Args:
         codes: [tokens, in] float8_e4m3fn.
         scale: [tokens, in / 128] float32, strides (1, tokens), or (1, tokens rounded up to 4).
-        weight: [out, in] float8_e4m3fn, contiguous.
-        weight_scale: [out / 128, in / 128 rounded up to a multiple of 4] float32, contiguous, as cuBLAS lays it out.
+        weight: [out, in] float8_e4m3fn, or the bytes of it. A view as FP8 in a graph would be a copy: Inductor writes it
+            to memory in front of an op. Sizes that 128 does not divide are copied unless `laid_out_weight` made room.
+        weight_scale: [out / 128, in / 128] float32, each rounded up; copied unless it is what `laid_out_scale` returns.
         dtype: of the result; on a GPU bfloat16.
 
     Returns:
@@ -46,7 +82,13 @@ def block_scaled_mm(
 def _cpu(
     codes: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    return (dequantised(codes, scale, 1) @ dequantised(weight, weight_scale, BLOCK).t()).to(dtype)
+    weight = _as_fp8(weight)
+    activation = dequantised(codes, scale, 1)[:, : weight.shape[1]]
+    return (activation @ dequantised(weight, weight_scale, BLOCK).t()).to(dtype)
+
+
+def _as_fp8(weight: torch.Tensor) -> torch.Tensor:
+    return weight.view(torch.float8_e4m3fn) if weight.dtype is torch.uint8 else weight
 
 
 def _cuda(
@@ -54,16 +96,19 @@ def _cuda(
 ) -> torch.Tensor:
     tokens, recipe = codes.shape[0], torch.nn.functional.ScalingType
     codes, scale = rows_of_four(codes, scale)
+    blocks = _whole(weight, *(in_blocks(size) * BLOCK for size in weight.shape))
+    weight_scale = _whole(weight_scale, weight_scale.shape[0], by_fours(weight_scale.shape[1]))
     product = torch.nn.functional.scaled_mm(
         codes,
-        weight.t(),
+        _as_fp8(blocks).t(),
         scale_a=scale,
         scale_recipe_a=recipe.BlockWise1x128,
         scale_b=weight_scale.t(),
         scale_recipe_b=recipe.BlockWise128x128,
         output_dtype=dtype,
     )
-    return product if product.shape[0] == tokens else product.resize_(tokens, product.shape[1])
+    product = product if product.shape[0] == tokens else product.resize_(tokens, product.shape[1])
+    return product if product.shape[1] == weight.shape[0] else product[:, : weight.shape[0]].contiguous()
 
 
 def rows_of_four(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

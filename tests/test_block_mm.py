@@ -14,7 +14,7 @@ def operands(tokens: int, columns: int = 256, out: int = 384):
     torch.manual_seed(0)
     linear = BlockFP8Linear.from_linear(torch.nn.Linear(columns, out, bias=False))
     codes, scale = linear.quantise(torch.randn(tokens, columns, dtype=torch.bfloat16))
-    return codes, scale, linear.codes, linear.scale
+    return codes, scale, linear.codes, linear.weight_scale_inv
 
 
 @pytest.mark.parametrize("tokens", [1, 6])
@@ -101,5 +101,5 @@ def test_on_a_gpu_the_op_is_traced_and_the_layer_fuses(tokens):
     assert len(fusion.report().fused) == 1
     assert (got - expected).abs().max() <= 2**-7 * expected.abs().max()
     codes, scale = model.out_proj.quantise(model.norm(x, gate).flatten(1))
-    arguments = (codes, scale, model.out_proj.codes, model.out_proj.scale, torch.bfloat16)
+    arguments = (codes, scale, model.out_proj.weight, model.out_proj.weight_scale_inv, torch.bfloat16)
     torch.library.opcheck(torch.ops.fusionlib.block_scaled_mm.default, arguments, test_utils=("test_faketensor",))

@@ -99,8 +99,6 @@ def _norm_spec(norm: nn.Module, head_dim: int) -> GatedNorm | str:
 def _projection_inputs(parent: nn.Module) -> int | None:
     for name in PROJECTIONS:
         projection = getattr(parent, name, None)
-        if isinstance(projection, BlockFP8Linear):
-            return projection.codes.shape[1]
         features = getattr(projection, "in_features", None)
         if isinstance(features, int):
             return features
