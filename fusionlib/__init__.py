@@ -62,6 +62,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """A public name, imported from its module together with the ops."""
+    if name == "models":
+        return importlib.import_module("fusionlib.models")
     if name not in _HOMES:
         raise AttributeError(f"module 'fusionlib' has no attribute {name!r}")
     importlib.import_module("fusionlib.op")

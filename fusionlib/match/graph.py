@@ -58,6 +58,9 @@ _MUL = {aten.mul.Tensor, aten.mul.Scalar}
 _ADD = {aten.add.Tensor, aten.add.Scalar}
 _DIV = {aten.div.Tensor, aten.div.Scalar}
 
+#: Under this key a placeholder of a number has its value, where a guard holds it (`rewrite.module_floats`).
+CONSTANT = "fusionlib_constant"
+
 #: (value, low, high) of a clamp; None for an open side.
 Clamp = tuple[fx.Node, float | None, float | None]
 
@@ -234,7 +237,12 @@ def shortest(number: float) -> float:
 
 
 def _constant(node: fx.Node) -> float | None:
-    """The number in a one-element tensor that tracing stored on the module (`torch.tensor(1e-10)` in the model)."""
+    """The number in a one-element tensor that tracing stored on the module (`torch.tensor(1e-10)` in the model).
+
+    Also that of a placeholder whose value is guarded.
+    """
+    if node.op == "placeholder":
+        return node.meta.get(CONSTANT)
     module = node.graph.owning_module
     if node.op != "get_attr" or module is None or not str(node.target).startswith("_tensor_constant"):
         return None

@@ -29,6 +29,7 @@ from fusionlib.rewrite.demand import (
 )
 from fusionlib.rewrite.guards import GraphFacts, check
 from fusionlib.rewrite.journal import Journal
+from fusionlib.rewrite.module_floats import ModuleFloats
 from fusionlib.rewrite.plan import SitePlan, group_by_value, plan_site
 from fusionlib.rewrite.replace import rewrite_site
 from fusionlib.rewrite.report import CompileRecord, Origin, Report, Site
@@ -75,6 +76,7 @@ class FusionPass(CustomGraphPass):
         self._key: str | None = None  # the last key given to Inductor for its caches
         self._asked_in: Origin | None = None  # the compile in which Inductor asked for it
         self._compiles = Compiles()
+        self._floats = ModuleFloats()
 
     def __copy__(self) -> FusionPass:
         return self
@@ -97,6 +99,7 @@ class FusionPass(CustomGraphPass):
     def rewrite(self, graph: fx.Graph) -> CompileRecord:
         """Rewrite `graph` and return what was done, without logging or keeping it."""
         nodes = len(graph.nodes)
+        self._floats.mark(graph)
         results = match_graph(graph, self.fusions)
         sites = {result.anchor: Site.of_miss(result) for result in results if isinstance(result, Miss)}
         sites |= {result.anchor: Site.of_unclaimed(result) for result in results if isinstance(result, Unclaimed)}
@@ -186,11 +189,14 @@ class FusionPass(CustomGraphPass):
     def uuid(self) -> str | None:
         """The key for Inductor's caches: a hash over everything that can change the result.
 
-        That is the sources, the readers of opaque ops, the fusions and the options. None if a reader or a fusion cannot
+        That is the sources, the readers of opaque ops, the fusions, the options, and the floats of modules that are
+        inputs of the graph which is compiled at present (`module_floats`). None if a reader or a fusion cannot
         be hashed faithfully; Inductor then caches nothing.
         """
         readers, fusions = readers_hash(), fusions_hash(self.fusions)
         options = f"{sorted(self.devices)} {self.expect} {self.strict}"
+        if floats := self._floats.guarded():
+            options += f" {floats}"
         self._key = None
         if readers is not None and fusions is not None:
             self._key = combined((source_hash(), readers, fusions, options))

@@ -3,8 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._inductor.utils import fresh_cache
 
-from fusionlib import explain
+from fusionlib import FusionPass, explain
+from fusionlib.explanation import apart_from_caches, boxed, inductor_until, to_the_pass
+from fusionlib.testing.roundings import roundings_kept
 from tests.spellings import NormSpelling, QuantSpelling, agree, inputs, run_rewritten, site
 
 PATH = site(NormSpelling(), QuantSpelling())
@@ -31,11 +34,77 @@ def hidden():
     return torch.randn(6, 16).bfloat16()
 
 
-def test_a_float_attribute_is_an_input_under_dynamic_true():
-    """A float64 scalar without a guard on its value: another epsilon would run the same code, so it is no constant."""
-    (refused,) = explain(Layer(), hidden(), dynamic=True, devices="cpu")
+def test_a_float_attribute_is_a_constant_with_a_guard_under_dynamic_true():
+    """Dynamo makes it an input without a guard on its value; another epsilon must not run the same code."""
+    layer, fusion = Layer(), FusionPass("cpu")
+
+    def inner_compile(module, example_inputs, **_):
+        to_the_pass(module, example_inputs, fusion, is_inference=True)
+        return boxed(module)
+
+    def check(eps, tokens, compiles):
+        layer.eps = eps
+        given = torch.randn(tokens, 16).bfloat16()
+        agree(compiled(given), layer(given), 128)
+        assert [f"eps {value:g}" in site.what for value, site in zip((1e-6, 0.5), fusion.report().fused)] == [True] * compiles
+
+    with apart_from_caches(), roundings_kept():
+        compiled = torch.compile(layer, backend=inductor_until(inner_compile), dynamic=True)
+        check(1e-6, 6, 1)
+        check(1e-6, 9, 1)
+        check(0.5, 9, 2)
+        check(1e-6, 7, 2)
+
+
+def test_a_float_that_keeps_changing_stays_an_input():
+    layer, fusion = Layer(), FusionPass("cpu")
+
+    def inner_compile(module, example_inputs, **_):
+        to_the_pass(module, example_inputs, fusion, is_inference=True)
+        return boxed(module)
+
+    with apart_from_caches():
+        compiled = torch.compile(layer, backend=inductor_until(inner_compile), dynamic=True)
+        for step in range(10):
+            layer.eps = 1e-6 * (step + 1)
+            compiled(hidden())
+    assert len(fusion.report().fused) == 4
+    (refused,) = fusion.report().refused
+    assert refused.code == "scalar_not_literal"
+
+
+def test_a_float_argument_is_no_constant():
+    layer = Layer()
+
+    def fn(hidden, eps):
+        layer.eps = eps
+        return layer(hidden)
+
+    (refused,) = explain(fn, hidden(), 1e-6, dynamic=True, devices="cpu")
     assert refused.code == "scalar_not_literal"
     assert "mark_dynamic" in refused.fix and "specialize_float" in refused.fix
+
+
+def test_a_warm_cache_knows_the_float_and_guards_it():
+    """The pass does not run where a cache answers: key and guard must come from the key's making."""
+    layer, given = Layer(), hidden()
+
+    def run(eps):
+        torch._dynamo.reset()
+        layer.eps = 1e-6
+        fusion = FusionPass("cpu")
+        compiled = torch.compile(layer, dynamic=True, options={"post_grad_custom_pre_pass": fusion})
+        compiled(given)
+        first = [(compile.cached, site.what) for compile in fusion.report().compiles for site in compile.sites]
+        layer.eps = eps
+        agree(compiled(given), layer(given), 128)
+        return first, len(fusion.report().fused)
+
+    with fresh_cache(), torch._inductor.config.patch(emulate_precision_casts=True):
+        cold, count = run(0.5)
+        assert not cold[0][0] and "eps 1e-06" in cold[0][1] and count == 2
+        warm, count = run(0.25)
+        assert warm[0][0] and warm[0][1] == cold[0][1] and count == 2
 
 
 def test_marking_the_tokens_alone_keeps_it_a_constant():
