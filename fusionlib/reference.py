@@ -102,15 +102,16 @@ def act_and_mul(x: torch.Tensor, gate: torch.Tensor, act: ActAndMul) -> torch.Te
     """x * act(gate); see `ActAndMul` for the formula.
 
     Args:
-        x: [tokens, ...], bf16, fp16 or fp32; its dtype is the one that both points round to.
-        gate: [tokens, ...] with as many elements per token, any floating dtype.
+        x: [tokens, ...], bf16, fp16 or fp32; its dtype is the one that the output is rounded to.
+        gate: [tokens, ...] with as many elements per token, any floating dtype; the activation is rounded to it if x is
+            float32, and otherwise to x's.
 
     Returns:
         [tokens, hidden] contiguous, of `act.output_dtype(x.dtype)`.
     """
     activated = _ACTIVATIONS[act.activation](gate.flatten(1).float())
     if "activation" in act.rounding:
-        activated = activated.to(x.dtype).float()
+        activated = activated.to(gate.dtype if x.dtype is torch.float32 else x.dtype).float()
     return _fresh((x.flatten(1).float() * activated).to(act.output_dtype(x.dtype)))
 
 

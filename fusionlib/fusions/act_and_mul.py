@@ -197,12 +197,14 @@ def _factors(product: fx.Node) -> list[object]:
 
 
 def _spec(value: fx.Node, x: fx.Node, act: Activation, rounded: torch.dtype | None) -> ActAndMul:
-    """What was read, as a spec. Raises Stop if it rounds to another dtype than x's, or computes in float64."""
+    """What was read, as a spec. Raises Stop if it rounds to another dtype than the op does, or computes in float64."""
     for node in (x, act.gate):
         if dtype(node) not in FLOATS:
             raise Stop("rounding", node, "a float tensor of 16 or 32 bits", describe(node))
-    if act.rounded not in (None, dtype(x)):
-        raise Stop("rounding", act.node, f"roundings to {dtype(x)}, the dtype of x", describe(act.node))
+    rounds_to = dtype(act.gate) if dtype(x) is torch.float32 else dtype(x)
+    if act.rounded not in (None, rounds_to):
+        whose = "the gate" if dtype(x) is torch.float32 else "x"
+        raise Stop("rounding", act.node, f"roundings to {rounds_to}, the dtype of {whose}", describe(act.node))
     points: set[Any] = {"output"} if rounded is not None or dtype(x) is torch.float32 else set()
     if act.rounded is not None:
         points.add("activation")

@@ -38,7 +38,7 @@ from fusionlib.match.graph import (
 from fusionlib.match.reasons import Reason, Stop
 from fusionlib.match.result import Trail
 from fusionlib.match.root import Root, find_root, repeats_along
-from fusionlib.match.sizes import Shape, equal
+from fusionlib.match.sizes import Shape, equal, same_shape
 
 _MOST_FACTORS = 16  # a gated norm has five; a value squared k times is a product of 2^k
 
@@ -230,6 +230,22 @@ def _foreign(operand: fx.Node, level: Level, form: Form) -> Stop:
             return Stop("gate_shape", node, "a gate with an element for each of the value's", describe(node))
         return Stop("activation", node, "silu or sigmoid of the gate", describe(node))
     return Stop(form.code, node, form.should_be, f"a further factor: {describe(node)}")
+
+
+def adds_to_a_norm(value: fx.Node) -> bool:
+    """Whether `value` is a norm plus another whole tensor: a residual behind the norm, as in OLMo, and no bias."""
+    node = peel_exact(value)
+    node = peel_exact(input_of(node)) if is_narrowing(node) else node
+    if not is_add(node):
+        return False
+    whole = [isinstance(arg, fx.Node) and same_shape(shape(arg), shape(node)) for arg in operands(node)]
+    return all(whole) and not any(_is_widened_vector(arg, shape(node)) for arg in operands(node))
+
+
+def _is_widened_vector(operand: object, target: Shape) -> bool:
+    """Whether an expand made a vector as large as what it is added to."""
+    node = peel_exact(operand) if isinstance(operand, fx.Node) else None
+    return is_call(node, aten.expand.default) and is_vector_of(input_of(node), target)
 
 
 def _biased(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:

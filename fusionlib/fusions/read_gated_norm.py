@@ -10,6 +10,7 @@ from torch import fx
 from fusionlib.fusions.norm_product import (
     Form,
     Level,
+    adds_to_a_norm,
     check_roundings,
     out_dtype,
     read_levels,
@@ -38,6 +39,8 @@ def read_gated_norm(y: fx.Node, trail: Trail) -> Reading:
     candidate = find_root(y)
     if candidate is None:
         raise why_no_root(y)
+    if adds_to_a_norm(y):
+        raise NotMine
     try:
         root = read_root(candidate, trail)
     except Stop:

@@ -53,7 +53,7 @@ class RMSNormQuant(Fusion):
     def read(self, value: fx.Node, trail: Trail) -> Reading:
         """The RMS norm whose value is `value`."""
         candidate = find_root(value)
-        if candidate is None:
+        if candidate is None or norm_product.adds_to_a_norm(value):
             raise NotMine
         trail.add("normed", value)
         try:

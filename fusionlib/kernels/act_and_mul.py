@@ -62,6 +62,7 @@ def act_and_mul_group_quant_kernel(
 ):
     """Activate, multiply and quantise ROWS units per program."""
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    ACT_DTYPE: tl.constexpr = gate_ptr.dtype.element_ty if X_DTYPE == tl.float32 else X_DTYPE
     ROUNDED_DTYPE: tl.constexpr = X_DTYPE if OUT_DTYPE is None else OUT_DTYPE
     Y_DTYPE: tl.constexpr = ROUNDED_DTYPE if ROUND_OUTPUT else tl.float32
 
@@ -77,7 +78,7 @@ def act_and_mul_group_quant_kernel(
     x = load_units(x_ptr, row, mask, x_stride_token, x_stride_outer, x_stride_inner, UNITS, X_OUTER, X_INNER,
                    SEGMENTS, SEGMENT, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
     act = activated(_float32(gate, PTX), ACTIVATION, EXACT, PTX)
-    act = _rounded(act, X_DTYPE, ROUND_ACTIVATION, PTX)
+    act = _rounded(act, ACT_DTYPE, ROUND_ACTIVATION, PTX)
     y = _rounded(_float32(x, PTX) * act, Y_DTYPE, ROUND_OUTPUT, PTX)
     quantise_units(y, row, mask, within, codes_ptr, scale_ptr, value_ptr, floor, units, scale_stride_token,
                    scale_stride_group, UNITS, SEGMENTS, SEGMENT, GROUP_SEGMENTS, STORE_VALUE, Y_DTYPE, FP8_MAX,

@@ -27,7 +27,7 @@ from fusionlib.match.quant import is_fp8_cast, read_fp8_cast
 from fusionlib.match.reasons import REASONS, NotMine, Stop
 from fusionlib.match.result import Match, Miss, QuantRead, Reading, Trail, Unclaimed
 from fusionlib.match.tokens import hidden_size
-from fusionlib.match.unknown import is_unknown_quant, unknown_quant
+from fusionlib.match.unknown import is_unknown_quant, product_input, unknown_quant
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +47,12 @@ Site = Match | Miss | Unclaimed
 
 
 def anchors(graph: fx.Graph) -> Iterator[fx.Node]:
-    """The nodes at which quantisations end, in graph order: casts to FP8, known opaque ops, and unknown ones."""
+    """The nodes at which quantisations end, in graph order: casts to FP8, known opaque ops, and unknown ones.
+
+    Also products with an FP8 weight that take a value as it is, in 16 bits.
+    """
     for node in graph.nodes:
-        if is_fp8_cast(node) or is_opaque_quant(node) or is_unknown_quant(node):
+        if is_fp8_cast(node) or is_opaque_quant(node) or is_unknown_quant(node) or product_input(node) is not None:
             yield node
 
 
@@ -62,6 +65,8 @@ def match_anchor(anchor: fx.Node, fusions: Sequence[Reads]) -> Site:
     """What the quantisation that ends in `anchor` is to `fusions`; the first that can take it gets it."""
     trail = Trail()
     try:
+        if (taken := product_input(anchor)) is not None and not is_opaque_quant(anchor):
+            return Unclaimed(anchor, _producer(taken), peel_exact(taken), inside=True)
         try:
             quant = _read_quant(anchor, trail)
         except Stop as stop:

@@ -120,7 +120,8 @@ class Unclaimed:
     """A site that no fusion starts from: `producer` made what is quantised.
 
     `value` is what is quantised, as stored: `producer` or its value rounded. `why` is the reason code if the
-    quantisation could not be read.
+    quantisation could not be read. `inside`: a product takes the value as it is and quantises it itself, if at all, so
+    that no fusion can start.
     """
 
     anchor: fx.Node
@@ -128,3 +129,4 @@ class Unclaimed:
     value: fx.Node
     why: str = ""
     pairs: tuple[Pair, ...] = field(default=())
+    inside: bool = False

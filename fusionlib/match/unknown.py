@@ -21,6 +21,7 @@ from fusionlib.match.graph import (
     listed,
     numel,
     peel_views,
+    shape,
     tensor_text,
     value,
     written_arguments,
@@ -47,6 +48,24 @@ class _Call(NamedTuple):
 def is_unknown_quant(node: fx.Node) -> bool:
     """Whether `node` makes FP8 codes from a float tensor and is neither a cast nor a call of a registered op."""
     return _quantises(node) is not None
+
+
+def product_input(node: fx.Node) -> fx.Node | None:
+    """The float tensor that `node` multiplies with an FP8 weight of the graph's inputs, if it takes one as it is.
+
+    Such a product quantises inside, as the Triton kernel of transformers' FP8Linear does, or not at all: no quantisation
+    is beside it that could be fused. The weight is [out, in] and the only FP8 tensor; a scaled product of codes reads
+    two, and a cache of keys and values has more dimensions.
+    """
+    call = _call(node)
+    if call is None or _quantises(node) is not None:
+        return None
+    weights = [read for read in call.reads if dtype(read) in FP8_DTYPES]
+    if len(weights) != 1 or len(shape(weights[0])) != 2 or peel_views(weights[0]).op not in ("placeholder", "get_attr"):
+        return None
+    inner = shape(weights[0])[1]
+    takes = (read for read in call.reads if dtype(read) in _FLOATS[:2] and len(shape(read)) > 1)
+    return next((read for read in takes if equal(shape(read)[-1], inner)), None)
 
 
 def unknown_quant(node: fx.Node) -> Stop:

@@ -92,9 +92,9 @@ class Site:
             site.producer.name,
             source_line(site.producer) or source_line(site.anchor),
             _names(site.pairs),
-            what=_saving(site.value),
+            what=_inside(site) if site.inside else _saving(site.value),
             code=site.why,
-            found=describe(site.producer),
+            found="" if site.inside else describe(site.producer),
             nodes=_described([site.anchor, *(p.node for p in site.pairs), site.producer]),
         )
 
@@ -128,6 +128,8 @@ class Site:
         if self.fused:
             return f"fused    %{self.anchor}{where}: {self.what}"
         if self.unclaimed:
+            if not self.found:
+                return f"unclaimed %{self.anchor}{where}: {self.what}"
             unread = f"; its quantisation cannot be read either [{self.code}]" if self.code else ""
             return f"unclaimed %{self.anchor}{where}: no fusion starts from {self.found}; {self.what}{unread}"
         return (
@@ -253,10 +255,19 @@ def _saving(quantised: fx.Node) -> str:
     return f"a fusion would save {2 * times(count) * val.element_size():,} bytes{per}, one write and one read"
 
 
+def _inside(site: Unclaimed) -> str:
+    """What a product does that takes a value in 16 bits."""
+    return (
+        f"{site.anchor.target} multiplies %{site.value.name} ({tensor_text(site.value)}) with an FP8 weight and quantises "
+        "it inside, if at all: no quantisation is beside it that could be fused; fusionlib.models.quantize_linears puts "
+        "layers with one in its place"
+    )
+
+
 def _row(site: Site) -> str:
     detail = site.what or f"{site.sentence} Expected {site.expected}; found {site.found}."
     if site.unclaimed:
-        detail = f"No fusion starts from {site.found}; {site.what}."
+        detail = f"No fusion starts from {site.found}; {site.what}." if site.found else f"{site.what}."
     result = site.code if site.refused else site.outcome
     cells = (site.anchor, site.line or "", result, detail, site.fix if site.refused else "")
     return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"

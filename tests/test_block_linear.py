@@ -1,0 +1,182 @@
+"""The block-FP8 linear layer: an nn.Linear to the rest of PyTorch."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fusionlib import explain
+from fusionlib.block_mm import block_scaled_mm, laid_out_scale, laid_out_weight
+from fusionlib.layers import BlockFP8Linear, quantise_blocks
+from fusionlib.reference import dequantise, group_quant
+
+FP8 = torch.float8_e4m3fn
+
+
+def layer(inputs=384, outputs=256, bias=True, **options) -> BlockFP8Linear:
+    return BlockFP8Linear.from_linear(nn.Linear(inputs, outputs, bias=bias, dtype=torch.bfloat16), **options)
+
+
+def dense(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    wide = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    return codes.float() * wide[: codes.shape[0], : codes.shape[1]]
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(384, 256), (200, 256), (384, 200), (200, 72)])
+@pytest.mark.parametrize("native", [False, True])
+def test_the_product_and_its_bias_for_any_sizes(inputs, outputs, native):
+    linear = nn.Linear(inputs, outputs, dtype=torch.bfloat16)
+    ours = BlockFP8Linear.from_linear(linear, native_quant=native)
+    x = torch.randn(2, 5, inputs).bfloat16()
+    codes, scale = quantise_blocks(linear.weight.detach())
+    padded = nn.functional.pad(x.view(10, -1), (0, -inputs % 128))
+    activation = dequantise(*group_quant(padded, ours.quant), ours.quant)[:, :inputs]
+    expected = (activation @ dense(codes, scale).t()).bfloat16() + linear.bias
+    assert torch.equal(ours(x), expected.view(2, 5, outputs))
+    assert (ours.in_features, ours.out_features) == (inputs, outputs) and torch.equal(ours.bias, linear.bias)
+
+
+def test_partial_blocks_have_the_scale_of_what_they_hold():
+    weight = torch.randn(200, 130)
+    codes, scale = quantise_blocks(weight)
+    assert codes.shape == (200, 130) and scale.shape == (2, 2)
+    assert scale[1, 1] == weight[128:, 128:].abs().max() / 448
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(256, 384), (200, 384), (256, 130), (72, 130)])
+def test_memory_has_room_for_whole_blocks_and_a_multiple_of_four_scales(rows, columns):
+    """What cuBLAS reads: no copy is made for a layer that was laid out once."""
+    codes, scale = quantise_blocks(torch.randn(rows, columns))
+    weight, scales = laid_out_weight(codes.view(torch.uint8)), laid_out_scale(scale)
+    assert torch.equal(weight, codes.view(torch.uint8)) and torch.equal(scales, scale)
+    whole_rows, whole_columns = -(-rows // 128) * 128, -(-columns // 128) * 128
+    behind = weight.as_strided((whole_rows, whole_columns), (whole_columns, 1))
+    assert not behind[rows:].any() and not behind[:, columns:].any() and behind.data_ptr() == weight.data_ptr()
+    assert scales.stride(1) == 1 and (scales.stride(0) % 4 == 0 or len(scales) == 1)
+    assert laid_out_weight(weight) is weight and laid_out_scale(scales) is scales
+    again = laid_out_scale(scales.contiguous())
+    assert torch.equal(again, scale) and again.untyped_storage().nbytes() % 16 == 0
+
+
+def test_the_op_takes_bytes_and_partial_blocks():
+    linear, x = layer(200, 72, bias=False), torch.randn(3, 200).bfloat16()
+    codes, scale = linear.quantise(x)
+    got = block_scaled_mm(codes, scale, linear.weight, linear.weight_scale_inv, torch.bfloat16)
+    assert torch.equal(got, linear(x))
+
+
+def test_casts_change_the_bias_alone():
+    linear = layer(outputs=200)
+    codes, scale, x = linear.codes.clone(), linear.weight_scale_inv.clone(), torch.randn(3, 384)
+    for cast in (nn.Module.half, nn.Module.double, nn.Module.bfloat16, lambda m: m.to("cpu", torch.float32)):
+        assert cast(linear) is linear
+        assert torch.equal(linear.codes.float(), codes.float()) and torch.equal(linear.weight_scale_inv, scale)
+        assert linear.weight_scale_inv.dtype is torch.float32
+        assert linear.weight_scale_inv.stride() == (4, 1)
+    assert linear.bias.dtype is torch.float32 and linear(x).dtype is torch.float32
+    assert linear.to("meta").weight.is_meta and linear.weight_scale_inv.is_meta
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.float8_e8m0fnu])
+def test_a_state_dict_is_a_block_fp8_checkpoint(assign, scale_dtype, tmp_path):
+    """transformers' names, shapes and dtypes (FP8Linear); its ue8m0 scales are powers of two and exact in float32."""
+    linear, other = layer(384, 200), layer(384, 200)
+    if scale_dtype is not torch.float32:
+        linear.weight_scale_inv.copy_(linear.weight_scale_inv.to(scale_dtype).float())
+    state = linear.state_dict()
+    assert {name: (value.dtype, tuple(value.shape)) for name, value in state.items()} == {
+        "weight": (FP8, (200, 384)),
+        "weight_scale_inv": (torch.float32, (2, 3)),
+        "bias": (torch.bfloat16, (200,)),
+    }
+    assert all(value.is_contiguous() for value in state.values())
+    state["weight_scale_inv"] = state["weight_scale_inv"].to(scale_dtype)
+    torch.save(state, tmp_path / "state.pt")
+    x = torch.randn(3, 384).bfloat16()
+    assert not torch.equal(other(x), linear(x))
+    other.load_state_dict(torch.load(tmp_path / "state.pt"), assign=assign)
+    assert torch.equal(other(x), linear(x)) and other.weight.dtype is torch.uint8
+    assert other.weight_scale_inv.dtype is torch.float32 and other.weight_scale_inv.stride() == (4, 1)
+
+
+def test_a_weight_in_16_bits_is_not_loaded_as_codes():
+    linear = layer(bias=False)
+    before = linear.codes.float().clone()
+    with pytest.raises(RuntimeError, match=r"weight is torch.bfloat16.*quantize_linears"):
+        linear.load_state_dict({"weight": torch.randn(256, 384).bfloat16(), "weight_scale_inv": torch.ones(2, 3)})
+    assert torch.equal(linear.codes.float(), before)
+
+
+def test_a_copy_is_a_layer_of_its_own():
+    linear, x = layer(384, 200), torch.randn(3, 384).bfloat16()
+    copied, want = copy.deepcopy(linear), linear(x)
+    linear.weight.zero_()
+    assert torch.equal(copied(x), want) and copied.weight_scale_inv.stride() == (4, 1)
+
+
+#: Inductor rounds where eager does if it is told to.
+BACKENDS = {
+    "aot_eager": {"backend": "aot_eager"},
+    "inductor": {"backend": "inductor", "options": {"emulate_precision_casts": True}},
+}
+
+
+def gradient_of(call, x, up):
+    leaf = x.clone().requires_grad_()
+    result = call(leaf)
+    result.backward(up)
+    return result.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_the_gradient_is_that_of_the_dequantised_weight(native, backend):
+    """In the dtype of the gradient, also where it is too small for FP8, eager and compiled."""
+    linear = layer(256, 128, native_quant=native)
+    linear.bias.requires_grad_()
+    x, up = torch.randn(4, 256).bfloat16(), torch.randn(4, 128).bfloat16() * 2.0**-20
+    if backend == "inductor" and native:
+        pytest.skip("one real compile is enough")
+    torch._dynamo.reset()
+    call = linear if backend is None else torch.compile(linear, fullgraph=True, **BACKENDS[backend])
+    result, gradient = gradient_of(call, x, up)
+    assert torch.equal(result, linear(x).detach())
+    assert torch.equal(gradient, (up.float() @ dense(linear.codes, linear.weight_scale_inv)).bfloat16())
+    assert gradient.abs().min() > 0 and torch.equal(linear.bias.grad, up.sum(0))
+    assert linear.weight.grad is None
+
+
+def test_a_site_that_trains_is_still_told():
+    """The layer's own gradient does not hide its quantisation from the pass."""
+    linear, weight = layer(256, 128), torch.ones(256, dtype=torch.bfloat16)
+    x = torch.randn(4, 256).bfloat16().requires_grad_()
+    report = explain(lambda x: linear(nn.functional.rms_norm(x, (256,), weight, 1e-6)), x, devices="cpu")
+    assert [site.code for site in report.refused] == ["training"]
+
+
+def test_tensor_parallelism_and_ddp_over_gloo(tmp_path):
+    """Two processes: `sharded_linear.py` says what each holds."""
+    script = Path(__file__).with_name("sharded_linear.py")
+    root = str(script.parents[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / "meeting")],
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "PYTHONPATH": root},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(told)
