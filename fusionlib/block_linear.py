@@ -278,9 +278,7 @@ def _viewed(tensor: Any, dtype: torch.dtype) -> torch.Tensor:
     from torch.distributed.tensor import DTensor
 
     local, size, stride = tensor.to_local().view(dtype), tensor.shape, tensor.stride()
-    return DTensor.from_local(
-        local, tensor.device_mesh, tensor.placements, run_check=False, shape=size, stride=stride
-    )
+    return DTensor.from_local(local, tensor.device_mesh, tensor.placements, run_check=False, shape=size, stride=stride)
 
 
 def _check_shards(shape: list[int], dim: int, count: int) -> None:

@@ -1,6 +1,6 @@
 """One of two processes: a block-FP8 linear under tensor parallelism and DDP, over gloo. Run by `test_block_linear`.
 
-    RANK=0 WORLD_SIZE=2 python tests/sharded_linear.py FILE
+RANK=0 WORLD_SIZE=2 python tests/sharded_linear.py FILE
 """
 
 import os

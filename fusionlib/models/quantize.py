@@ -47,6 +47,8 @@ def quantize_linears(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r} must be an nn.Module")
+    if quant is not None and not isinstance(quant, GroupQuant):
+        raise TypeError(f"quant={quant!r} must be a fusionlib.GroupQuant, such as GroupQuant.vllm({BLOCK})")
     if isinstance(model, nn.Linear):
         raise ValueError("model is a linear layer itself and cannot be replaced in place: BlockFP8Linear.from_linear")
     wanted, unwanted = as_patterns(include, "include"), as_patterns(exclude, "exclude")
@@ -105,7 +107,9 @@ def _kept(layer: nn.Linear, name: str) -> str | None:
     if pattern := first_match(name, KEPT):
         return f"kept in {_dtype_of(layer)}: {pattern!r} is in fusionlib.models.KEPT"
     if min(layer.in_features, layer.out_features) < BLOCK:
-        return f"kept in {_dtype_of(layer)}: [{layer.out_features}, {layer.in_features}] is less than one block of {BLOCK}"
+        return (
+            f"kept in {_dtype_of(layer)}: [{layer.out_features}, {layer.in_features}] is less than one block of {BLOCK}"
+        )
     return None
 
 

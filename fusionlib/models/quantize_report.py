@@ -56,5 +56,7 @@ class QuantizeReport:
         lines = [self.summary]
         for word, entries in (("block-FP8", self.replaced), ("left", self.left)):
             counted = Counter((numberless(entry.name), str(entry)) for entry in entries)
-            lines += [f"{word:<9} {name}{f' x {count}' * (count > 1)}: {text}" for (name, text), count in counted.items()]
+            lines += [
+                f"{word:<9} {name}{f' x {count}' * (count > 1)}: {text}" for (name, text), count in counted.items()
+            ]
         return "\n".join(lines)

@@ -46,7 +46,9 @@ def test_a_float_attribute_is_a_constant_with_a_guard_under_dynamic_true():
         layer.eps = eps
         given = torch.randn(tokens, 16).bfloat16()
         agree(compiled(given), layer(given), 128)
-        assert [f"eps {value:g}" in site.what for value, site in zip((1e-6, 0.5), fusion.report().fused)] == [True] * compiles
+        assert [f"eps {value:g}" in site.what for value, site in zip((1e-6, 0.5), fusion.report().fused)] == [
+            True
+        ] * compiles
 
     with apart_from_caches(), roundings_kept():
         compiled = torch.compile(layer, backend=inductor_until(inner_compile), dynamic=True)

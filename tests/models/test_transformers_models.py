@@ -1,0 +1,124 @@
+"""Whole models of transformers, quantised and compiled as their users do: what fuses, and that nothing else changes.
+
+The graphs run call by call (`tests.models.small.Compiled`), so that equal means equal to the bit.
+"""
+
+import pytest
+import torch
+
+from tests.models.small import MODELS, Compiled, quantised
+
+pytest.importorskip("transformers")
+
+#: For one layer of each kind: the fused sites by fusion, and the sites that no fusion starts from.
+EXPECTED = {
+    "qwen3_next": ({"rms_norm": 8, "gated_norm": 1, "act_and_mul": 2, "sigmoid_gate": 1}, 0),
+    "qwen3_5": ({"rms_norm": 9, "gated_norm": 1, "act_and_mul": 2, "sigmoid_gate": 1}, 0),
+    "qwen3_5_moe": ({"rms_norm": 9, "gated_norm": 1, "act_and_mul": 2, "sigmoid_gate": 1}, 0),
+    "kimi_linear": ({"rms_norm": 12, "gated_norm": 1, "act_and_mul": 2}, 3),
+    "mamba2": ({"gated_norm": 2, "rms_norm": 2}, 0),
+    "bamba": ({"rms_norm": 6, "gated_norm": 1, "act_and_mul": 2}, 1),
+    "falcon_h1": ({"rms_norm": 4, "act_and_mul": 2}, 1),
+    "falcon_h1 with its norm": ({"rms_norm": 4, "gated_norm": 1, "act_and_mul": 1}, 1),
+    "nemotron_h": ({"rms_norm": 3, "gated_norm": 1}, 2),  # its MLP squares a relu
+    "granitemoehybrid": ({"rms_norm": 4, "gated_norm": 1, "act_and_mul": 2}, 1),
+    "zamba2": ({"rms_norm": 7, "gated_norm": 3, "act_and_mul": 1}, 2),
+    "olmo_hybrid": ({"rms_norm": 6, "gated_norm": 1, "act_and_mul": 2}, 4),  # full attention norms behind the MLP
+}
+
+
+def prompts(batch: int = 1, length: int = 12) -> torch.Tensor:
+    return torch.randint(3, 128, (batch, length), generator=torch.Generator().manual_seed(length))
+
+
+def fused_by(report):
+    return {name: report.fused_by[name] for name in sorted(report.fused_by)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prefill_fuses_every_eligible_site(name):
+    """No site that a fusion starts from is refused; attention outputs without a gate and low-rank products are left."""
+    model, quantisation = quantised(name)
+    ids = prompts()
+    with torch.no_grad(), Compiled() as compiled:
+        got = compiled(model.forward)(ids, use_cache=False).logits
+        report = compiled.report
+        want = model(ids, use_cache=False).logits
+    by_fusion, unclaimed = EXPECTED[name]
+    assert not report.refused, str(report)
+    assert (fused_by(report), len(report.unclaimed)) == (dict(sorted(by_fusion.items())), unclaimed), str(report)
+    assert len(list(report)) == len(quantisation.replaced)
+    assert torch.equal(got, want)
+
+
+def generate(model, ids, **options):
+    """Three tokens by greedy search: (sequences, logits of each step)."""
+    found = model.generate(
+        ids,
+        max_new_tokens=3,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        disable_compile=True,  # transformers' own; the forward is compiled already
+        **options,
+    )
+    return found.sequences, torch.stack(found.logits)
+
+
+@pytest.mark.parametrize(("name", "cache", "per_graph"), [("qwen3_next", "static", 12), ("mamba2", "dynamic", 4)])
+def test_generate_fuses_prefill_and_cached_decode(name, cache, per_graph):
+    """Every graph has all sites: the prompt's, a step's, and with a growing cache the one of any length."""
+    model, _ = quantised(name)
+    ids = prompts(2, 9)
+    options = {"cache_implementation": "static"} if cache == "static" else {}
+    want = generate(model, ids, **options)
+    with torch.no_grad(), Compiled() as compiled:
+        model.forward = compiled(model.forward)
+        got = generate(model, ids, **options)
+        report = compiled.report
+    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+    assert not report.refused and len(report.fused) == per_graph * compiled.graphs, str(report)
+    assert 2 <= compiled.graphs <= 3
+
+
+def test_one_graph_of_any_batch_and_length_fuses():
+    """`dynamic=True`: sizes are symbols, and every epsilon a number that is guarded."""
+    model, _ = quantised("qwen3_next", num_hidden_layers=1, layer_types=["linear_attention"])
+    with torch.no_grad(), Compiled() as compiled:
+        run = compiled(model.forward, dynamic=True)
+        for batch, length in ((2, 12), (3, 21)):
+            ids = prompts(batch, length)
+            assert torch.equal(run(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+        report = compiled.report
+    assert compiled.graphs == 1 and not report.refused and not report.unclaimed, str(report)
+    assert fused_by(report) == {"act_and_mul": 1, "gated_norm": 1, "rms_norm": 3}
+
+
+def test_layers_that_are_compiled_one_by_one_fuse():
+    """Regional compilation: each kind of layer is compiled once, for all of its layers."""
+    kinds = ["linear_attention", "full_attention"] * 2
+    model, _ = quantised("qwen3_next", num_hidden_layers=4, layer_types=kinds)
+    ids = prompts()
+    want = model(ids, use_cache=False).logits
+    with torch.no_grad(), Compiled() as compiled:
+        for layer in model.model.layers:
+            layer.forward = compiled(layer.forward)
+        got = model(ids, use_cache=False).logits
+        report = compiled.report
+    assert torch.equal(got, want) and not report.refused, str(report)
+    assert len(report.fused) == 12 * compiled.graphs / 2, str(report)
+
+
+def test_a_padding_mask_is_told_where_it_is_multiplied_in():
+    """transformers masks a linear-attention layer's input behind its norm: that site alone is refused, and says why."""
+    model, _ = quantised("mamba2", num_hidden_layers=1)
+    ids = prompts(2, 9)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    with torch.no_grad(), Compiled() as compiled:
+        got = compiled(model.forward)(ids, attention_mask=mask, use_cache=False).logits
+        report = compiled.report
+    assert torch.equal(got, model(ids, attention_mask=mask, use_cache=False).logits)
+    assert report.fused_by == {"gated_norm": 1}
+    (refused,) = report.refused
+    assert refused.code == "not_rms_norm" and "a further factor" in refused.found and "int64 [2, 9]" in refused.found
