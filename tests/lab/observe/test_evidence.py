@@ -178,6 +178,21 @@ def test_the_tables_in_readmes_are_the_benchmarks():
             assert f"| {tokens} | {' | '.join(cells + ratios)} |" in readme.read_text(encoding="utf-8")
 
 
+def test_the_producers_table_is_the_benchmark():
+    """Ratios with two decimals: light, two kernels and Inductor, each over ours."""
+    path = DATA / "benchmarks" / "nvidia-h100-80gb-hbm3-producers.json"
+    rows = read_results(evidence.read_benchmark(path).document, path.name).rows
+    times = {(row.shape, row.tokens, row.variant): row.median_us for row in rows}
+    readme = (DATA / "README.md").read_text(encoding="utf-8")
+    columns = [("light", tokens) for tokens in (1, 16, 64, 256, 8192)]
+    columns += [(name, tokens) for name in ("two_kernel", "inductor") for tokens in (1, 64, 8192)]
+    shapes = {shape for shape, _, _ in times}
+    assert len(shapes) == 13
+    for shape in shapes:
+        cells = [f"{times[shape, tokens, name] / times[shape, tokens, 'fused']:.2f}" for name, tokens in columns]
+        assert f"| `{shape}` | {' | '.join(cells)} |" in readme
+
+
 def test_the_step_in_the_readme_is_the_recorded_one():
     """Milliseconds with two decimals, what is saved of the opaque step with one."""
     (recorded,) = recorded_steps()
