@@ -90,6 +90,15 @@ class StepRun:
 
     def all(self) -> None:
         """Measure every number of tokens, then compare codes at the largest."""
+        with torch.no_grad():
+            weights = self.measure()
+            if {"opaque", "fused"} <= set(self.settings.variants):
+                self.codes(weights, max(self.settings.tokens))
+                self.exact(weights, max(self.settings.tokens))
+                self.save()
+
+    def measure(self) -> Weights:
+        """Measure every number of tokens; returns the weights that were made for it."""
         settings = self.settings
         layers = settings.layers or settings.sizes.layers_in(self.free_bytes(), max(settings.tokens))
         self.say(f"weights of {layers} layers of {settings.sizes.layers}")
@@ -106,10 +115,7 @@ class StepRun:
                 if self.timer is not None:
                     self.timer.release()
                 self.save()
-            if {"opaque", "fused"} <= set(settings.variants):
-                self.codes(weights, max(settings.tokens))
-                self.exact(weights, max(settings.tokens))
-                self.save()
+        return weights
 
     def free_bytes(self) -> int:
         """Bytes for weights and states; on a CPU enough for one turn of the order."""
