@@ -282,11 +282,11 @@ def _viewed(tensor: Any, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _check_shards(shape: list[int], dim: int, count: int) -> None:
-    """Raise ValueError if one of `count` shards along `dim` begins inside of a block, or the size is no whole blocks."""
+    """Raise ValueError if one of `count` shards along `dim` begins inside of a block, or the last is not whole."""
     size, name = shape[dim], ("out_features", "in_features")[dim]
     step = -(-size // count)
     if count > 1 and (size % BLOCK or step % BLOCK):
         raise ValueError(
-            f"the weight {shape} cannot be sharded in {count} along {name}: the second shard begins at {step} of {size}, "
-            f"and both must be multiples of {BLOCK}, the size of a block with one scale"
+            f"the weight {shape} cannot be sharded in {count} along {name}: the second shard begins at {step} of "
+            f"{size}, and both must be multiples of {BLOCK}, the size of a block with one scale"
         )

@@ -68,8 +68,8 @@ def block_scaled_mm(
     Args:
         codes: [tokens, in] float8_e4m3fn.
         scale: [tokens, in / 128] float32, strides (1, tokens), or (1, tokens rounded up to 4).
-        weight: [out, in] float8_e4m3fn, or the bytes of it. A view as FP8 in a graph would be a copy: Inductor writes it
-            to memory in front of an op. Sizes that 128 does not divide are copied unless `laid_out_weight` made room.
+        weight: [out, in] float8_e4m3fn, or the bytes of it. A view as FP8 in a graph would be a copy, which Inductor
+            makes in front of an op. Sizes that 128 does not divide are copied unless `laid_out_weight` made room.
         weight_scale: [out / 128, in / 128] float32, each rounded up; copied unless it is what `laid_out_scale` returns.
         dtype: of the result; on a GPU bfloat16.
 

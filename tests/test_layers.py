@@ -57,7 +57,7 @@ def test_the_product_is_that_of_the_dequantised_operands(in_features):
 
 
 def test_linear_refuses_what_it_cannot_hold():
-    with pytest.raises(ValueError, match="bfloat16.*from_linear"):
+    with pytest.raises(ValueError, match=r"bfloat16.*from_linear"):
         BlockFP8Linear(torch.zeros(256, 128).bfloat16(), torch.ones(2, 1))
     with pytest.raises(ValueError, match=r"scale has shape \[1, 1\].*\[2, 1\]"):
         BlockFP8Linear(torch.zeros(256, 128).to(torch.float8_e4m3fn), torch.ones(1, 1))

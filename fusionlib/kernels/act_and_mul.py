@@ -62,7 +62,7 @@ def act_and_mul_group_quant_kernel(
 ):
     """Activate, multiply and quantise ROWS units per program."""
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    ACT_DTYPE: tl.constexpr = gate_ptr.dtype.element_ty if X_DTYPE == tl.float32 else X_DTYPE
+    ACT_DTYPE: tl.constexpr = gate_ptr.dtype.element_ty if tl.float32 == X_DTYPE else X_DTYPE
     ROUNDED_DTYPE: tl.constexpr = X_DTYPE if OUT_DTYPE is None else OUT_DTYPE
     Y_DTYPE: tl.constexpr = ROUNDED_DTYPE if ROUND_OUTPUT else tl.float32
 

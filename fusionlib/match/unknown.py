@@ -53,8 +53,8 @@ def is_unknown_quant(node: fx.Node) -> bool:
 def product_input(node: fx.Node) -> fx.Node | None:
     """The float tensor that `node` multiplies with an FP8 weight of the graph's inputs, if it takes one as it is.
 
-    Such a product quantises inside, as the Triton kernel of transformers' FP8Linear does, or not at all: no quantisation
-    is beside it that could be fused. The weight is [out, in] and the only FP8 tensor; a scaled product of codes reads
+    Such a product quantises inside, as the Triton kernel of transformers' FP8Linear does, or not at all: nothing is
+    beside it that could be fused. The weight is [out, in] and the only FP8 tensor; a scaled product of codes reads
     two, and a cache of keys and values has more dimensions.
     """
     call = _call(node)

@@ -207,8 +207,8 @@ class ActAndMul(_Rounded):
 
         y = round_output(x * round_activation(act(gate)))
 
-    All arithmetic is float32; both points round to x's dtype, but the activation of a narrower gate rounds to the gate's
-    if x is float32, as the scan of a Mamba2 layer leaves it. With silu or gelu it is what an MLP puts between its
+    All arithmetic is float32; both points round to x's dtype, but the activation rounds to the gate's dtype if x is
+    float32, as the scan of a Mamba2 layer leaves it. With silu or gelu it is what an MLP puts between its
     projections (SwiGLU and GeGLU: Shazeer, arXiv:2002.05202), with sigmoid the output gate of an attention layer.
 
     Args:

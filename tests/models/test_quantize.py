@@ -140,7 +140,7 @@ def test_the_activation_quantisation_is_the_callers():
 def test_a_model_that_is_a_linear_layer_cannot_be_replaced_in_place():
     with pytest.raises(ValueError, match="from_linear"):
         quantize_linears(nn.Linear(128, 128))
-    with pytest.raises(TypeError, match="nn.Module"):
+    with pytest.raises(TypeError, match=r"nn\.Module"):
         quantize_linears("model")
 
 
@@ -196,7 +196,7 @@ def test_another_fp8_layer_is_left_with_the_reason(options, reason):
 
 
 def test_a_model_of_transformers_in_a_checkpoints_layout():
-    """Names, dtypes and shapes that Qwen3-Next-80B-A3B-Instruct-FP8 has for a layer: `weight` and `weight_scale_inv`."""
+    """Names, dtypes and shapes that Qwen3-Next-80B-A3B-Instruct-FP8 has: `weight` and `weight_scale_inv`."""
     model = build("qwen3_next")
     report = quantize_linears(model)
     state = model.state_dict()
