@@ -154,7 +154,7 @@ def test_a_notebook_is_committed_clean(path):
 def test_the_examples_in_readme_and_docs_run(capsys):
     (rewrite,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     use = (ROOT / "docs" / "use.md").read_text()
-    op, others, outcomes = re.findall(r"```python\n(.*?)```", use, flags=re.DOTALL)
+    op, others, outcomes, model = re.findall(r"```python\n(.*?)```", use, flags=re.DOTALL)
     names: dict = {}
     exec(op, names)
     assert names["q"].shape == names["y"].shape == (16, 4096)
@@ -164,6 +164,9 @@ def test_the_examples_in_readme_and_docs_run(capsys):
     exec(compile(outcomes, "model.py", "exec"), names)
     (printed,) = re.findall(r"```text\n(.*?)```", use, flags=re.DOTALL)
     assert _without_numbers(printed) == _without_numbers(capsys.readouterr().out)
+    exec(model, names)
+    told = capsys.readouterr().out
+    assert "1 linear layer in block-FP8, 0 left" in told and "1 fused, 0 refused in 1 graph" in told
     names = {}
     exec(rewrite, names)
     assert names["fusion"].report().summary.startswith("1 fused, 0 refused")

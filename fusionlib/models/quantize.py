@@ -27,8 +27,8 @@ def quantize_linears(
     """Replace linear layers of `model` by `fusionlib.layers.BlockFP8Linear`, in place.
 
     An `nn.Linear` is quantised by blocks of 128x128. The `FP8Linear` of a block-FP8 checkpoint in transformers keeps
-    its codes and scales. Left as they are: layers of the names `KEPT` (routers, gates of experts, `lm_head`, ...) and those
-    with fewer than 128 inputs or outputs, unless `include` has their own name; subclasses of `nn.Linear`, layers with
+    its codes and scales. Left as they are: layers of the names `KEPT` (routers, gates of experts, `lm_head`, ...) and
+    those with fewer than 128 inputs or outputs, unless `include` has their own name; subclasses of `nn.Linear`, layers with
     hooks, and weights that are no linear layers, such as experts in one tensor.
 
     Args:

@@ -50,7 +50,8 @@ class QuantizeReport:
     def summary(self) -> str:
         """One line: how many layers, and their memory."""
         memory = f"{self.bytes_before / 2**20:,.1f} MiB are {self.bytes_after / 2**20:,.1f} MiB now"
-        return f"{len(self.replaced)} linear layers in block-FP8, {len(self.left)} left; {memory}"
+        layers = f"{len(self.replaced)} linear layer{'s' * (len(self.replaced) != 1)}"
+        return f"{layers} in block-FP8, {len(self.left)} left; {memory}"
 
     def __str__(self) -> str:
         lines = [self.summary]
