@@ -202,7 +202,7 @@ def _below_power_of_two(node: fx.Node) -> fx.Node:
     """The scale that `node` rounds up to a power of two by its exponent bits; any other way is refused."""
     expected = "the exponent by bit operations, NaN kept: fusionlib.reference.power_of_two_at_least"
     if not is_call(node, aten.where.self):
-        code = "ue8m0" if _power_by_bits(node) is None else "ue8m0_nan"
+        code = "ue8m0" if _power_by_bits(node) is None and not _is_power_by_carry(node) else "ue8m0_nan"
         raise Stop(code, node, expected, describe(node))
     condition, kept, power = (peel_views(arg) if isinstance(arg, fx.Node) else arg for arg in node.args)
     scale = peel_exact(kept) if isinstance(kept, fx.Node) else None
@@ -225,6 +225,14 @@ def _power_by_bits(power: object) -> fx.Node | None:
         if scale is not None and _carry_of(carry) is scale:
             return scale
     return None
+
+
+def _is_power_by_carry(power: object) -> bool:
+    """Whether `power` is (bits + 0x7FFFFF) & ~0x7FFFFF as float32, DeepGEMM's way: it makes -0.0 of NaN."""
+    masked = _mask(_bitcast(power, torch.float32), ~0x7FFFFF)
+    added = peel_views(masked) if masked is not None else None
+    pair = with_literal(added) if is_add(added) else None
+    return pair is not None and pair[1] == 0x7FFFFF and _scale_of(pair[0]) is not None
 
 
 def _exponent_of(node: object) -> fx.Node | None:

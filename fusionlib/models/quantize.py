@@ -28,8 +28,8 @@ def quantize_linears(
 
     An `nn.Linear` is quantised by blocks of 128x128. The `FP8Linear` of a block-FP8 checkpoint in transformers keeps
     its codes and scales. Left as they are: layers of the names `KEPT` (routers, gates of experts, `lm_head`, ...) and
-    those with fewer than 128 inputs or outputs, unless `include` has their own name; subclasses of `nn.Linear`, layers with
-    hooks, and weights that are no linear layers, such as experts in one tensor.
+    those with fewer than 128 inputs or outputs, unless `include` has their own name; subclasses of `nn.Linear`, layers
+    with hooks, and weights that are no linear layers, such as experts in one tensor.
 
     Args:
         model: its weights must be loaded. While this runs, both forms of all replaced weights are in memory.

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from fusionlib import FusionPass, Report
 from fusionlib.explanation import apart_from_caches, boxed, inductor_until, to_the_pass
@@ -80,12 +79,6 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_TOKENS, **_HEADS, **_MAMBA, "head_dim": 64, "intermediate_size": 256, "num_hidden_layers": 1}
         | {"mamba_d_ssm": 256},
     ),
-    "falcon_h1 with its norm": (
-        "FalconH1Config",
-        "FalconH1ForCausalLM",
-        {**_TOKENS, **_HEADS, **_MAMBA, "head_dim": 64, "intermediate_size": 256, "num_hidden_layers": 1}
-        | {"mamba_d_ssm": 256, "mamba_rms_norm": True},
-    ),
     "nemotron_h": (
         "NemotronHConfig",
         "NemotronHForCausalLM",
@@ -134,19 +127,16 @@ def quantised(name: str, **changes: Any) -> tuple[Any, QuantizeReport]:
 
 
 class Compiled:
-    """`torch.compile` up to Inductor's code: the graphs run call by call, after the pass unless `fused` is False.
+    """`torch.compile` up to Inductor's code: the graphs run call by call, after the pass.
 
-        with Compiled(model.forward) as run: run(ids)
+        with Compiled() as compiled:
+            compiled(model.forward)(ids)
 
-    Args:
-        fn: what is compiled.
-        fused: whether the pass edits the graphs, or only sees nothing.
-        **options: of `torch.compile`.
+    `graphs` counts the graphs that were compiled.
     """
 
-    def __init__(self, *, fused: bool = True) -> None:
+    def __init__(self) -> None:
         self.fusion = FusionPass("cpu")
-        self.fused = fused
         self.graphs = 0
 
     def __call__(self, fn: Callable[..., Any], **options: Any) -> Any:
@@ -155,8 +145,7 @@ class Compiled:
 
     def _inner_compile(self, module: torch.fx.GraphModule, example_inputs: Any, **how: Any) -> Any:
         self.graphs += 1
-        edit = self.fusion if self.fused else lambda graph: None
-        to_the_pass(module, example_inputs, edit, is_inference=True)
+        to_the_pass(module, example_inputs, self.fusion, is_inference=True)
         module.recompile()
         return boxed(module)
 
@@ -174,20 +163,3 @@ class Compiled:
     def __exit__(self, *raised: Any) -> None:
         self._kept.__exit__(*raised)
         self._apart.__exit__(*raised)
-
-
-def both_ways(run: Callable[[Compiled], Any]) -> tuple[Any, Any, Report]:
-    """(result with the pass, result without, report) of `run`, which compiles by what it is given."""
-    results = []
-    with torch.no_grad():
-        for fused in (True, False):
-            with Compiled(fused=fused) as compiled:
-                results.append(run(compiled))
-            if fused:
-                report = compiled.report
-    return *results, report
-
-
-def linears(model: nn.Module) -> int:
-    """How many of the model's layers are linear."""
-    return sum(isinstance(module, nn.Linear) for module in model.modules())

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import rms_norm
 
-from fusionlib import explain
+from fusionlib import GroupQuant, explain
 from fusionlib.models import quantize_linears
 from tests.models.finegrained import DEEPGEMM, TRITON
 from tests.models.test_quantize import checkpoint_layer
@@ -49,6 +49,17 @@ def test_the_quantisation_of_deepgemm_fuses_as_it_stands(kernels):
     (site,) = report.fused
     assert not report.refused and site.fusion == "rms_norm" and "amax >= 0.0001, reciprocal" in site.what
     assert torch.equal(got, model(x))
+
+
+def test_deepgemms_scales_on_blackwell_are_refused_with_the_reason(kernels):
+    """ue8m0 by a carry into the exponent's bits: equal to ours but for NaN, of which it makes a number."""
+    kernels(True, True)
+    model, x = Normed(checkpoint_layer(512, 256, "ue8m0")), torch.randn(4, 512).bfloat16()
+    got, report, _ = run_rewritten(model, x)
+    assert [site.code for site in report.refused] == ["ue8m0_nan"] and not report.fused
+    assert torch.equal(got, model(x))
+    quantize_linears(model, quant=GroupQuant.deepgemm(blackwell=True))  # the same scales by our op
+    assert [site.fusion for site in explain(model, x, devices="cpu").fused] == ["rms_norm"]
 
 
 def test_a_product_that_quantises_inside_is_told(kernels):

@@ -19,7 +19,6 @@ EXPECTED = {
     "mamba2": ({"gated_norm": 2, "rms_norm": 2}, 0),
     "bamba": ({"rms_norm": 6, "gated_norm": 1, "act_and_mul": 2}, 1),
     "falcon_h1": ({"rms_norm": 4, "act_and_mul": 2}, 1),
-    "falcon_h1 with its norm": ({"rms_norm": 4, "gated_norm": 1, "act_and_mul": 1}, 1),
     "nemotron_h": ({"rms_norm": 3, "gated_norm": 1}, 2),  # its MLP squares a relu
     "granitemoehybrid": ({"rms_norm": 4, "gated_norm": 1, "act_and_mul": 2}, 1),
     "zamba2": ({"rms_norm": 7, "gated_norm": 3, "act_and_mul": 1}, 2),
@@ -70,10 +69,10 @@ def generate(model, ids, **options):
     return found.sequences, torch.stack(found.logits)
 
 
-@pytest.mark.parametrize(("name", "cache", "per_graph"), [("qwen3_next", "static", 12), ("mamba2", "dynamic", 4)])
+@pytest.mark.parametrize(("name", "cache", "per_graph"), [("qwen3_next", "static", 12), ("mamba2", "dynamic", 2)])
 def test_generate_fuses_prefill_and_cached_decode(name, cache, per_graph):
     """Every graph has all sites: the prompt's, a step's, and with a growing cache the one of any length."""
-    model, _ = quantised(name)
+    model, _ = quantised(name, **{"num_hidden_layers": 1} if name == "mamba2" else {})
     ids = prompts(2, 9)
     options = {"cache_implementation": "static"} if cache == "static" else {}
     want = generate(model, ids, **options)
