@@ -38,10 +38,10 @@ def gaps() -> dict[str, str]:
 
 
 def test_the_notebook_has_a_gap_for_every_step():
-    assert [f"capstone_{name.lower()}" for name in gaps()] == [step.name for step in STEPS]
+    assert [f"capstone.{name}" for name in gaps()] == [step.name for step in STEPS]
 
 
-@pytest.mark.parametrize("name", [step.name.removeprefix("capstone_").upper() for step in STEPS])
+@pytest.mark.parametrize("name", [step.name.removeprefix("capstone.") for step in STEPS])
 def test_the_gap_as_it_is_committed_counts_as_not_attempted(name, capsys):
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
