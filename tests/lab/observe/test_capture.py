@@ -103,7 +103,7 @@ def test_the_module_of_a_stage_runs(walkthrough):
     module = AttentionOutput(4, 128, 256).eval()
     x, gate = torch.randn(2, 6, 4, 128, dtype=torch.bfloat16)
     by_shape = {(6, 4, 128): [x, gate], (128,): [module.norm.weight.detach()]}
-    by_shape |= {(2, 4): [module.out_proj.scale], (256, 512): [module.out_proj.codes]}
+    by_shape |= {(2, 4): [module.out_proj.weight_scale_inv], (256, 512): [module.out_proj.weight]}
     for stage in (walkthrough.aten, walkthrough.before, walkthrough.after):
         left = {shape: list(values) for shape, values in by_shape.items()}
         ordered = [left[tuple(n.shape)].pop(0) for n in stage.nodes if n.op == "placeholder"]

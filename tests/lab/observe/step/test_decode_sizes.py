@@ -6,6 +6,7 @@ import torch
 from fusionlab.observe.step.blocks import Block, make_state
 from fusionlab.observe.step.decode_sizes import FULL, KINDS, LINEAR, ORDER, QWEN3_NEXT, SMALL
 from fusionlab.observe.step.recurrence import torch_step
+from fusionlib.layers import BlockFP8Linear
 
 
 def test_the_sizes_are_those_of_transformers():
@@ -26,7 +27,7 @@ def test_the_sizes_are_those_of_transformers():
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_are_those_of_the_tensors(kind):
     block = Block(kind, SMALL, torch_step, "cpu")
-    weights = [tensor for name, tensor in block.named_buffers() if name.endswith("codes")]
+    weights = [module.codes for module in block.modules() if isinstance(module, BlockFP8Linear)]
     weights += [block.attention.in_proj_ba] if kind == LINEAR else []
     assert SMALL.weight_bytes(kind) == sum(tensor.nbytes for tensor in weights)
     assert SMALL.state_bytes(kind, 3) == sum(tensor.nbytes for tensor in make_state(kind, SMALL, 3, "cpu"))
