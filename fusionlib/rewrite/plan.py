@@ -20,6 +20,7 @@ from fusionlib.match.graph import aten, below, computed_by, describe, input_of, 
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Match, Reading
 from fusionlib.match.sizes import Shape, equal, same_shape
+from fusionlib.reference import scale_storage
 from fusionlib.rewrite.scale_layout import ScaleTarget, scale_target
 from fusionlib.spec import GroupQuant
 
@@ -241,6 +242,8 @@ def _outputs(site: SitePlan) -> dict[fx.Node, Sizes]:
         wanted[read.codes] = (tokens, hidden)
         if read.scale is not None and not read.opaque:
             wanted[read.scale] = (tokens, hidden // read.spec.group_size)
+        elif read.scale is not None and len(shape(read.value)) > 2:  # of [..., hidden] an op makes scales [..., groups]
+            wanted[read.scale] = scale_storage(tokens, hidden // read.spec.group_size, quant.spec)[0]
     for node, flat in wanted.items():
         if not equal(numel(node), prod(flat)):
             expected = f"{prod(flat)} elements, as the fused op returns"
