@@ -17,6 +17,7 @@ LAYERS = {
         {"op"},
         {"match", "layers"},
         {"fusions"},
+        {"engines"},
         {"rewrite"},
         {"explanation"},
         {"pattern", "testing", "commands"},

@@ -6,7 +6,7 @@ The matcher knows no producer: this table is the fusions' own, and each takes fr
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,10 +36,10 @@ class OpaqueProducer:
     """
 
     spec: Any
-    rows: dict[str, fx.Node | None]
-    vectors: dict[str, fx.Node | None] = field(default_factory=dict)
+    rows: Mapping[str, fx.Node | None]
+    vectors: Mapping[str, fx.Node | None] = field(default_factory=dict)
     output: int | str = 0
-    kept: dict[str, int | str] = field(default_factory=dict)
+    kept: Mapping[str, int | str] = field(default_factory=dict)
 
 
 ProducerReader = Callable[[Arguments], OpaqueProducer]
@@ -103,9 +103,9 @@ def read_producer(value: fx.Node, spec: type, trail: Trail) -> Reading | None:
         if node is not None:
             trail.add(name, node)
             need_as_many("opaque_producer", node, value, f"{name} with an element for each of the value's")
-    made = read.spec.output_dtype(dtype(first))
-    if dtype(value) != made:
-        raise Stop("opaque_producer", call, f"a value of {made}, as its reader says", describe(value))
+    made: Any = read.spec
+    if dtype(value) != (kind := made.output_dtype(dtype(first))):
+        raise Stop("opaque_producer", call, f"a value of {kind}, as its reader says", describe(value))
     rows = {name: None if node is None else peel_views(node) for name, node in read.rows.items()}
     kept = {name: node for name, which in read.kept.items() if (node := output_of(call, which)) is not None}
-    return Reading(rows, read.spec, read.vectors, run=read.spec.norm_size, kept=kept)
+    return Reading(rows, made, dict(read.vectors), run=made.norm_size, kept=kept)

@@ -109,7 +109,7 @@ def called_op(node: fx.Node) -> torch._ops.OpOverload | None:
 
 
 def launched_kernel(node: fx.Node) -> Any:
-    """The Triton kernel that `node` launches, as `triton.jit` or `triton.autotune` made it; None if it launches none."""
+    """The Triton kernel that `node` launches, as `triton.jit` or `triton.autotune` made it; None if there is none."""
     if not is_call(node, _KERNEL, _KERNEL_IN_PLACE):
         return None
     return kernel_side_table.get_kernel(node.kwargs["kernel_idx"])  # type: ignore[arg-type]  # an int

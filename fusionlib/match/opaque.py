@@ -1,7 +1,7 @@
 """Quantisations that hide their arithmetic: an open table of readers, one per op or Triton kernel.
 
-A reader gets the call's arguments by their names and says what the call computes, or raises `Stop`. Readers are found by
-name, so one can be registered for an op or a kernel of a library that is not installed.
+A reader gets the call's arguments by their names and says what the call computes, or raises `Stop`. Readers are found
+by name, so one can be registered for an op or a kernel of a library that is not installed.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def _check_outputs(node: fx.Node, read: OpaqueQuant, codes: fx.Node, scale: fx.N
     """What the call returns must match what the fused op would put there, including the strides of the scale."""
     *lead, hidden = shape(read.value)
     if hidden % read.spec.group_size:
-        found = f"groups of {read.spec.group_size}"
-        raise Stop("group_crosses_tokens", node, f"groups that divide a row's {hidden} elements", found)
+        expected = f"groups that divide a row's {hidden} elements"
+        raise Stop("group_crosses_tokens", node, expected, f"groups of {read.spec.group_size}")
     wanted: list[tuple[fx.Node, Shape, Shape | None, torch.dtype]] = [(codes, (*lead, hidden), None, read.spec.dtype)]
     if scale is not None:
         wanted.append((scale, *_scale_storage(node, tuple(lead), hidden // read.spec.group_size, read.spec)))
@@ -144,9 +144,8 @@ def _scale_storage(node: fx.Node, lead: Shape, groups: int, spec: GroupQuant) ->
     if len(lead) == 1:
         return scale_storage(lead[0], groups, spec)
     if spec.scale_layout not in ("row_major", "vector"):
-        raise Stop(
-            "opaque_quant", node, f"a value of two dimensions for {spec.scale_layout} scales", f"{len(lead) + 1}"
-        )
+        expected = f"a value of two dimensions, where scales are {spec.scale_layout}"
+        raise Stop("opaque_quant", node, expected, f"one of {len(lead) + 1}")
     size = (*lead, groups) if spec.scale_layout == "row_major" else lead
     stride: Shape = ()
     for index in reversed(range(len(size))):
@@ -154,7 +153,7 @@ def _scale_storage(node: fx.Node, lead: Shape, groups: int, spec: GroupQuant) ->
     return size, stride, torch.float32
 
 
-def _read_own(arguments: dict[str, Any]) -> OpaqueQuant:
+def _read_own(arguments: Arguments) -> OpaqueQuant:
     names = ["group_size", "dtype", "floor", "floor_on", "division"]
     names += ["scale_format", "scale_layout", "round_scale", "fp8_max", "scale_division"]
     return OpaqueQuant(arguments["y"], GroupQuant(*(arguments[name] for name in names)))

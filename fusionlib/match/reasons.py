@@ -58,7 +58,7 @@ _TABLE = (
      "Use float8_e4m3fn, float8_e4m3fnuz or float8_e5m2."),
     ("opaque_quant", "A known opaque quantisation op is called in a way that its reader cannot express.",
      "See what was found; register a reader for this op with fusionlib.match.register_quant_op."),
-    ("unknown_quant_op", "An op or a Triton kernel that nobody has told fusionlib about makes FP8 codes of a float tensor.",
+    ("unknown_quant_op", "An op or a Triton kernel that fusionlib does not know makes FP8 codes of a float tensor.",
      "Say what it computes: fusionlib.match.register_quant_op, or register_quant_kernel for a Triton kernel."),
     ("opaque_producer", "A known opaque norm is called in a way that its reader cannot express.",
      "See what was found; register a reader for this op with fusionlib.fusions.register_producer_op."),

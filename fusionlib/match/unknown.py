@@ -34,7 +34,7 @@ class _Call(NamedTuple):
 
 
 def is_unknown_quant(node: fx.Node) -> bool:
-    """Whether `node` makes FP8 codes from a float tensor and is neither a cast nor a call of a registered op or kernel."""
+    """Whether `node` makes FP8 codes from a float tensor and is neither a cast nor a call that has a reader."""
     return _quantises(node) is not None
 
 

@@ -138,7 +138,7 @@ def _cone(site: SitePlan) -> set[fx.Node]:
 
 
 def _holds_tensors(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
+    return isinstance(node.meta.get("val"), (torch.Tensor, tuple, list, dict))  # a launch returns a dict
 
 
 def _follow_values(site: SitePlan) -> None:
@@ -236,7 +236,7 @@ def _reshaped(val: torch.Tensor, sizes: list[int] | None) -> torch.Tensor:
 def _outputs(site: SitePlan) -> dict[fx.Node, Sizes]:
     """The reshapes of all results. Raises Stop if one is impossible."""
     tokens, hidden = numel(site.match.value) // site.match.hidden, site.match.hidden
-    wanted = {site.kept[name]: (tokens, hidden) for name in sorted(site.wanted)}
+    wanted: dict[fx.Node, Shape] = {site.kept[name]: (tokens, hidden) for name in sorted(site.wanted)}
     for quant in site.quants:
         read = quant.match.quant
         wanted[read.codes] = (tokens, hidden)
