@@ -146,10 +146,11 @@ def _op_arguments(node: fx.Node, op: torch._ops.OpOverload) -> Arguments:
 
 
 def _written(node: fx.Node, name: str, given: Any) -> Written | None:
-    """An argument that an op writes to; None if it is not given."""
+    """An argument that an op writes to; None if it is not given, or a list of tensors."""
     if "_all_bases" not in node.kwargs:
-        return Written(tensor_of(given), given) if isinstance(given, fx.Node) else None
-    index = node.kwargs[f"_{name}_base_index"]
+        fake = value(given) if isinstance(given, fx.Node) else None
+        return None if fake is None else Written(fake, given)
+    index = node.kwargs.get(f"_{name}_base_index")
     if not isinstance(index, int):
         return None
     base = listed(node.kwargs["_all_bases"])[index]

@@ -70,13 +70,14 @@ def _call(node: fx.Node) -> _Call | None:
     """What a call of an op from outside PyTorch, or of a Triton kernel, reads and writes; None for all others."""
     if is_call(node, aten.copy.default):  # into FP8 it is a cast that the readers of casts do not see
         return _Call("aten::copy", _nodes(node.args[1]), (), node.meta.get("val"))
-    kernel, op = launched_kernel(node), called_op(node)
-    if kernel is not None:
-        name = f"the Triton kernel {kernel_names(kernel)[0]}"
-    elif op is None or op.namespace in _KNOWN:
-        return None
-    else:
+    if (op := called_op(node)) is not None:
+        if op.namespace in _KNOWN:
+            return None
         name = op.name()
+    elif (kernel := launched_kernel(node)) is not None:
+        name = f"the Triton kernel {kernel_names(kernel)[0]}"
+    else:
+        return None
     arguments = arguments_of(node)
     into = [argument.before for argument in arguments.values() if isinstance(argument, Written)]
     into += listed(node.kwargs.get("_all_bases", []))

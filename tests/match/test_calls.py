@@ -110,6 +110,23 @@ def test_an_argument_that_is_left_out(quant_):
     assert torch.equal(got.float(), fn(*tensors).float()), str(report)
 
 
+@pytest.mark.parametrize("second", [False, True], ids=["auto_functionalized", "auto_functionalized_v2"])
+def test_an_op_that_writes_into_a_list_is_no_quantisation(second):
+    with torch.library._scoped_library("fusionlib_lists", "DEF") as lib:
+        lib.define("fill_(Tensor y, Tensor(a!)[] rooms) -> ()")
+        lib.impl("fill_", lambda y, rooms: [room.copy_(y) for room in rooms] and None, "CompositeExplicitAutograd")
+        torch.library.register_fake("fusionlib_lists::fill_", lambda *a: None, lib=lib)
+
+        def fn(x):
+            rooms = [torch.empty_like(x), torch.empty_like(x)]
+            torch.ops.fusionlib_lists.fill_(x, rooms)
+            return rooms[0] + rooms[1]
+
+        with torch._inductor.config.patch(enable_auto_functionalized_v2=second):
+            got, report, _ = run_rewritten(fn, x := torch.randn(3))
+    assert not list(report) and torch.equal(got, 2 * x)
+
+
 def test_the_error_of_a_reader_names_it_and_its_op(quant_, caplog):
     def mistaken(arguments):
         return arguments["no such"]

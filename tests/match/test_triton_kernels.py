@@ -154,6 +154,15 @@ def test_an_unregistered_kernel_is_named(known):
     assert "register_quant_kernel" in site.fix and "bfloat16 [6, 512]" in site.found
 
 
+def test_a_reader_of_a_kernel_is_in_the_key_of_the_caches():
+    keys = [FusionPass().uuid()]
+    for floor in (1e-10, 1e-4, 1e-10):
+        with readers_kept():
+            register_quant_kernel("some.kernel", lambda a, f=floor: OpaqueQuant(a["x"], GroupQuant(floor=f), "c", "s"))
+            keys.append(FusionPass().uuid())
+    assert keys[1] == keys[3] and len(set(keys)) == 3 and None not in keys
+
+
 def test_what_is_no_kernel_cannot_be_registered():
     for wrong in ("ns::op", "", 3, test_what_is_no_kernel_cannot_be_registered):
         with pytest.raises(TypeError, match="must be a Triton kernel"):
