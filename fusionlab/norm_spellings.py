@@ -187,7 +187,7 @@ def _layers(adding: Add) -> Callable[..., Tensors]:
             normed, residual = adding(x, residual)
             codes, scale = native()(written_norm(normed, weight))
             found += [codes, scale]
-            x = (codes.float().mean(-1, keepdim=True) * x.float()).to(x.dtype)
+            x = (codes.float() / 512).to(x.dtype)
         return *found, residual
 
     return path

@@ -8,12 +8,13 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import groupby
+from itertools import chain
 from types import CodeType, FrameType
 
 from torch._dynamo.utils import counters
 from torch._guards import CompileContext
 
+from fusionlib.rewrite.model_parts import Graphs, compiles, lives
 from fusionlib.rewrite.report import CompileRecord, Origin, Report
 
 Expected = int | Mapping[str, int] | None
@@ -127,23 +128,13 @@ def by_compile(records: Iterable[CompileRecord]) -> list[Report]:
     stands alone.
     """
     records = list(records)
-    reports = [Report((record,)) for record in records if record.origin is None]
-    known = [(record.origin, record) for record in records if record.origin is not None]
-    models: dict[object, list[dict[int, tuple[CompileRecord, ...]]]] = {}  # the parts by frame, anew after each reset
-    for _, group in groupby(sorted(known, key=lambda pair: pair[0].number), key=lambda pair: pair[0].number):
-        origins, graphs = zip(*group, strict=True)
-        origin = origins[0]
-        if not any(each.cut for each in origins):
-            reports.append(Report(graphs))
-            continue
-        lives = models.setdefault(origin.model, [{}])
-        if origin.attempt == 0 and any(
-            frame >= origin.frame for frame in lives[-1]
-        ):  # frames are numbered as they come
-            lives.append({})
-        lives[-1][origin.frame] = graphs
-    parts = [life for lives in models.values() for life in lives if life]
-    return [*reports, *(Report(tuple(itertools.chain.from_iterable(life.values()))) for life in parts)]
+    whole: list[Graphs] = []
+    cut: list[Graphs] = []
+    for graphs in compiles(records):
+        (cut if any(record.origin is not None and record.origin.cut for record in graphs) else whole).append(graphs)
+    parts = [tuple(chain.from_iterable(attempts[-1] for attempts in life.values())) for life in lives(cut)]
+    alone = [(record,) for record in records if record.origin is None]
+    return [Report(graphs) for graphs in (*alone, *whole, *parts)]
 
 
 def so_far(records: Iterable[CompileRecord], latest: CompileRecord) -> Report:

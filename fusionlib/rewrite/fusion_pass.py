@@ -176,11 +176,10 @@ class FusionPass(CustomGraphPass):
 
     def report(self) -> Report:
         """What this pass did in all compiles so far, including those answered by a compile cache."""
-        cached_records.collect()
         return Report(tuple(self._records))
 
     def take(self, record: CompileRecord) -> None:
-        """Take the record of a compile that a cache answered; called by `cached_records.collect`."""
+        """Take the record of a compile that a cache answered; called by `cached_records`."""
         log.info("fusionlib: %s", Report((record,)).summary)
         self._records.append(replace(record, origin=self._asked_in))
 

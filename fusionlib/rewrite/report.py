@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from torch import fx
@@ -17,10 +19,13 @@ from fusionlib.match.graph import describe, numel, source_line, tensor_text, val
 from fusionlib.match.reasons import REASONS
 from fusionlib.match.result import Match, Miss, Pair, Unclaimed
 from fusionlib.match.sizes import times
-from fusionlib.match.source_lines import source_text
+from fusionlib.match.source_lines import module_path, source_text
+from fusionlib.rewrite.model_parts import distinct_sites
+from fusionlib.rewrite.site_classes import grouped, spell_modules
 from fusionlib.spec import GroupQuant
 
 Outcome = Literal["fused", "refused", "unclaimed"]
+_NODE = re.compile(r"%\w+")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Site:
             why its quantisation could not be read, if it could not.
         nodes: (name, operation, dtype and shape, source text) of each of these nodes, before any rewriting.
         fusion: the name of the fusion that fused or refused it.
+        module: the path of the module that quantises, as in `layers.3.linear_attn.out_proj`; empty outside of one.
     """
 
     outcome: Outcome
@@ -52,6 +58,7 @@ class Site:
     found: str = ""
     nodes: tuple[tuple[str, str, str, str], ...] = ()
     fusion: str = ""
+    module: str = ""
 
     @classmethod
     def of_match(cls, match: Match, quant: GroupQuant) -> Site:
@@ -65,6 +72,7 @@ class Site:
             what=f"{match.fusion.spell(match.reading.spec)} -> {spell_quant(quant)}",
             nodes=_described([match.anchor, *(p.node for p in match.pairs)]),
             fusion=match.fusion.name,
+            module=module_path(match.anchor),
         )
 
     @classmethod
@@ -81,6 +89,7 @@ class Site:
             found=miss.found,
             nodes=_described([miss.anchor, *(p.node for p in miss.pairs), miss.node]),
             fusion=miss.fusion,
+            module=module_path(miss.anchor),
         )
 
     @classmethod
@@ -96,6 +105,7 @@ class Site:
             code=site.why,
             found=describe(site.producer),
             nodes=_described([site.anchor, *(p.node for p in site.pairs), site.producer]),
+            module=module_path(site.anchor),
         )
 
     @property
@@ -123,19 +133,13 @@ class Site:
         """What would fix it; empty if there is no reason."""
         return REASONS[self.code].fix if self.code in REASONS else ""
 
+    @property
+    def kind(self) -> Hashable:
+        """What a recompile of the same code says again."""
+        return self.outcome, self.fusion, self.code, self.module, self.line
+
     def __str__(self) -> str:
-        where = f" at {self.line}" if self.line else ""
-        if self.fused:
-            return f"fused    %{self.anchor}{where}: {self.what}"
-        if self.unclaimed:
-            unread = f"; its quantisation cannot be read either [{self.code}]" if self.code else ""
-            return f"unclaimed %{self.anchor}{where}: no fusion starts from {self.found}; {self.what}{unread}"
-        return (
-            f"refused  %{self.anchor} [{self.code}] at %{self.node}{where}\n"
-            f"         {self.sentence}\n"
-            f"         expected {self.expected}; found {self.found}\n"
-            f"         fix: {self.fix}"
-        )
+        return _text((self,))
 
 
 @dataclass(frozen=True)
@@ -186,12 +190,20 @@ class CompileRecord:
 
 @dataclass(frozen=True)
 class Report:
-    """What a pass did in all compiles so far. `str(report)` reads as text, a notebook shows a table."""
+    """What a pass did in all compiles so far. `str(report)` reads as text, a notebook shows a table.
+
+    `compiles` has a record of every compiled graph. The sites are each of a model once: where Dynamo compiled it again,
+    for other inputs or after a reset, they are not counted again.
+    """
 
     compiles: tuple[CompileRecord, ...] = field(default=())
 
     def __iter__(self) -> Iterator[Site]:
-        return (site for compiled in self.compiles for site in compiled.sites)
+        return iter(self._sites)
+
+    @cached_property
+    def _sites(self) -> list[Site]:
+        return distinct_sites(self.compiles, lambda site: site.kind)
 
     @property
     def fused(self) -> list[Site]:
@@ -223,14 +235,27 @@ class Report:
         if len(by) > 1:
             fused += f" ({', '.join(f'{count} {name}' for name, count in by.items())})"
         unclaimed = f", {len(self.unclaimed)} unclaimed" if self.unclaimed else ""
-        return f"{fused}, {len(self.refused)} refused{unclaimed} in {graphs} ({cached} from the compile cache)"
+        again = sum(len(compiled.sites) for compiled in self.compiles) - len(self._sites)
+        repeated = f"; {again} of them again" if again else ""
+        return (
+            f"{fused}, {len(self.refused)} refused{unclaimed} in {graphs} ({cached} from the compile cache){repeated}"
+        )
+
+    @property
+    def classes(self) -> list[list[Site]]:
+        """Fused, then refused, then unclaimed sites, those that differ in nothing but their layer together."""
+        return [
+            several
+            for sites in (self.fused, self.refused, self.unclaimed)
+            for several in grouped(sites, _without_layer)
+        ]
 
     def __str__(self) -> str:
-        return "\n".join([self.summary, *map(str, (*self.fused, *self.refused, *self.unclaimed))])
+        return "\n".join([self.summary, *map(_text, self.classes)])
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("site", "line", "result", "detail", "fix"))
-        rows = "".join(_row(site) for site in (*self.fused, *self.refused, *self.unclaimed))
+        rows = "".join(map(_row, self.classes))
         return f"<p>{html.escape(self.summary)}</p><table><tr>{head}</tr>{rows}</table>"
 
 
@@ -253,12 +278,43 @@ def _saving(quantised: fx.Node) -> str:
     return f"a fusion would save {2 * times(count) * val.element_size():,} bytes{per}, one write and one read"
 
 
-def _row(site: Site) -> str:
+def _without_layer(site: Site) -> Hashable:
+    """What the sites of one class have in common.
+
+    Names of nodes are those of one graph; but where no module tells sites apart, only they do.
+    """
+    found, node = _NODE.sub("", site.found), "" if site.module or site.unclaimed else site.anchor
+    return site.outcome, site.fusion, site.code, site.line, site.what, site.expected, found, bool(site.module), node
+
+
+def _text(sites: Sequence[Site]) -> str:
+    """The sites of one class; of several, the first one's nodes."""
+    site = sites[0]
+    several = f"{len(sites)} sites" if len(sites) > 1 else f"%{site.anchor}"
+    modules = spell_modules([each.module for each in sites])
+    inside, where = f" in {modules}" * bool(modules), f" at {site.line}" * bool(site.line)
+    if site.fused:
+        return f"fused    {several}{inside}{where}: {site.what}"
+    if site.unclaimed:
+        unread = f"; its quantisation cannot be read either [{site.code}]" if site.code else ""
+        return f"unclaimed {several}{inside}{where}: no fusion starts from {site.found}; {site.what}{unread}"
+    return (
+        f"refused  {several}{inside} [{site.code}] at %{site.node}{where}\n"
+        f"         {site.sentence}\n"
+        f"         expected {site.expected}; found {site.found}\n"
+        f"         fix: {site.fix}"
+    )
+
+
+def _row(sites: Sequence[Site]) -> str:
+    site = sites[0]
     detail = site.what or f"{site.sentence} Expected {site.expected}; found {site.found}."
     if site.unclaimed:
         detail = f"No fusion starts from {site.found}; {site.what}."
     result = site.code if site.refused else site.outcome
-    cells = (site.anchor, site.line or "", result, detail, site.fix if site.refused else "")
+    name = spell_modules([each.module for each in sites]) or site.anchor
+    count = f"{len(sites)} sites: " * (len(sites) > 1)
+    cells = (f"{count}{name}", site.line or "", result, detail, site.fix if site.refused else "")
     return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 

@@ -49,7 +49,7 @@ def refused(fn, *tensors):
 
 
 def poor(x, z, w):
-    """Inputs with groups of zeros, and some whose maximum lies on and around 448 times a power of two."""
+    """Inputs of which a row and a group of another are zeros."""
     x[0], x[1, 0] = 0, 0
     return x, z, w
 
@@ -239,6 +239,12 @@ def test_sglangs_second_version_multiplies():
     with defined("sgl_kernel::sgl_per_token_group_quant_8bit_v2") as op:
         site = seen(in_groups(op, "row_major", False, tail=(False, None)), *inputs())
         assert site.code == "quant_division" and "448 / amax" in site.found
+
+
+def test_sglang_stores_exponents_packed_or_not_at_all():
+    with defined("sgl_kernel::sgl_per_token_group_quant_8bit") as op:
+        site = seen(in_groups(op, "column_major", True, tail=()), *inputs())
+        assert site.code == "opaque_quant" and site.found == "column_major scales"
 
 
 def test_another_version_of_an_op_is_refused_with_both_schemas():

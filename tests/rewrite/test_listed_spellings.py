@@ -84,6 +84,23 @@ def larger(tensor: torch.Tensor, times: int) -> torch.Tensor:
 BOUND = 1e-5
 #: The same for gelu: its erf and tanh differ in a last bit, of which most digits of 1 + erf or 1 + tanh make more.
 GELU_BOUND = 2e-4
+#: And for a norm of bf16 values that nothing rounds: the quotient of x by its maximum is often half-way between two
+#: codes, and a last bit of the mean decides, which another order moves in one row of five (2.1e-5, with it moved).
+UNROUNDED_BOUND = 5e-5
+
+
+def moved(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """Which elements differ, FP8 codes by their bits."""
+    return new.view(torch.uint8) != old.view(torch.uint8) if new.dtype.itemsize == 1 else new != old
+
+
+def share_of_codes_moved(new: torch.Tensor, old: torch.Tensor, rescaled: torch.Tensor) -> float:
+    """The share of codes [rows, hidden] that differ in groups whose scale does not; `rescaled` [rows, groups].
+
+    A maximum that rounds to the other side takes many codes of its group with it; such groups are counted as scales.
+    """
+    group = new.shape[1] // rescaled.shape[1]
+    return (moved(new, old) & ~rescaled.repeat_interleave(group, 1)).double().mean().item()
 
 
 @pytest.mark.gpu
@@ -97,18 +114,22 @@ def test_every_listed_spelling_equals_eager_on_the_same_gpu(name, spelling):
     got = run_edited(lambda graph: records.append(fusion.rewrite(graph)), fn, *tensors, dynamic=dynamic)
     sites = [site for record in records for site in record.sites]
     assert sites and all(site.fused and site.fusion == name for site in sites), "\n".join(map(str, sites))
-    bound = GELU_BOUND if "gelu" in spelling.name else BOUND
-    for new, old in zip(got, fn(*tensors), strict=True):
+    in_float32 = spelling.name == "value in float32"
+    unrounded = inputs[0].dtype is torch.float32 or "never" in spelling.name or in_float32
+    bound = GELU_BOUND if "gelu" in spelling.name else UNROUNDED_BOUND if in_float32 else BOUND
+    want = fn(*tensors)
+    for place, (new, old) in enumerate(zip(got, want, strict=True)):
         assert (new.shape, new.dtype, new.stride()) == (old.shape, old.dtype, old.stride())
-        if new.dtype.itemsize == 1:
-            moved = (new.view(torch.uint8) != old.view(torch.uint8)).double().mean().item()
-            print(f"{spelling.name}: {moved:.1e} of {new.numel()} codes")
-            assert code_steps(new, old).max() <= 1 and moved <= bound
-        elif new.dtype is torch.float32 and (inputs[0].dtype is torch.float32 or "never" in spelling.name):
+        if new.dtype.itemsize == 1 and new.dtype is not torch.float8_e8m0fnu:
+            assert code_steps(new, old).max() <= 1
+            scale, reference_scale = got[place + 1], want[place + 1]
+            rescaled = (scale.float() / reference_scale.float() - 1).abs() > 1e-6
+            assert share_of_codes_moved(new, old, rescaled) <= bound
+        elif new.dtype is torch.float32 and unrounded:
             # Nothing is rounded before the scale, which therefore shows the last bits of the sum.
             torch.testing.assert_close(new, old, rtol=1e-6, atol=0)
         else:
-            moved = (new != old).double().mean().item()
-            print(f"{spelling.name}: {moved:.1e} of {new.numel()} values of {new.dtype}")
-            # of 128 codes one decides over a scale, and few of a scale's neighbours share it
-            assert moved <= 20 * bound
+            # Of 128 codes one decides over a scale, and few of a scale's neighbours share it; a product of two rows,
+            # as a router's, reads a thousand values.
+            product = new.ndim == 2 and new.shape[0] == new.shape[1]
+            assert moved(new, old).double().mean().item() <= (1000 if product else 20) * bound

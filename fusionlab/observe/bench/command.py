@@ -178,7 +178,7 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
         if path is not None:
             write_results(path, results, manifest)
 
-    with own_tuning():
+    with own_tuning(keep_binaries=True):
         if namespace.instead is not None:
             namespace.instead.measure(
                 namespace.tokens, timer, results, rounds=settings.rounds, seed=settings.seed, device=device, save=save

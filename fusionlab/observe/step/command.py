@@ -14,7 +14,7 @@ from fusionlab.observe.bench.results import Results, write_results
 from fusionlab.observe.bench.text import skipped
 from fusionlab.observe.manifest import Manifest, file_entry, make_manifest, write_manifest
 from fusionlab.observe.step.decode_sizes import KINDS, ORDER, QWEN3_NEXT, SMALL
-from fusionlab.observe.step.step_run import StepRun, StepSettings, temporary_traces, trace_name
+from fusionlab.observe.step.step_run import CAPTURES, StepRun, StepSettings, temporary_traces, trace_name
 from fusionlab.observe.step.step_text import codes, outputs, step_text
 from fusionlab.observe.tuning import own_tuning
 from fusionlib.commands.errors import UsageError
@@ -93,7 +93,8 @@ def tokens_to_record(namespace: argparse.Namespace, settings: StepSettings) -> i
 def conditions(settings: StepSettings, timer: Any) -> dict[str, Any]:
     """How the numbers were measured, for a reader of the file."""
     return {
-        "timing": "replays of one CUDA graph of the whole step, captured from compiled blocks; events around them",
+        "timing": "replays of CUDA graphs of the whole step, captured from compiled blocks; events around them",
+        "captures": CAPTURES,
         "l2_bytes": getattr(timer, "l2_bytes", None),
         "rounds": settings.rounds,
         "order": "shuffled in each round",

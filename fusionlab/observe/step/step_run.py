@@ -44,6 +44,10 @@ CLOSE = 0.125
 #: 100000, and what is computed from it for the same token.
 CLOSE_WITH_ROUNDINGS = 0.02
 
+#: How often a variant's step is captured, each time into memory of its own. A product is a per cent or two faster or
+#: slower by where its operands lie, which a single capture would give to one variant and not to another.
+CAPTURES = 5
+
 #: What `Results.step` lists, by tokens, variant, kind of block or site.
 LISTS = ("blocks", "memory", "outputs", "with_roundings", "codes", "gains", "predictions")
 
@@ -86,6 +90,15 @@ class StepRun:
 
     def all(self) -> None:
         """Measure every number of tokens, then compare codes at the largest."""
+        with torch.no_grad():
+            weights = self.measure()
+            if {"opaque", "fused"} <= set(self.settings.variants):
+                self.codes(weights, max(self.settings.tokens))
+                self.exact(weights, max(self.settings.tokens))
+                self.save()
+
+    def measure(self) -> Weights:
+        """Measure every number of tokens; returns the weights that were made for it."""
         settings = self.settings
         layers = settings.layers or settings.sizes.layers_in(self.free_bytes(), max(settings.tokens))
         self.say(f"weights of {layers} layers of {settings.sizes.layers}")
@@ -102,10 +115,7 @@ class StepRun:
                 if self.timer is not None:
                     self.timer.release()
                 self.save()
-            if {"opaque", "fused"} <= set(settings.variants):
-                self.codes(weights, max(settings.tokens))
-                self.exact(weights, max(settings.tokens))
-                self.save()
+        return weights
 
     def free_bytes(self) -> int:
         """Bytes for weights and states; on a CPU enough for one turn of the order."""
@@ -201,14 +211,17 @@ class StepRun:
         return kernels
 
     def timed(self, decoder: Decoder, ready: dict[str, Blocks], kernels: Mapping[str, Any], timer: Timer) -> None:
-        """Time the step of every variant, interleaved."""
-        handles = {}
+        """Time every variant's captures, interleaved; a variant's samples are those of all its captures."""
+        handles: dict[tuple[str, int], Any] = {}
         for name, blocks in ready.items():
+            step = [lambda blocks=blocks: self.run(decoder, blocks)]
             try:
-                handles[name] = timer.prepare([lambda blocks=blocks: self.run(decoder, blocks)])
+                handles |= {(name, number): timer.prepare(step) for number in range(CAPTURES)}
             except (RuntimeError, torch.OutOfMemoryError) as error:
                 self.skip(decoder, name, in_a_line(error))
-        samples = in_rounds(timer, handles, self.settings.rounds, self.order)
+        samples: dict[str, list[float]] = {}
+        for (name, _), taken in in_rounds(timer, handles, self.settings.rounds, self.order).items():
+            samples.setdefault(name, []).extend(taken)
         moved = decoder.weights.sizes.step_bytes(len(decoder.states), decoder.tokens)
         rows = {name: _row(decoder.tokens, name, taken, moved) for name, taken in samples.items()}
         self.results.rows += rows.values()

@@ -178,6 +178,21 @@ def test_the_tables_in_readmes_are_the_benchmarks():
             assert f"| {tokens} | {' | '.join(cells + ratios)} |" in readme.read_text(encoding="utf-8")
 
 
+def test_the_producers_table_is_the_benchmark():
+    """Ratios with two decimals: light, two kernels and Inductor, each over ours."""
+    path = DATA / "benchmarks" / "nvidia-h100-80gb-hbm3-producers.json"
+    rows = read_results(evidence.read_benchmark(path).document, path.name).rows
+    times = {(row.shape, row.tokens, row.variant): row.median_us for row in rows}
+    readme = (DATA / "README.md").read_text(encoding="utf-8")
+    columns = [("light", tokens) for tokens in (1, 16, 64, 256, 8192)]
+    columns += [(name, tokens) for name in ("two_kernel", "inductor") for tokens in (1, 64, 8192)]
+    shapes = {shape for shape, _, _ in times}
+    assert len(shapes) == 13
+    for shape in shapes:
+        cells = [f"{times[shape, tokens, name] / times[shape, tokens, 'fused']:.2f}" for name, tokens in columns]
+        assert f"| `{shape}` | {' | '.join(cells)} |" in readme
+
+
 def test_the_step_in_the_readme_is_the_recorded_one():
     """Milliseconds with two decimals, what is saved of the opaque step with one."""
     (recorded,) = recorded_steps()
@@ -187,6 +202,23 @@ def test_the_step_in_the_readme_is_the_recorded_one():
         cells = [f"{row.median_us / 1000:.2f}" for row in variants.values()]
         cells += [f"{variants[name].saved * 100:.1f} %" for name in ("gated_norm", "fused")]
         assert f"| {tokens} | {' | '.join(cells)} |" in readme
+
+
+def test_what_all_fusions_save_in_each_run_of_a_step():
+    """Per cent with one decimal of the opaque step; the run of several captures is the one that meets the goal."""
+    readme, device = (DATA / "README.md").read_text(encoding="utf-8"), "nvidia-h100-80gb-hbm3"
+    named = {
+        f"further/{device}-step-1.json": "`further/...-step-1.json`",
+        f"{device}-step.json": "`...-step.json`",
+        f"further/{device}-step-2.json": "`further/...-step-2.json`, five captures",
+    }
+    shares = {}
+    for file, name in named.items():
+        step = json.loads((DATA / "benchmarks" / file).read_text(encoding="utf-8"))["step"]
+        shares = {entry["tokens"]: entry["share"] for entry in step["gains"] if entry["variant"] == "fused"}
+        cells = [f"{shares[tokens] * 100:.1f} %" if tokens in shares else "-" for tokens in (1, 4, 16, 64, 256)]
+        assert f"| {name} | {' | '.join(cells)} |" in readme
+    assert all(shares[tokens] >= 0.06 for tokens in (1, 4, 16))
 
 
 def test_the_launch_heuristic_is_what_the_sweep_says():

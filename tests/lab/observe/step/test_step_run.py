@@ -12,7 +12,7 @@ from fusionlab.observe.manifest import Machine, make_manifest
 from fusionlab.observe.step import step_run
 from fusionlab.observe.step.decode_sizes import FULL, KINDS, LINEAR, SMALL
 from fusionlab.observe.step.site_codes import SiteCodes
-from fusionlab.observe.step.step_run import LISTS, StepRun, StepSettings, differences
+from fusionlab.observe.step.step_run import CAPTURES, LISTS, StepRun, StepSettings, differences
 from fusionlab.observe.step.step_text import step_text
 from fusionlab.observe.step.step_variants import STEP_VARIANTS
 from tests.lab.observe.bench.fakes import FakeTimer
@@ -31,6 +31,11 @@ def without_a_compiler(monkeypatch):
     monkeypatch.setattr(step_run, "site_codes", lambda *arguments: [])
 
 
+def scripted(*microseconds):
+    """A timer that takes as long for every capture of the variants, in their order."""
+    return FakeTimer({place: us for place, us in enumerate(us for us in microseconds for _ in range(CAPTURES))})
+
+
 def run(tmp_path, timer=None, settings=SETTINGS, saved=None):
     results, said = Results({}), []
     made = StepRun(settings, timer, results, tmp_path, said.append, save=lambda: saved.append(None) if saved else None)
@@ -38,12 +43,12 @@ def run(tmp_path, timer=None, settings=SETTINGS, saved=None):
 
 
 def test_every_variant_is_compared_and_timed_at_every_size(tmp_path):
-    made, results, said = run(tmp_path, FakeTimer({0: 40.0, 1: 50.0, 2: 30.0, 3: 20.0}))
+    made, results, said = run(tmp_path, scripted(40.0, 50.0, 30.0, 20.0))
     made.all()
     assert not results.skipped
     assert [(row.tokens, row.variant) for row in results.rows] == [(t, v) for t in (2, 3) for v in STEP_VARIANTS]
     row = results.rows[0]
-    assert (row.case, row.shape, row.context, row.samples) == ("step/2/strided/step", "step", "step", 4)
+    assert (row.case, row.shape, row.context, row.samples) == ("step/2/strided/step", "step", "step", 4 * CAPTURES)
     assert row.bytes == SMALL.step_bytes(4, 2) and row.gb_s == pytest.approx(row.bytes / row.median_us / 1e3)
     gains = {entry["variant"]: entry["share"] for entry in results.step["gains"] if entry["tokens"] == 2}
     assert gains == pytest.approx({"opaque": 0.0, "inductor": -0.25, "gated_norm": 0.25, "fused": 0.5}, abs=0.02)
@@ -52,6 +57,17 @@ def test_every_variant_is_compared_and_timed_at_every_size(tmp_path):
     assert [entry["kind"] for entry in results.step["with_roundings"]] == list(KINDS)
     assert (results.step["layers"], results.step["share_of_layers"]) == (4, 1.0)
     assert any(line.startswith("timed    3 tokens: opaque") for line in said)
+
+
+def test_no_single_capture_decides(tmp_path):
+    """Each is a variant's sample: one that is slow by where its memory lies does not move the median."""
+    slow = {0: 400.0, CAPTURES: 30.0}
+    times = {place: 40.0 if place < CAPTURES else 20.0 for place in range(2 * CAPTURES)} | slow
+    made, results, _ = run(tmp_path, FakeTimer(times), replace(SETTINGS, tokens=(2,), variants=("opaque", "fused")))
+    made.all()
+    assert [row.samples for row in results.rows] == [4 * CAPTURES] * 2
+    gains = {entry["variant"]: entry["share"] for entry in results.step["gains"]}
+    assert gains["fused"] == pytest.approx(0.5, abs=0.02)
 
 
 def test_without_a_timer_nothing_is_timed(tmp_path):
@@ -112,7 +128,7 @@ def test_another_number_of_sites_is_wrong_and_a_failing_compiler_is_not(tmp_path
 
 
 def test_a_prediction_stands_beside_what_was_saved(tmp_path):
-    made, results, _ = run(tmp_path, FakeTimer({0: 400.0, 1: 390.0}), replace(SETTINGS, variants=("opaque", "fused")))
+    made, results, _ = run(tmp_path, scripted(400.0, 390.0), replace(SETTINGS, variants=("opaque", "fused")))
     model = decoder()
     ready = {name: {kind: quick(STEP_VARIANTS[name], kind) for kind in KINDS} for name in ("opaque", "fused")}
     fused = {kind: (kernels[0], kernels[2]) for kind, kernels in KERNELS.items()}
@@ -144,7 +160,7 @@ def test_differences_are_relative_and_see_the_largest():
 
 
 def test_what_is_written_is_read_and_shown(tmp_path):
-    made, results, _ = run(tmp_path, FakeTimer({0: 40.0, 3: 20.0}), replace(SETTINGS, tokens=(2,)))
+    made, results, _ = run(tmp_path, scripted(40.0, 50.0, 30.0, 20.0), replace(SETTINGS, tokens=(2,)))
     made.all()
     results.step["blocks"] = [
         {"tokens": tokens, "variant": name, "kind": kind, "kernels": kernels, "quantisations": count, "copies": 3}
