@@ -61,8 +61,9 @@ def register_quant_op(target: torch._ops.OpOverload | str, reader: Reader, *, ve
     Args:
         target: an overload such as torch.ops.ns.name.default, or its name: "ns::name", or "ns::name.overload" if the
             overload is not the default one.
-        reader: gets the `Arguments` by name and returns an `OpaqueQuant` or an `OpaqueCast`. Defaults are included as
-            the schema stores them: a dtype is a number there.
+        reader: gets the `Arguments` by name and returns an `OpaqueQuant` or an `OpaqueCast`. A tensor that is read is
+            a node, one that the op writes to a `Written`, with its shape and strides. Defaults are included as the
+            schema stores them: a dtype is a number there.
         version: stands for the reader in the key of Inductor's caches: change it whenever the reader's answers change.
             Without one the reader's code is hashed with everything it reaches; if that cannot be done faithfully (it
             reads the environment, a file, an object made in C), nothing is cached, and a warning says so.
