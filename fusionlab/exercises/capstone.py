@@ -55,16 +55,15 @@ def use(exercise: Exercise, answer: Any, *, interactive: bool = True) -> Any:
 
 
 def _answer_or_solution(exercise: Exercise, answer: Any) -> Any:
-    name = exercise.name.removeprefix("capstone_").upper()
     if is_stub(answer):
-        print(f"Not attempted. The notebook goes on with the worked solution; capstone.{name}.hint() helps.")
+        print(f"Not attempted. The notebook goes on with the worked solution; {exercise.name}.hint() helps.")
         return exercise.solution
     wrong = exercise.attempt(answer)
     if wrong is None:
         print(f"Correct. The notebook goes on with your answer.\n{textwrap.fill(exercise.explanation, 96)}")
         return answer
     print(textwrap.fill(f"Not yet: {wrong}", 96))
-    print(f"The notebook goes on with the worked solution. capstone.{name}.hint() helps, .solve() prints it.")
+    print(f"The notebook goes on with the worked solution. {exercise.name}.hint() helps, .solve() prints it.")
     return exercise.solution
 
 
@@ -108,7 +107,7 @@ def worked_test(op: Callable) -> None:
 
 
 REFERENCE = Exercise(
-    "capstone_reference",
+    "capstone.REFERENCE",
     "Write silu_and_mul(gate, up, spec): the product in float32, rounded to gate's dtype where the spec says so.",
     judges.reference,
     solution=worked.silu_and_mul,
@@ -136,7 +135,7 @@ REFERENCE = Exercise(
 )
 
 BYTES = Exercise(
-    "capstone_bytes",
+    "capstone.BYTES",
     "Write moved_bytes(tokens, hidden, group_size) -> (two kernels, one kernel): gate, up and product are bf16, codes "
     "one byte, scales four.",
     judges.moved_bytes,
@@ -157,7 +156,7 @@ BYTES = Exercise(
 )
 
 TEST = Exercise(
-    "capstone_test",
+    "capstone.TEST",
     "Write check(op): silent for a correct op(gate, up, round_activation, round_output, group_size, floor), an "
     "exception for a wrong one.",
     judges.test_of_op,
@@ -185,7 +184,7 @@ TEST = Exercise(
 )
 
 FAKE = Exercise(
-    "capstone_fake",
+    "capstone.FAKE",
     "Write fake(gate, up, round_activation, round_output, group_size, floor): empty tensors like those that the op "
     "returns.",
     judges.fake,
@@ -209,7 +208,7 @@ FAKE = Exercise(
 )
 
 READ = Exercise(
-    "capstone_read",
+    "capstone.READ",
     "Write read_silu_and_mul(y): Found(gate, up, spec) for the node of a product, or raise Refused with a reason.",
     graph_judges.read,
     solution=worked.read_silu_and_mul,
@@ -237,7 +236,7 @@ READ = Exercise(
 )
 
 REPLACE = Exercise(
-    "capstone_replace",
+    "capstone.REPLACE",
     "Write replace(graph, quant, found, op): one call of op whose results take the place of quant.codes and "
     "quant.scale.",
     graph_judges.replace,
@@ -268,7 +267,7 @@ REPLACE = Exercise(
 )
 
 PASS = Exercise(
-    "capstone_pass",
+    "capstone.PASS",
     "Write class SiluAndMulPass(CustomGraphPass): sites, __call__(graph) and uuid().",
     graph_judges.the_pass,
     solution=worked.SiluAndMulPass,
@@ -307,7 +306,7 @@ PASS = Exercise(
 )
 
 KERNEL = Exercise(
-    "capstone_kernel",
+    "capstone.KERNEL",
     "Write `product` in Triton, as text: silu(gate) * up of float32 blocks, rounded at both points.",
     judges.kernel,
     solution=kernel_offline.worked_product(),

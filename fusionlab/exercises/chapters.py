@@ -14,7 +14,7 @@ from fusionlab.exercises.progress import NEW, SOLVED
 
 @dataclass(frozen=True)
 class Chapter:
-    """One notebook: its file name without suffix, its title, and the names of its exercises."""
+    """One notebook: its file name without suffix, its title, and its exercises by the names that its cells use."""
 
     notebook: str
     title: str
@@ -23,29 +23,41 @@ class Chapter:
 
 CHAPTERS = (
     Chapter("00_the_nine_microseconds", "The nine microseconds", ("wider_inputs",)),
-    Chapter("01_one_row", "One row", ("one_row.read_a_byte", "one_row.a_scale", "one_row.free_roundings")),
-    Chapter("02_what_the_compiler_sees", "What the compiler sees", ("graph-readers", "graph-fused-bytes")),
+    Chapter("01_one_row", "One row", ("exercises.read_a_byte", "exercises.a_scale", "exercises.free_roundings")),
+    Chapter("02_what_the_compiler_sees", "What the compiler sees", ("exercises.readers", "exercises.fused_bytes")),
     Chapter(
         "03_matching",
         "Matching",
-        ("matching/which-fire", "matching/why-refused", "matching/fix-it", "matching/new-spelling"),
+        ("exercises.WHICH_FIRE", "exercises.WHY_REFUSED", "exercises.FIX_IT", "exercises.NEW_SPELLING"),
     ),
-    Chapter("04_rewriting", "Rewriting", ("graph-double-negation", "graph-stable-uuid")),
-    Chapter("05_the_kernel", "The kernel", ("kernel.gate_offset", "kernel.per_token_bytes", "kernel.fp8_conversion")),
-    Chapter("06_the_trace", "The trace", ("queue_delay", "idle_time", "fused_time", "step_share")),
-    Chapter("07_a_whole_model", "A whole model", ("model_sites", "model_expect", "model_share", "model_step")),
+    Chapter("04_rewriting", "Rewriting", ("exercises.double_negation", "exercises.stable_uuid")),
+    Chapter(
+        "05_the_kernel",
+        "The kernel",
+        ("exercises.gate_offset", "exercises.per_token_bytes", "exercises.fp8_conversion"),
+    ),
+    Chapter(
+        "06_the_trace",
+        "The trace",
+        ("exercises.queue_delay", "exercises.idle_time", "exercises.fused_time", "exercises.step_share"),
+    ),
+    Chapter(
+        "07_a_whole_model",
+        "A whole model",
+        ("exercises.SITES", "exercises.EXPECT", "exercises.SHARE", "exercises.STEP"),
+    ),
     Chapter(
         "08_your_own_fusion",
         "Your own fusion",
         (
-            "capstone_reference",
-            "capstone_bytes",
-            "capstone_test",
-            "capstone_fake",
-            "capstone_read",
-            "capstone_replace",
-            "capstone_pass",
-            "capstone_kernel",
+            "capstone.REFERENCE",
+            "capstone.BYTES",
+            "capstone.TEST",
+            "capstone.FAKE",
+            "capstone.READ",
+            "capstone.REPLACE",
+            "capstone.PASS",
+            "capstone.KERNEL",
         ),
     ),
 )
@@ -96,6 +108,6 @@ def summary(all_standings: list[Standing]) -> str:
     if following is None:
         return f"All {total} exercises are solved. Next: fusionlib explain, on a model of your own."
     left = following.open
-    which = f"its exercise {left[0]}" if len(left) == 1 else f"its exercises {', '.join(left[:3])}"
     more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-    return f"{solved} of {total} exercises are solved. Next: {following.chapter.notebook}, {which}{more}."
+    which = f"{', '.join(left[:3])}{more}"
+    return f"{solved} of {total} exercises are solved. Next, in {following.chapter.notebook}: {which}."

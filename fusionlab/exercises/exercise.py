@@ -34,7 +34,7 @@ class Exercise:
     """One exercise of a notebook. Its repr shows the state and the task, not the solution.
 
     Args:
-        name: a stable identifier, unique in the suite.
+        name: what its notebook calls it, unique in the suite; the reader's progress is noted under it.
         question: what is asked, in words.
         judge: takes an answer; returns None if it is correct, else a sentence that says what is wrong without giving
             the answer away. An exception inside it counts as wrong and is reported.

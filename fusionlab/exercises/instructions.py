@@ -29,7 +29,7 @@ def _gate_offset(answer: Any) -> str | None:
 
 
 gate_offset = Exercise(
-    name="kernel.gate_offset",
+    name="exercises.gate_offset",
     question=(
         f"Qwen3-Next's gate is [tokens, 16, 256] with strides ({_TOKEN_STRIDE}, {_PAIR_STRIDE}, 1), and the kernel sees"
         f" 32 heads of {_HEAD_DIM}. At which element, counted from the gate's first, does head {_HEAD} of token "
@@ -71,7 +71,7 @@ def _per_token_bytes(answer: Any) -> str | None:
 
 
 per_token_bytes = Exercise(
-    name="kernel.per_token_bytes",
+    name="exercises.per_token_bytes",
     question=(
         "With one scale for a whole token of 4096 elements, bf16 inputs and FP8 codes: how many bytes per element must "
         "the fused kernel move? Leave the weight out; four digits behind the point."
@@ -100,7 +100,7 @@ def _fp8_conversion(answer: Any) -> str | None:
 
 
 fp8_conversion = Exercise(
-    name="kernel.fp8_conversion",
+    name="exercises.fp8_conversion",
     question="Which PTX instruction turns float32 quotients into FP8 codes? Its name as in the listing.",
     judge=_fp8_conversion,
     solution="cvt.rn.satfinite.e4m3x2.f32",

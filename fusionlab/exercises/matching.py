@@ -73,7 +73,7 @@ def _judge_changes(answer: Any) -> str | None:
 
 
 WHICH_FIRE = Exercise(
-    "matching/which-fire",
+    "exercises.WHICH_FIRE",
     "For each change: does the traced pattern still fire? Answer with a dict of True or False.",
     _judge_changes,
     {name: row in FOUND for name, row in CHANGES.items()},
@@ -179,7 +179,7 @@ def _judge_outcomes(answer: Any) -> str | None:
 
 
 WHY_REFUSED = Exercise(
-    "matching/why-refused",
+    "exercises.WHY_REFUSED",
     f"For each function: {FUSES!r}, or the code with which it is refused.",
     _judge_outcomes,
     {
@@ -214,9 +214,9 @@ def refused_twice(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
     y = (value * weight.float() * (gate * torch.sigmoid(gate)).float()).to(x.dtype)
     groups = y.float()
-    scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-10) * (1 / 448.0)
-    codes = (groups / scale).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
-    return codes.flatten(1), scale.squeeze(-1)
+    amax = groups.abs().amax(-1, keepdim=True).clamp(min=1e-10)
+    codes = (groups * (448.0 / amax)).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
+    return codes.flatten(1), (amax / 448.0).squeeze(-1)
 
 
 def _fixed(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
@@ -230,7 +230,14 @@ def _fixed(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     return codes.flatten(1), scale.squeeze(-1)
 
 
-def _fixed_scale_only(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
+def _fixed_gate_only(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
+    groups = gated_norm(x, gate, weight).float()
+    amax = groups.abs().amax(-1, keepdim=True).clamp(min=1e-10)
+    codes = (groups * (448.0 / amax)).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
+    return codes.flatten(1), (amax / 448.0).squeeze(-1)
+
+
+def _fixed_quotient_only(x: Tensor, gate: Tensor, weight: Tensor) -> Outputs:
     value = x.float()
     value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + 1e-6)
     y = (value * weight.float() * (gate * torch.sigmoid(gate)).float()).to(x.dtype)
@@ -340,13 +347,14 @@ def _wrong_value(outputs: Any, want: Outputs) -> str | None:
 
 
 FIX_IT = Exercise(
-    "matching/fix-it",
+    "exercises.FIX_IT",
     "Change refused_twice until the semantic matcher fuses it; what it computes may change by roundings only.",
     _examine,
     _fixed,
     (
         refused_twice,
-        _fixed_scale_only,
+        _fixed_gate_only,
+        _fixed_quotient_only,
         _other_gate,
         _other_eps,
         _other_floor,
@@ -359,11 +367,11 @@ FIX_IT = Exercise(
     ),
     (
         "Run fusionlib.explain on it: the report says what was expected. Fix that and run it again.",
-        "A product with 1 / 448 and a division by 448 round differently, since 1 / 448 is no float32 number.",
+        "scale is a rounded quotient, and so is 448 / amax: a product with the one is no division by the other.",
         "How many times is z * sigmoid(z) rounded when z is bf16? And when z is float32?",
     ),
-    "Divide by 448.0 where the scale is made, and take the gate to float32 before z * sigmoid(z). Both changes move a "
-    "last bit here and there: the matcher refused because that change is yours to make.",
+    "Divide by the scale where the codes are made, and take the gate to float32 before z * sigmoid(z). Both changes "
+    "move a last bit here and there: the matcher refused because that change is yours to make.",
     seconds=120.0,
 )
 
@@ -404,7 +412,7 @@ def _judge_new(fn: Any) -> str | None:
 
 
 NEW_SPELLING = Exercise(
-    "matching/new-spelling",
+    "exercises.NEW_SPELLING",
     "Write the path from x, gate and weight to codes and scale in a way that no row of the scoreboard has, and that "
     "the semantic matcher fuses.",
     _judge_new,

@@ -78,7 +78,7 @@ def _judge_queue_delay(answer: Any) -> str | None:
 
 
 queue_delay = Exercise(
-    name="queue_delay",
+    name="exercises.queue_delay",
     question="What is the queue delay of each kernel of the puzzle, in µs? Give a dict, name -> number.",
     judge=_judge_queue_delay,
     solution={"silu_mul": 8.5, "group_max": 10.5, "to_fp8": -2.0},
@@ -149,7 +149,7 @@ def _listed(spans: Spans) -> float:
 
 
 idle_time = Exercise(
-    name="idle_time",
+    name="exercises.idle_time",
     question=(
         "Write a function that takes kernels as a list of (start, end) in µs, from all streams and in any order, and "
         "returns for how long the GPU ran none of them between the first start and the last end."
@@ -168,7 +168,7 @@ TOKENS, HIDDEN, BANDWIDTH_GB_S = 4096, 4096, 4000.0
 _MOVED = path_bytes(TOKENS, HIDDEN, GatedNorm.vllm(128), GroupQuant.vllm())
 
 fused_time = Exercise(
-    name="fused_time",
+    name="exercises.fused_time",
     question=(
         f"Predict: {TOKENS} tokens of 32 heads × 128 in bf16, and a memory that moves {BANDWIDTH_GB_S:.0f} GB/s. How "
         "many µs must one fused kernel take at least, its scales included?"
@@ -190,7 +190,9 @@ fused_time = Exercise(
         "x and the gate are read, two bytes each; the code is written, one byte.",
         "Each group of 128 elements has a scale of four bytes.",
     ),
-    explanation="Elements × (2 + 2 + 1 + 4/128) bytes over the bandwidth. Whoever takes longer has another limit.",
+    explanation=(
+        "Elements × (2 + 2 + 1 + 4/128) bytes over the bandwidth. A kernel that takes longer has another limit."
+    ),
 )
 
 _WIDE = path_bytes(1, HIDDEN, GatedNorm.vllm(128), GroupQuant.vllm(), x_dtype=torch.float32, weight_elements=0)
@@ -222,7 +224,7 @@ wider_inputs = Exercise(
 _STEP_US, _LAYERS, _SAVED_US = 12_000.0, 36, 2.5
 
 step_share = Exercise(
-    name="step_share",
+    name="exercises.step_share",
     question=(
         f"A fusion saves {_SAVED_US} µs in each of {_LAYERS} layers, and a decode step takes {_STEP_US / 1e3:.0f} ms. "
         "By how many per cent does the step get shorter?"

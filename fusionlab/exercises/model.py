@@ -26,7 +26,7 @@ def _judge_sites(answer: Any) -> str | None:
 
 
 SITES = Exercise(
-    "model_sites",
+    "exercises.SITES",
     f"{_MODEL} Every output projection is in FP8, by groups. How many sites will a report list as fused by gated_norm?",
     _judge_sites,
     solution=36,
@@ -51,7 +51,7 @@ def _judge_expect(answer: Any) -> str | None:
 
 
 EXPECT = Exercise(
-    "model_expect",
+    "exercises.EXPECT",
     f"{_MODEL} Somebody quantises the first layer and the fourth layer per tensor instead of by groups. Which number "
     "will pass as expect={'gated_norm': ...}?",
     _judge_expect,
@@ -91,7 +91,7 @@ def share(saved_us: float, layers: int, step_ms: float) -> float:
 
 
 SHARE = Exercise(
-    "model_share",
+    "exercises.SHARE",
     "Write share(saved_us, layers, step_ms): which fraction of a step of step_ms milliseconds is saved if each of "
     "`layers` layers saves saved_us microseconds?",
     _judge_share,
@@ -122,7 +122,7 @@ def _judge_step(answer: Any) -> str | None:
 
 
 STEP = Exercise(
-    "model_step",
+    "exercises.STEP",
     "Your kernel saves 2 µs in each of 36 layers. How long may a step take, in milliseconds, for that to be 1 % of it?",
     _judge_step,
     solution=7.2,

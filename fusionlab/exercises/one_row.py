@@ -63,7 +63,7 @@ def _exact_roundings(answer: set[str]) -> str | None:
 
 
 read_a_byte = Exercise(
-    name="one_row.read_a_byte",
+    name="exercises.read_a_byte",
     question=f"Which number does the e4m3 byte {BYTE:#010b} stand for? Sign, four bits of exponent, three of mantissa.",
     judge=_value,
     solution=5.0,
@@ -73,7 +73,7 @@ read_a_byte = Exercise(
 )
 
 a_scale = Exercise(
-    name="one_row.a_scale",
+    name="exercises.a_scale",
     question=f"The largest magnitude of a group is {AMAX}. Which scale does float8_e4m3fn get with a floor of 1e-10?",
     judge=_scale,
     solution=AMAX / 448,
@@ -84,7 +84,7 @@ a_scale = Exercise(
 )
 
 free_roundings = Exercise(
-    name="one_row.free_roundings",
+    name="exercises.free_roundings",
     question=(
         "A fresh norm has all its weights at one. Which of Qwen3-Next's rounding points ('norm', 'weight', 'output') "
         "then change nothing? Answer with a set."

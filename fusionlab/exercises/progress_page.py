@@ -52,8 +52,8 @@ exercises page</code> writes it again, as a new site does; <code>fusionlib exerc
 
 _EMPTY = (
     "Nothing is noted here yet. Exercises are solved in the notebooks, in JupyterLab; then <code>fusionlib exercises "
-    "page</code>, in a terminal, writes what you solved to this page. <code>--output</code> names it where the site is "
-    "not in build/site."
+    "page</code>, in a terminal, writes what you solved to this page. If the site is not in build/site, name the page "
+    "with <code>--output</code>."
 )
 
 

@@ -76,7 +76,7 @@ def _spelled(graph: fx.Graph) -> str:
 
 
 readers = Exercise(
-    name="graph-readers",
+    name="exercises.readers",
     question="Write readers(graph, target): the names of all nodes that read a result of a call of `target`.",
     judge=_judge_readers,
     solution=_readers,
@@ -102,7 +102,7 @@ def _judge_bytes(answer: float) -> str | None:
 
 
 fused_bytes = Exercise(
-    name="graph-fused-bytes",
+    name="exercises.fused_bytes",
     question=(
         "x is bf16, the gate is fp32, and there is one fp32 scale for 128 FP8 codes. How many bytes per element must a "
         "kernel move that does norm, gate and quantisation in one? Leave out the weight: many tokens share it."
@@ -239,7 +239,7 @@ def _same(a: object, b: object) -> bool:
 
 
 double_negation = Exercise(
-    name="graph-double-negation",
+    name="exercises.double_negation",
     question=(
         "Write a pass: edit(graph) replaces aten.neg of aten.neg of x by x, in place, and leaves no dead node. The "
         "inner negation may have other readers."
@@ -309,7 +309,7 @@ def _judge_uuid(answer: Callable) -> str | None:
 
 
 stable_uuid = Exercise(
-    name="graph-stable-uuid",
+    name="exercises.stable_uuid",
     question="Write uuid(source, factor) for a pass with this source text and this number as its only option.",
     judge=_judge_uuid,
     solution=_uuid,

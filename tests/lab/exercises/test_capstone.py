@@ -38,10 +38,10 @@ def gaps() -> dict[str, str]:
 
 
 def test_the_notebook_has_a_gap_for_every_step():
-    assert [f"capstone_{name.lower()}" for name in gaps()] == [step.name for step in STEPS]
+    assert [f"capstone.{name}" for name in gaps()] == [step.name for step in STEPS]
 
 
-@pytest.mark.parametrize("name", [step.name.removeprefix("capstone_").upper() for step in STEPS])
+@pytest.mark.parametrize("name", [step.name.removeprefix("capstone.") for step in STEPS])
 def test_the_gap_as_it_is_committed_counts_as_not_attempted(name, capsys):
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
@@ -232,3 +232,30 @@ def test_the_source_of_an_op_is_that_of_all_it_was_made_of(tmp_path):
     source = kernel_offline.source_with(kernel_offline.worked_product())
     capstone.connect_kernel(op, kernel_offline.load(source))
     assert capstone.op_source(op) == f"{first}\0{source}"
+
+
+def own_fusion() -> object:
+    """The page's fusion around a reader's `read`, here the worked one, from the cell as it is committed."""
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    (cell,) = ["".join(cell["source"]) for cell in cells if cell.get("id") == "own-fusion"]
+    gate, up = captured.halves()
+    scope = vars(worked) | {"captured": captured, "read": worked.read_silu_and_mul, "gate": gate, "up": up}
+    exec(cell, scope)
+    return scope["MySiluAndMul"]()
+
+
+def test_the_page_s_fusion_refuses_its_own_and_leaves_the_rest_to_others(capsys):
+    from fusionlib import FusionPass
+
+    def outcome(producer, fusion) -> str:
+        graph = captured.capture(producer, *captured.halves())
+        return ", ".join(site.outcome for site in FusionPass("cpu", fusions=(fusion,)).rewrite(graph).sites)
+
+    fusion = own_fusion()
+    told = capsys.readouterr().out
+    assert "silu without a product: unclaimed" in told and "up broadcast over the row: refused my_reader" in told
+    norm = {"a norm and its gate": lambda x, gate: captured.quant(F.rms_norm(x, (256,)) * F.silu(gate)[..., :1])}
+    outcomes = {name: outcome(fn, fusion) for name, fn in (captured.MUST_NOT | norm).items()}
+    others = ("gelu in", "sigmoid in", "a sum in", "silu without", "a third factor", "a norm and")
+    assert outcomes == {name: "unclaimed" if name.startswith(others) else "refused" for name in outcomes}
+    assert outcome(captured.SPELLINGS["F.silu(gate) * up"][0], fusion) == "fused"

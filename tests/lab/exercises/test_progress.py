@@ -17,28 +17,28 @@ from fusionlib import cli
 NOTEBOOKS = Path(__file__).parents[3] / "notebooks"
 
 
-def exercise(name: str = "one_row.a_scale") -> Exercise:
+def exercise(name: str = "exercises.a_scale") -> Exercise:
     return Exercise(name, "What is half of nine?", lambda answer: None if answer == 4.5 else "no", 4.5, (4,))
 
 
 def test_what_is_checked_is_noted_and_what_is_solved_stays_solved(capsys):
     asked = exercise()
     asked.check()
-    assert progress.read() == {} and repr(asked).startswith("one_row.a_scale: not attempted. ")
+    assert progress.read() == {} and repr(asked).startswith("exercises.a_scale: not attempted. ")
     asked.check(4)
-    assert progress.state(asked.name) == "attempted" and repr(asked).startswith("one_row.a_scale: attempted. ")
+    assert progress.state(asked.name) == "attempted" and repr(asked).startswith("exercises.a_scale: attempted. ")
     asked.check(4.5)
     asked.check(4)
     entry = progress.read()[asked.name]
     assert entry["state"] == "solved" and entry["attempts"] == 3 and entry["first"] <= entry["solved"]
-    assert repr(asked) == "one_row.a_scale: solved. What is half of nine?"
+    assert repr(asked) == "exercises.a_scale: solved. What is half of nine?"
 
 
 def test_the_capstone_is_noted_too(capsys):
     capstone.use(capstone.BYTES, ...)
     assert progress.read() == {}
     capstone.use(capstone.BYTES, capstone.BYTES.solution)
-    assert progress.state("capstone_bytes") == "solved"
+    assert progress.state("capstone.BYTES") == "solved"
 
 
 def test_other_entries_survive_and_no_partial_file_is_left():
@@ -94,6 +94,14 @@ def called(notebook: str) -> list[str]:
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=[chapter.notebook for chapter in CHAPTERS])
+def test_an_exercise_has_the_name_that_its_page_uses(chapter):
+    cells = json.loads((NOTEBOOKS / f"{chapter.notebook}.ipynb").read_text())["cells"]
+    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    used = re.findall(r"^(?:\w+ = capstone\.use\()?([\w.]+)(?:\.check\(|, \w+, interactive)", source, re.MULTILINE)
+    assert used == list(chapter.exercises)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=[chapter.notebook for chapter in CHAPTERS])
 def test_a_chapter_lists_what_its_notebook_checks(chapter):
     assert list(chapter.exercises) == called(chapter.notebook)
     cells = json.loads((NOTEBOOKS / f"{chapter.notebook}.ipynb").read_text())["cells"]
@@ -126,9 +134,9 @@ def test_what_is_next():
     assert next_notebook() == "00_the_nine_microseconds"
     solve("wider_inputs")
     assert next_notebook() == "01_one_row"
-    progress.record("graph-readers", solved=False)
+    progress.record("exercises.readers", solved=False)
     assert next_notebook() == "02_what_the_compiler_sees"
-    solve("graph-readers", "graph-fused-bytes")
+    solve("exercises.readers", "exercises.fused_bytes")
     assert next_notebook() == "03_matching"
     solve(*(name for chapter in CHAPTERS[3:] for name in chapter.exercises))
     assert next_notebook() == "01_one_row", "what was left behind"
@@ -137,15 +145,15 @@ def test_what_is_next():
 
 
 def test_the_command_tells(capsys):
-    solve("wider_inputs", "one_row.read_a_byte")
-    progress.record("one_row.a_scale", solved=False)
+    solve("wider_inputs", "exercises.read_a_byte")
+    progress.record("exercises.a_scale", solved=False)
     assert cli.main(["exercises", "status"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^00_the_nine_microseconds +1 of 1 solved$", out, re.MULTILINE)
-    assert re.search(r"^01_one_row +1 of 3 solved +attempted: one_row.a_scale$", out, re.MULTILINE)
+    assert re.search(r"^01_one_row +1 of 3 solved +attempted: exercises.a_scale$", out, re.MULTILINE)
     total = sum(len(chapter.exercises) for chapter in CHAPTERS)
     assert f"2 of {total} exercises are solved." in out
-    assert "Next: 01_one_row, its exercises one_row.a_scale, one_row.free_roundings." in out
+    assert "Next, in 01_one_row: exercises.a_scale, exercises.free_roundings." in out
     assert cli.main(["exercises", "reset"]) == 0
     assert progress.read() == {} and not progress.state_file().exists()
 
@@ -154,13 +162,13 @@ def test_the_page_tells_the_same_and_loads_nothing(tmp_path, capsys):
     from fusionlab.notebooks.site import external_resources
 
     solve("wider_inputs")
-    progress.record("one_row.a_scale", solved=False)
+    progress.record("exercises.a_scale", solved=False)
     (tmp_path / "01_one_row.html").write_text("")
     target = tmp_path / "progress.html"
     assert cli.main(["exercises", "page", "--output", str(target)]) == 0
     html = target.read_text()
     assert external_resources(html) == [] and "<script" not in html
-    assert "one_row.a_scale: attempted" in html and "wider_inputs: solved" in html and "1 of 1 solved" in html
+    assert "exercises.a_scale: attempted" in html and "wider_inputs: solved" in html and "1 of 1 solved" in html
     assert '<a href="01_one_row.html">' in html and "03_matching.html" not in html
     assert sorted(path.name for path in tmp_path.glob("*.html")) == ["01_one_row.html", "progress.html"]
 
