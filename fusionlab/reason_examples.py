@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fusionlib import FusionPass, GroupQuant, Report, explain, group_quant
-from fusionlib.fusions import BUILT_IN
+from fusionlib import FusionPass, GroupQuant, Report, RMSNorm, explain, group_quant
+from fusionlib.fusions import BUILT_IN, GatedNormQuant, OpaqueProducer, register_producer_op
+from fusionlib.fusions.producer_ops import producers_kept
 from fusionlib.match import OpaqueQuant, register_quant_op
 from fusionlib.match.opaque import readers_kept
 from fusionlib.match.reasons import COMMON
+from fusionlib.testing.run_edited import run_edited
 
 # Parts shared by all examples.
 
@@ -173,6 +175,27 @@ def unknown_quant_op():
     return explain(lambda *args: opaque(norm(*args)), *tensors(), devices="cpu")
 
 
+def opaque_producer():
+    @torch.library.custom_op("somebody::norm", mutates_args=())
+    def opaque(x: torch.Tensor) -> torch.Tensor:
+        return rms(x.float()).to(x.dtype)
+
+    def reader(a):  # says that the value is not rounded
+        return OpaqueProducer(RMSNorm(128, rounding=frozenset()), {"x": a["x"], "residual": None}, {"weight": None})
+
+    opaque.register_fake(torch.empty_like)
+    register_producer_op("somebody::norm", reader)
+    return explain(lambda x, gate, weight: quant(groups(opaque(x).flatten(1))), *tensors(), devices="cpu")
+
+
+def reader_failed():
+    def reader(arguments):
+        return OpaqueQuant(arguments["values"], GroupQuant())  # KeyError: the op calls it y
+
+    register_quant_op(torch.ops.fusionlib.group_quant.default, reader)
+    return explain(lambda *args: group_quant(norm(*args), GroupQuant()), *tensors(), devices="cpu")
+
+
 # What is normed, and how.
 
 
@@ -319,11 +342,13 @@ def replacement_differs():
 
 
 def internal_error():
-    def reader(arguments):
-        return OpaqueQuant(arguments["values"], GroupQuant())  # KeyError: the op calls it y
+    class Mistaken(GatedNormQuant):
+        def read(self, value, trail):
+            return trail[99]  # IndexError
 
-    register_quant_op(torch.ops.fusionlib.group_quant.default, reader)
-    return explain(lambda *args: group_quant(norm(*args), GroupQuant()), *tensors(), devices="cpu")
+    records, fusion = [], FusionPass("cpu", fusions=(Mistaken(),))
+    run_edited(lambda graph: records.append(fusion.rewrite(graph)), site, *tensors())
+    return Report(tuple(records))
 
 
 #: Every example by its code, in the order of the reasons.
@@ -336,5 +361,5 @@ EXAMPLES: dict[str, Callable] = {
 def explained(code: str) -> Report:
     """The report on the example of `code`; readers that it registers are removed afterwards."""
     example = EXAMPLES[code]
-    with readers_kept():
+    with readers_kept(), producers_kept():
         return explain(example, *tensors(), devices="cpu") if inspect.signature(example).parameters else example()

@@ -18,6 +18,7 @@ LAYERS = {
         {"block_linear"},
         {"match", "layers", "models"},
         {"fusions"},
+        {"engines"},
         {"rewrite"},
         {"explanation"},
         {"pattern", "testing", "commands"},

@@ -152,9 +152,12 @@ def test_a_notebook_is_committed_clean(path):
 
 
 def test_the_examples_in_readme_and_docs_run(capsys):
+    from fusionlib.fusions.producer_ops import producers_kept, registered_producers
+    from fusionlib.match.opaque import readers_kept, registered
+
     (rewrite,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     use = (ROOT / "docs" / "use.md").read_text()
-    op, others, outcomes, model = re.findall(r"```python\n(.*?)```", use, flags=re.DOTALL)
+    op, others, outcomes, readers, model = re.findall(r"```python\n(.*?)```", use, flags=re.DOTALL)
     names: dict = {}
     exec(op, names)
     assert names["q"].shape == names["y"].shape == (16, 4096)
@@ -167,6 +170,10 @@ def test_the_examples_in_readme_and_docs_run(capsys):
     exec(model, names)
     told = capsys.readouterr().out
     assert "1 linear layer in block-FP8, 0 left" in told and "1 fused, 0 refused in 1 graph" in told
+    with readers_kept(), producers_kept():
+        exec(readers, names)
+        assert {"mine::quant_", "triton kernel mine.kernels.quant_kernel"} <= set(registered())
+        assert "mine::rms_norm" in registered_producers()
     names = {}
     exec(rewrite, names)
     assert names["fusion"].report().summary.startswith("1 fused, 0 refused")

@@ -16,6 +16,7 @@ from fusionlib.contract import places_problem, rows_problem, strides_problem
 from fusionlib.fusions.act_and_mul import ActAndMulQuant, SigmoidGateQuant
 from fusionlib.fusions.fusion import VALUE, Calls, Fusion
 from fusionlib.fusions.gated_norm import GatedNormQuant
+from fusionlib.fusions.producer_ops import OpaqueProducer, register_producer_kernel, register_producer_op
 from fusionlib.fusions.rms_norm import RMSNormQuant
 from fusionlib.match.activation import Activation, read_activation
 from fusionlib.match.graph import (
@@ -56,6 +57,7 @@ __all__ = [
     "GatedNormQuant",
     "GroupQuant",
     "NotMine",
+    "OpaqueProducer",
     "QuantOp",
     "RMSNormQuant",
     "Reading",
@@ -81,6 +83,8 @@ __all__ = [
     "places_problem",
     "read_activation",
     "read_root",
+    "register_producer_kernel",
+    "register_producer_op",
     "repeats_along",
     "rows_problem",
     "same",

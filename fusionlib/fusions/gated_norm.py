@@ -9,6 +9,7 @@ from torch import fx
 
 from fusionlib.fusions import norm_product
 from fusionlib.fusions.fusion import Calls, Fusion
+from fusionlib.fusions.producer_ops import read_producer
 from fusionlib.fusions.read_gated_norm import read_gated_norm
 from fusionlib.match.graph import aten, numel, tensor_of
 from fusionlib.match.reasons import Reason
@@ -49,7 +50,7 @@ class GatedNormQuant(Fusion):
     def read(self, value: fx.Node, trail: Trail) -> Reading:
         """The gated norm whose value is `value`."""
         trail.add("normed", value)
-        return read_gated_norm(value, trail)
+        return read_producer(value, GatedNorm, trail) or read_gated_norm(value, trail)
 
     def problem(self, tensors: Mapping[str, torch.Tensor | None], spec: GatedNorm, quant: GroupQuant) -> str | None:
         """Why the op cannot run these tensors, or None."""

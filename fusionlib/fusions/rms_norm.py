@@ -10,6 +10,7 @@ from torch import fx
 from fusionlib.fusions import norm_product
 from fusionlib.fusions.fusion import Fusion
 from fusionlib.fusions.norm_product import Form, check_roundings, out_dtype, read_levels, weight_of
+from fusionlib.fusions.producer_ops import read_producer
 from fusionlib.fusions.recognise_gated_norm import has_gate
 from fusionlib.match.graph import (
     FLOATS,
@@ -52,6 +53,8 @@ class RMSNormQuant(Fusion):
 
     def read(self, value: fx.Node, trail: Trail) -> Reading:
         """The RMS norm whose value is `value`."""
+        if (opaque := read_producer(value, RMSNorm, trail)) is not None:
+            return opaque
         candidate = find_root(value)
         if candidate is None or norm_product.adds_to_a_norm(value):
             raise NotMine

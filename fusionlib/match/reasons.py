@@ -58,9 +58,12 @@ _TABLE = (
      "Use float8_e4m3fn, float8_e4m3fnuz or float8_e5m2."),
     ("opaque_quant", "A known opaque quantisation op is called in a way that its reader cannot express.",
      "See what was found; register a reader for this op with fusionlib.match.register_quant_op."),
-    ("unknown_quant_op", "An op that nobody has told fusionlib about makes FP8 codes of a float tensor.",
-     "Say what it computes with fusionlib.match.register_quant_op; a bare Triton kernel first needs to be wrapped by "
-     "torch.library.custom_op."),
+    ("unknown_quant_op", "An op or a Triton kernel that fusionlib does not know makes FP8 codes of a float tensor.",
+     "Say what it computes: fusionlib.match.register_quant_op, or register_quant_kernel for a Triton kernel."),
+    ("opaque_producer", "A known opaque norm is called in a way that its reader cannot express.",
+     "See what was found; register a reader for this op with fusionlib.fusions.register_producer_op."),
+    ("reader_failed", "The reader that is registered for an opaque op or a Triton kernel failed.",
+     "Mend the reader that is named, or register another one; the log has the traceback."),
     # What is normalised, and how.
     ("mean_of_squares", "What is below the root is not the mean of the squares of a value.",
      "Write rsqrt((x * x).mean(-1, keepdim=True) + eps), with the squares taken element by element."),

@@ -1,6 +1,6 @@
-"""Quantisations by ops without a registered reader: they are known to quantise, but not how.
+"""Quantisations by ops and Triton kernels without a registered reader: they are known to quantise, but not how.
 
-Such an op takes a float tensor, reads no FP8, and returns FP8 or writes it into a freshly allocated tensor. Scaled
+Such a call takes a float tensor, reads no FP8, and returns FP8 or writes it into a freshly allocated tensor. Scaled
 products and conversions between FP8 formats read FP8; a cache that is written into is an input of the graph and larger
 than what is put there; PyTorch's own ops quantise only by casts, which are read.
 """
@@ -13,20 +13,8 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_iter
 
-from fusionlib.match.graph import (
-    aten,
-    describe,
-    dtype,
-    is_call,
-    listed,
-    numel,
-    peel_views,
-    shape,
-    tensor_text,
-    value,
-    written_arguments,
-)
-from fusionlib.match.opaque import functionalised
+from fusionlib.match.calls import Written, arguments_of, called_op, kernel_names, launched_kernel
+from fusionlib.match.graph import aten, describe, dtype, is_call, listed, numel, peel_views, shape, tensor_text, value
 from fusionlib.match.quant import FP8_DTYPES
 from fusionlib.match.reasons import Stop
 from fusionlib.match.sizes import equal
@@ -46,7 +34,7 @@ class _Call(NamedTuple):
 
 
 def is_unknown_quant(node: fx.Node) -> bool:
-    """Whether `node` makes FP8 codes from a float tensor and is neither a cast nor a call of a registered op."""
+    """Whether `node` makes FP8 codes from a float tensor and is neither a cast nor a call that has a reader."""
     return _quantises(node) is not None
 
 
@@ -75,7 +63,7 @@ def unknown_quant(node: fx.Node) -> Stop:
         raise TypeError(f"{describe(node)} is no quantisation")
     name, codes, source = read
     found = f"{name}, which makes {str(codes).removeprefix('torch.')} codes of %{source.name} ({tensor_text(source)})"
-    return Stop("unknown_quant_op", node, "an op that a reader is registered for", found)
+    return Stop("unknown_quant_op", node, "an op or a Triton kernel that a reader is registered for", found)
 
 
 def _quantises(node: fx.Node) -> tuple[str, torch.dtype, fx.Node] | None:
@@ -100,22 +88,19 @@ def _call(node: fx.Node) -> _Call | None:
     """What a call of an op from outside PyTorch, or of a Triton kernel, reads and writes; None for all others."""
     if is_call(node, aten.copy.default):  # into FP8 it is a cast that the readers of casts do not see
         return _Call("aten::copy", _nodes(node.args[1]), (), node.meta.get("val"))
-    if is_call(node, torch.ops.higher_order.triton_kernel_wrapper_functional):
-        passed: Any = node.kwargs["kwargs"]
-        cloned = set(listed(node.kwargs["tensors_to_clone"]))
-        reads, writes = (_nodes([a for n, a in passed.items() if (n in cloned) == w]) for w in (False, True))
-        return _Call("a Triton kernel", reads, writes, None)
-    wrapped = functionalised(node)
-    op = wrapped or node.target
-    if node.op != "call_function" or not isinstance(op, torch._ops.OpOverload) or op.namespace in _KNOWN:
+    if (op := called_op(node)) is not None:
+        if op.namespace in _KNOWN:
+            return None
+        name = op.name()
+    elif (kernel := launched_kernel(node)) is not None:
+        name = f"the Triton kernel {kernel_names(kernel)[0]}"
+    else:
         return None
-    positional = () if wrapped else node.args
-    arguments = dict(zip((a.name for a in op._schema.arguments), positional, strict=False)) | node.kwargs
-    into = [arguments.pop(name, None) for name in ("_all_bases", *written_arguments(op))]
-    returned: Any = node.meta.get("val")
-    if wrapped:  # also returns what it wrote
-        returned = returned[: len(op._schema.returns)]
-    return _Call(op.name(), _nodes(list(arguments.values())), _nodes(into), returned)
+    arguments = arguments_of(node)
+    into = [argument.before for argument in arguments.values() if isinstance(argument, Written)]
+    into += listed(node.kwargs.get("_all_bases", []))
+    reads = [argument for argument in arguments.values() if not isinstance(argument, Written)]
+    return _Call(name, _nodes(reads), _nodes(into), arguments.returned)
 
 
 def _nodes(arguments: Any) -> tuple[fx.Node, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fusionlib.fusions.fusion import Fusion
+from fusionlib.fusions.producer_ops import registered_producers
 from fusionlib.match.opaque import registered
 from fusionlib.rewrite.fingerprint import NoFingerprint, covered_by, fingerprint
 
@@ -18,6 +19,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 #: Modules and packages that the rewrite's result depends on, from spec to kernel.
 DEPENDS_ON = (
+    "engines",
     "kernels",
     "fusions",
     "match",
@@ -62,12 +64,17 @@ def fusions_hash(fusions: Iterable[Fusion]) -> str | None:
 
 
 def readers_hash() -> str | None:
-    """SHA-256 over the registered readers of opaque ops: names, and versions or everything they compute with.
+    """SHA-256 over the registered readers of ops and Triton kernels: names, and versions or all they compute with.
 
     None if a reader without a version cannot be hashed faithfully; a warning says so once, and what to do.
     """
-    parts = ((name, reader, version) for name, (reader, version) in sorted(registered().items()))
-    return _parts_hash(parts, "the reader of", "register it with register_quant_op(..., version=...)")
+    tables = {"": registered(), "producer ": registered_producers()}
+    parts = (
+        (kind + name, reader, version)
+        for kind, table in tables.items()
+        for name, (reader, version) in sorted(table.items())
+    )
+    return _parts_hash(parts, "the reader of", "register it with version=...")
 
 
 def _parts_hash(parts: Iterable[tuple[str, object, str | None]], kind: str, remedy: str) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
+from fusionlib import engines as _engines  # noqa: F401  (registers the readers of engines' ops)
 from fusionlib.devices import DEVICES, KERNEL_DEVICES
 from fusionlib.fusions import BUILT_IN, Fusion
 from fusionlib.match import Match, Miss, Unclaimed, match_graph

@@ -20,6 +20,7 @@ from fusionlib.match.graph import aten, below, computed_by, describe, input_of, 
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Match, Reading
 from fusionlib.match.sizes import Shape, equal, same_shape
+from fusionlib.reference import scale_storage
 from fusionlib.rewrite.scale_layout import ScaleTarget, scale_target
 from fusionlib.spec import GroupQuant
 
@@ -137,7 +138,7 @@ def _cone(site: SitePlan) -> set[fx.Node]:
 
 
 def _holds_tensors(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
+    return isinstance(node.meta.get("val"), (torch.Tensor, tuple, list, dict))  # a launch returns a dict
 
 
 def _follow_values(site: SitePlan) -> None:
@@ -235,12 +236,14 @@ def _reshaped(val: torch.Tensor, sizes: list[int] | None) -> torch.Tensor:
 def _outputs(site: SitePlan) -> dict[fx.Node, Sizes]:
     """The reshapes of all results. Raises Stop if one is impossible."""
     tokens, hidden = numel(site.match.value) // site.match.hidden, site.match.hidden
-    wanted = {site.kept[name]: (tokens, hidden) for name in sorted(site.wanted)}
+    wanted: dict[fx.Node, Shape] = {site.kept[name]: (tokens, hidden) for name in sorted(site.wanted)}
     for quant in site.quants:
         read = quant.match.quant
         wanted[read.codes] = (tokens, hidden)
         if read.scale is not None and not read.opaque:
             wanted[read.scale] = (tokens, hidden // read.spec.group_size)
+        elif read.scale is not None and len(shape(read.value)) > 2:  # of [..., hidden] an op makes scales [..., groups]
+            wanted[read.scale] = scale_storage(tokens, hidden // read.spec.group_size, quant.spec)[0]
     for node, flat in wanted.items():
         if not equal(numel(node), prod(flat)):
             expected = f"{prod(flat)} elements, as the fused op returns"

@@ -169,7 +169,7 @@ def _quant_values(
     if read.scale is None:
         return values
     if read.opaque:
-        return [*values, (read.scale, scale)]
+        return [*values, (read.scale, editor.at(read.scale).reshape(scale, sizes.get(read.scale)))]
     if quant.target is not None:
         for node, transposed in quant.target.nodes:
             turned = editor.at(node).call(aten.permute.default, scale, [1, 0]) if transposed else scale

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import triton
 from torch import fx
+from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 
 from fusionlib import GroupQuant, explain, reference
 from fusionlib.fusions import BUILT_IN
@@ -119,6 +121,11 @@ def test_a_copy_into_fp8():
     assert [site.why for site in match_graph(graph, BUILT_IN)] == ["unknown_quant_op"]
 
 
+@triton.jit
+def some_kernel(x, q, s, n):
+    """Stands for any."""
+
+
 def kernel_graph(given: dict[str, torch.dtype], written: list[str]) -> fx.Graph:
     """A graph that calls a Triton kernel with tensors [4, 128] of these dtypes and gives back what it wrote."""
     graph = fx.Graph()
@@ -126,7 +133,8 @@ def kernel_graph(given: dict[str, torch.dtype], written: list[str]) -> fx.Graph:
     with torch._subclasses.FakeTensorMode():
         for name, node in nodes.items():
             node.meta["val"] = torch.empty(4, 128, dtype=given[name])
-    how = {"kernel_idx": 0, "constant_args_idx": 0, "grid": [(1, 1, 1)], "tma_descriptor_metadata": {}}
+    kernel, constants = kernel_side_table.add_kernel(some_kernel), kernel_side_table.add_constant_args({})
+    how = {"kernel_idx": kernel, "constant_args_idx": constants, "grid": [(1, 1, 1)], "tma_descriptor_metadata": {}}
     wrapper = torch.ops.higher_order.triton_kernel_wrapper_functional
     inner = {**nodes, "n": 512}
     fresh = {name: graph.call_function(torch.ops.aten.clone.default, (nodes[name],)) for name in written}
@@ -144,7 +152,7 @@ def test_a_triton_kernel():
     (site,) = match_graph(graph, BUILT_IN)
     assert site.why == "unknown_quant_op" and site.producer.name == "x"
     reason = unknown_quant(site.anchor)
-    assert "a Triton kernel" in reason.found and "%x" in reason.found and "custom_op" in reason.reason.fix
+    assert "the Triton kernel tests.match.test_unknown.some_kernel" in reason.found and "%x" in reason.found
     # One that multiplies FP8 reads it; one that widens it writes none.
     assert not list(anchors(kernel_graph({"a": FP8, "s": torch.float32, "q": FP8}, ["q"])))
     assert not list(anchors(kernel_graph({"q": FP8, "x": torch.bfloat16}, ["x"])))

@@ -1,0 +1,253 @@
+"""Norms that hide their arithmetic: those with a reader fuse and equal eager, the others stay unclaimed."""
+
+import sys
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from fusionlib import FusionPass, GatedNorm, GroupQuant, RMSNorm, explain, group_quant, reference
+from fusionlib.fusions import OpaqueProducer, register_producer_kernel, register_producer_op
+from fusionlib.fusions.producer_ops import producers_kept, registered_producers
+from fusionlib.match import Stop
+from fusionlib.pattern.norm_op import define_norm_op, rms_norm_gated
+from fusionlib.rewrite.cache_key import readers_hash
+from tests.engines.standins import FP8, defined, rows_of
+from tests.spellings import QuantSpelling, inputs, run_rewritten
+from tests.support import same
+from tests.triton_graphs import launches_traced
+
+NATIVE = QuantSpelling()
+HIDDEN = 512
+
+
+def rows(dtype=torch.bfloat16, count=2):
+    """x, a second tensor [6, 512], and a weight [512]."""
+    tensors = [torch.randn(6, HIDDEN).to(dtype) for _ in range(count)]
+    return *tensors, (torch.rand(HIDDEN) + 0.5).to(dtype)
+
+
+def fuses_and_equals(fn, *tensors, by, dynamic=False):
+    got, report, graphs = run_rewritten(fn, *tensors, dynamic=dynamic)
+    assert report.fused_by == {by: 1} and not report.refused, str(report)
+    want = fn(*tensors)
+    assert len(got) == len(want) and all(map(same, got, want))
+    return graphs[0]
+
+
+# The door.
+
+
+def read_own(arguments):
+    """fusionlib's own opaque gated norm, as an engine's would be read."""
+    names = ("norm_size", "eps", "activation", "norm_before_gate", "weight_offset")
+    spec = GatedNorm(*(arguments[name] for name in names))
+    gated = {"x": arguments["x"], "gate": arguments["gate"]}
+    return OpaqueProducer(spec, gated, {"weight": arguments["weight"], "bias": None})
+
+
+@pytest.fixture
+def own():
+    define_norm_op()
+    with producers_kept():
+        yield "fusionlib::rms_norm_gated"
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic tokens"])
+@pytest.mark.parametrize("quant", [NATIVE, lambda y: group_quant(y, GroupQuant())], ids=["native", "opaque"])
+def test_a_registered_gated_norm_fuses(own, quant, dynamic):
+    register_producer_op(own, read_own)
+
+    def fn(x, z, w):
+        torch._check(x.shape[0] == z.shape[0])  # nothing else says so where the arithmetic is hidden
+        return quant(rms_norm_gated(x, z, w, GatedNorm.vllm()))
+
+    graph = fuses_and_equals(fn, *inputs(), by="gated_norm", dynamic=dynamic)
+    assert not any("rms_norm_gated.default" in str(node.target) for node in graph.nodes)
+
+
+def test_its_value_may_be_used_elsewhere_too(own):
+    register_producer_op(own, read_own)
+
+    def fn(x, z, w):
+        y = rms_norm_gated(x, z, w, GatedNorm.vllm())
+        return *NATIVE(y), y.float().sum(-1)
+
+    fuses_and_equals(fn, *inputs(), by="gated_norm")
+
+
+def test_without_a_reader_it_is_unclaimed(own):
+    (site,) = explain(lambda *a: NATIVE(rms_norm_gated(*a, GatedNorm.vllm())), *inputs(), devices="cpu")
+    assert site.unclaimed and "fusionlib.rms_norm_gated" in site.found
+
+
+def refused_by(reader, own):
+    register_producer_op(own, reader)
+    (site,) = explain(lambda *a: NATIVE(rms_norm_gated(*a, GatedNorm.vllm())), *inputs(), devices="cpu")
+    return site
+
+
+def test_what_a_reader_refuses_is_refused(own):
+    def reader(arguments):
+        raise Stop("opaque_producer", arguments.call, "another device", "this one")
+
+    site = refused_by(reader, own)
+    assert site.code == "opaque_producer" and site.found == "this one"
+
+
+def test_a_reader_that_fails_is_named(own):
+    site = refused_by(lambda arguments: arguments["none such"], own)
+    assert site.code == "reader_failed" and own in site.expected and "<lambda>" in site.expected
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda read: OpaqueProducer(GatedNorm(128, rounding=frozenset()), read.rows, read.vectors), "opaque_producer"),
+        (lambda read: OpaqueProducer(GatedNorm(96), read.rows, read.vectors), "mean_axis"),
+    ],
+    ids=["not rounded", "a norm that does not fit"],
+)
+def test_what_a_reader_says_must_fit(own, change, code):
+    assert refused_by(lambda arguments: change(read_own(arguments)), own).code == code
+
+
+def test_a_reader_is_in_the_key_of_the_caches(own):
+    hashes = [readers_hash()]
+    for eps in (1e-6, 1e-5, 1e-6):
+        register_producer_op(own, lambda a, eps=eps: OpaqueProducer(GatedNorm(128, eps), {"x": a["x"]}))
+        hashes.append(readers_hash())
+    assert hashes[1] == hashes[3] and len(set(hashes)) == 3 and None not in hashes
+    before = FusionPass().uuid()
+    register_producer_op(own, read_own, version="2")
+    assert FusionPass().uuid() != before and own in registered_producers()
+
+
+# Engines'.
+
+
+def test_vllms_ir_norm_fuses_before_its_c_quantisation():
+    """The norm of vLLM's IR and the functionalised op behind it, as its passes leave them."""
+
+    def fn(x, w):
+        y = torch.ops.vllm_ir.rms_norm(x, w, 1e-6)
+        codes, scale = torch.empty_like(y, dtype=FP8), rows_of(y.shape[0], HIDDEN // 128, "column_major")
+        torch.ops._C.per_token_group_fp8_quant(y, codes, scale, 128, 1e-10, -448.0, 448.0, False, False, False)
+        return codes, scale
+
+    with defined("vllm_ir::rms_norm"), defined("_C::per_token_group_fp8_quant"):
+        fuses_and_equals(fn, *rows(count=1), by="rms_norm")
+
+
+@pytest.mark.parametrize("weight", ["none", "float32"])
+def test_vllms_ir_norm_with_another_weight(weight):
+    x, w = rows(count=1)
+    given = {"none": None, "float32": w.float()}[weight]
+    with defined("vllm_ir::rms_norm"):
+        fuses_and_equals(lambda x: NATIVE(torch.ops.vllm_ir.rms_norm(x, given, 1e-6)), x, by="rms_norm")
+
+
+def test_vllms_ir_norm_with_a_residual_returns_the_sum():
+    def fn(x, residual, w):
+        y, total = torch.ops.vllm_ir.fused_add_rms_norm(x, residual, w, 1e-6)
+        return *NATIVE(y), total
+
+    with defined("vllm_ir::fused_add_rms_norm"):
+        fuses_and_equals(fn, *rows(), by="rms_norm")
+
+
+@pytest.mark.parametrize(("group", "first"), [(None, True), (128, True), (128, False)])
+def test_vllms_ir_gated_norm(group, first):
+    def fn(x, z, w):
+        return NATIVE(torch.ops.vllm_ir.rms_norm_gated(x, z, w, 1e-6, group, first))
+
+    with defined("vllm_ir::rms_norm_gated"):
+        fuses_and_equals(fn, *rows(), by="gated_norm")
+
+
+def test_vllms_ir_norm_of_a_part_is_refused():
+    with defined("vllm_ir::rms_norm"):
+        x, w = rows(count=1)
+        (site,) = explain(lambda x, w: NATIVE(torch.ops.vllm_ir.rms_norm(x, w, 1e-6, 256)), x, w, devices="cpu")
+    assert site.code == "opaque_producer" and "variance_size=256" in site.found
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["auto_functionalized", "auto_functionalized_v2"])
+def test_vllms_c_norms_write_into_arguments(second):
+    def norm(x, w):
+        y = torch.empty_like(x)
+        torch.ops._C.rms_norm(y, x, w, 1e-6)
+        return NATIVE(y)
+
+    def add_norm(x, residual, w):
+        x, residual = x.clone(), residual.clone()
+        torch.ops._C.fused_add_rms_norm(x, residual, w, 1e-6)
+        return *NATIVE(x), residual
+
+    with (
+        torch._inductor.config.patch(enable_auto_functionalized_v2=second),
+        defined("_C::rms_norm"),
+        defined("_C::fused_add_rms_norm"),
+    ):
+        fuses_and_equals(norm, *rows(count=1), by="rms_norm")
+        fuses_and_equals(add_norm, *rows(), by="rms_norm")
+
+
+@triton.jit
+def layer_norm_gated_fwd_kernel(
+    x, g, y, w, b, residual, residual_out, mean, rstd, eps, T, D, BT: tl.constexpr, BD: tl.constexpr, NB: tl.constexpr,
+    ACTIVATION: tl.constexpr, IS_RMS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, STORE_RESIDUAL_OUT: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """The parameters of flash-linear-attention's; what it writes is all that tracing looks at."""
+    row, columns = tl.program_id(0), tl.arange(0, BD)
+    value = tl.load(x + row * D + columns).to(tl.float32) * tl.load(g + row * D + columns).to(tl.float32)
+    tl.store(y + row * D + columns, value * tl.load(w + columns).to(tl.float32))
+    tl.store(rstd + row, tl.sum(value, 0) + eps)
+
+
+@pytest.mark.parametrize(("activation", "kind"), [("swish", "silu"), ("sigmoid", "sigmoid")])
+def test_the_kernel_of_flash_linear_attention(monkeypatch, activation, kind):
+    """By its own module and name; here the launch is replaced, and what it stands for is the reference."""
+    module = "fla.modules.fused_norm_gate"
+    monkeypatch.setattr(layer_norm_gated_fwd_kernel.fn, "__module__", module)
+    monkeypatch.setitem(sys.modules, module, sys.modules[__name__])
+
+    def fn(x, z, w):
+        x, z = x.reshape(-1, 128), z.reshape(-1, 128)
+        y, rstd = torch.empty_like(x), torch.empty(x.shape[0])
+        layer_norm_gated_fwd_kernel[(x.shape[0],)](
+            x, z, y, w, None, None, None, None, rstd, 1e-5, T=x.shape[0], D=128, BT=1, BD=128, NB=1,
+            ACTIVATION=activation, IS_RMS_NORM=True, HAS_RESIDUAL=False, STORE_RESIDUAL_OUT=False, HAS_WEIGHT=True,
+            HAS_BIAS=False,
+        )  # fmt: skip
+        return NATIVE(y.reshape(-1, HIDDEN))
+
+    with launches_traced():
+        got, report, _ = run_rewritten(fn, *(tensors := inputs()))
+    assert report.fused_by == {"gated_norm": 1}, str(report)
+    want = reference.group_quant(reference.rms_norm_gated(*tensors, GatedNorm(128, 1e-5, kind)), GroupQuant())
+    assert all(map(same, got, want))
+
+
+def test_a_kernel_with_a_reader_of_its_own(monkeypatch):
+    def reader(arguments):
+        spec = RMSNorm(arguments["D"], arguments["eps"], rounding=frozenset({"output"}))
+        return OpaqueProducer(spec, {"x": arguments.node("x"), "residual": None}, {"weight": arguments.node("w")}, "y")
+
+    def fn(x, w):
+        y, rstd = torch.empty_like(x), torch.empty(x.shape[0])
+        layer_norm_gated_fwd_kernel[(x.shape[0],)](
+            x, x, y, w, None, None, None, None, rstd, 1e-6, T=x.shape[0], D=HIDDEN, BT=1, BD=HIDDEN, NB=1,
+            ACTIVATION="none", IS_RMS_NORM=True, HAS_RESIDUAL=False, STORE_RESIDUAL_OUT=False, HAS_WEIGHT=True,
+            HAS_BIAS=False,
+        )  # fmt: skip
+        return NATIVE(y)
+
+    with producers_kept(), launches_traced():
+        register_producer_kernel(layer_norm_gated_fwd_kernel, reader)
+        got, report, _ = run_rewritten(fn, *(tensors := rows(count=1)))
+    assert report.fused_by == {"rms_norm": 1}, str(report)
+    norm = RMSNorm(HIDDEN, rounding=frozenset({"output"}))
+    assert all(map(same, got, reference.group_quant(reference.rms_norm(*tensors, norm)[0], GroupQuant())))
