@@ -293,8 +293,9 @@ def _without_layer(site: Site) -> Hashable:
 
     Names of nodes are those of one graph; but where no module tells sites apart, only they do.
     """
-    found, node = _NODE.sub("", site.found), "" if site.module or site.unclaimed else site.anchor
-    return site.outcome, site.fusion, site.code, site.line, site.what, site.expected, found, bool(site.module), node
+    found, what = _NODE.sub("", site.found), _NODE.sub("", site.what)
+    node = "" if site.module or site.unclaimed else site.anchor
+    return site.outcome, site.fusion, site.code, site.line, what, site.expected, found, bool(site.module), node
 
 
 def _text(sites: Sequence[Site]) -> str:
