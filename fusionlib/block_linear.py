@@ -42,7 +42,8 @@ class BlockFP8Linear(nn.Linear):
     Args:
         codes: [out, in] FP8.
         scale: [out / 128, in / 128], each rounded up, float32 or float8_e8m0fnu.
-        quant: how the activation is quantised; `GroupQuant.vllm(128)` by default.
+        quant: how the activation is quantised; by default `GroupQuant.vllm(128)` with the layout of scales that the
+            FP8 product takes, column-major. With another layout, format or group the product is computed in float32.
         bias: [out], added to the product.
         native_quant: quantise the activation in plain PyTorch.
 
@@ -77,6 +78,8 @@ class BlockFP8Linear(nn.Linear):
         self.native_quant = native_quant
         self.weight_dtype = codes.dtype
         self._sharding: Sharding | None = None
+        padded = any(size % BLOCK for size in codes.shape)
+        codes = codes.clone() if padded else codes  # what lies behind a part of a larger tensor is no zeros
         self.weight = nn.Parameter(laid_out_weight(codes.view(torch.uint8)), requires_grad=False)
         self.register_buffer("weight_scale_inv", laid_out_scale(scale.float()))
         trains = bias is not None and bias.requires_grad
@@ -106,7 +109,10 @@ class BlockFP8Linear(nn.Linear):
 
     def quantise(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x [tokens, in] -> codes [tokens, in rounded up to 128] and scale in the layout of `quant`."""
-        if missing := -x.shape[-1] % BLOCK:
+        taken = _local(self.weight).shape[1]
+        if x.shape[-1] != taken:
+            raise ValueError(f"x has shape {list(x.shape)}; the layer takes {taken} elements in the last dimension")
+        if missing := -taken % BLOCK:
             x = nn.functional.pad(x, (0, missing))
         return reference.group_quant(x, self.quant) if self.native_quant else op.group_quant(x, self.quant)
 
@@ -134,7 +140,8 @@ class BlockFP8Linear(nn.Linear):
 
     def _product_of(self, x: torch.Tensor) -> torch.Tensor:
         codes, scale = self.quantise(x.reshape(-1, x.shape[-1]))
-        return self.product(codes, scale, x.dtype).view(*x.shape[:-1], -1)
+        product = self.product(codes, scale, x.dtype)
+        return product.view(*x.shape[:-1], product.shape[-1])
 
     def _has_block_scaled_mm(self, codes: torch.Tensor, dtype: torch.dtype) -> bool:
         quant = self.quant
@@ -151,9 +158,19 @@ class BlockFP8Linear(nn.Linear):
     # Tensor parallelism.
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As `nn.Module`'s; a weight that `parallelize_module` has sharded takes its scale along."""
-        if name == "weight" and param is not None and _is_dtensor(param):
-            self._shard_scale(param)
+        """As `nn.Module`'s; a weight that `parallelize_module` has sharded takes its scale along.
+
+        Raises:
+            TypeError: for a weight that is no codes, such as one of an embedding that is to be tied.
+        """
+        if name == "weight" and param is not None:
+            if param.dtype is not torch.uint8:
+                raise TypeError(
+                    f"the weight of a BlockFP8Linear is the bytes of FP8 codes, and this one is {param.dtype}: leave a "
+                    "layer whose weight is shared out of quantize_linears"
+                )
+            if _is_dtensor(param):
+                self._shard_scale(param)
         super().register_parameter(name, param)
 
     def _shard_scale(self, weight: Any) -> None:
@@ -175,9 +192,16 @@ class BlockFP8Linear(nn.Linear):
 
         assert self._sharding is not None
         mesh, placements = self._sharding
-        local = self._linear(x.to_local() if isinstance(x, DTensor) else x)
-        kinds = {0: Shard(local.ndim - 1), 1: Partial()}
-        found = [kinds[each.dim % 2] if each.is_shard() else Replicate() for each in placements]
+        last = x.ndim - 1
+        taken: list[Any] = [Replicate()] * len(placements)
+        if isinstance(x, DTensor):
+            taken = [_taken(of_weight, of_x, last) for of_weight, of_x in zip(placements, x.placements, strict=True)]
+            # Of the columns that it has, a process knows only its part of the input's gradient.
+            parts = [Partial() if w.is_shard(0) else place for w, place in zip(placements, taken, strict=True)]
+            x = x.redistribute(mesh, taken).to_local(grad_placements=parts)
+        local = self._linear(x)
+        kinds = {0: Shard(last), 1: Partial()}
+        found = [kinds[w.dim % 2] if w.is_shard() else place for w, place in zip(placements, taken, strict=True)]
         product = DTensor.from_local(local, mesh, found, run_check=False)
         if self.bias is None:
             return product
@@ -203,6 +227,10 @@ class BlockFP8Linear(nn.Linear):
         if self._sharding is None:
             self.weight.data = laid_out_weight(self.weight.data)
             self.weight_scale_inv = laid_out_scale(self.weight_scale_inv)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # of a copy, or from a file: neither keeps the room behind a tensor
+        self._lay_out()
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -279,6 +307,16 @@ def _viewed(tensor: Any, dtype: torch.dtype) -> torch.Tensor:
 
     local, size, stride = tensor.to_local().view(dtype), tensor.shape, tensor.stride()
     return DTensor.from_local(local, tensor.device_mesh, tensor.placements, run_check=False, shape=size, stride=stride)
+
+
+def _taken(of_weight: Any, of_x: Any, last: int) -> Any:
+    """How an input is placed for a weight: split with its rows, whole for its columns, and left in peace otherwise."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    if of_weight.is_shard(1):
+        return Shard(last)
+    keeps = not of_weight.is_shard() and of_x.is_shard() and of_x.dim % (last + 1) != last
+    return of_x if keeps else Replicate()
 
 
 def _check_shards(shape: list[int], dim: int, count: int) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from fusionlib.layers import BlockFP8Linear, quantise_blocks
@@ -58,6 +58,36 @@ def sharded(mesh) -> None:
     assert torch.equal(both(x).float(), got)
 
 
+def gradients(mesh) -> None:
+    """The input's is that of one process: each has a part of the columns, and the parts are added up."""
+    found = []
+    for split in (False, True):
+        both = nn.Sequential(linear(128, 512), nn.SiLU(), linear(512, 256))
+        if split:
+            parallelize_module(both, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        x = torch.randn(3, 128, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_()
+        both(x).float().square().sum().backward()
+        found.append(x.grad.float())
+    assert found[0].abs().sum() > 0
+    apart = (found[0] - found[1]).norm() / found[0].norm()
+    assert apart < 0.02, apart  # sums of halves in bfloat16
+
+
+def placements(mesh) -> None:
+    """Tokens that are split between processes stay so for a whole weight, and are gathered for columns of one."""
+    x = torch.randn(4, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
+    want = linear(128, 512)(x)
+    for split in (False, True):
+        layer = linear(128, 512)
+        if split:
+            parallelize_module(layer, mesh, ColwiseParallel(use_local_output=False))
+        else:
+            distribute_module(layer, mesh)
+        got = layer(distribute_tensor(x, mesh, [Shard(0)]))
+        assert got.shape == want.shape and torch.equal(got.full_tensor(), want)
+        assert got.placements == ((Shard(1),) if split else (Shard(0),))
+
+
 def nn_weight(inputs: int, outputs: int) -> torch.Tensor:
     torch.manual_seed(0)
     return nn.Linear(inputs, outputs, dtype=torch.bfloat16).weight.detach()
@@ -91,6 +121,8 @@ def main(meeting: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=RANK, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     sharded(mesh)
+    gradients(mesh)
+    placements(mesh)
     boundary(mesh)
     broadcast()
     dist.barrier()

@@ -118,6 +118,34 @@ def test_a_copy_is_a_layer_of_its_own():
     copied, want = copy.deepcopy(linear), linear(x)
     linear.weight.zero_()
     assert torch.equal(copied(x), want) and copied.weight_scale_inv.stride() == (4, 1)
+    weight = copied.weight.data  # it has its room, so that no call copies it
+    assert laid_out_weight(weight).data_ptr() == weight.data_ptr() and weight.untyped_storage().nbytes() == 256 * 384
+
+
+@pytest.mark.parametrize("columns", [300, 383, 512])
+def test_another_number_of_elements_is_refused_as_by_a_linear_layer(columns):
+    """384 are whole groups: less is not padded to it, and of more nothing is dropped."""
+    with pytest.raises(ValueError, match=f"x has shape \\[3, {columns}\\]; the layer takes 384"):
+        layer(384, 200)(torch.randn(3, columns).bfloat16())
+
+
+def test_no_tokens():
+    assert layer(384, 200)(torch.randn(2, 0, 384).bfloat16()).shape == (2, 0, 200)
+
+
+def test_what_lies_behind_a_part_of_a_larger_tensor_is_no_part_of_the_weight():
+    codes, scale = quantise_blocks(torch.randn(200, 130))
+    wide = torch.full((256, 256), float("nan")).to(codes.dtype)
+    wide[:200, :130] = codes
+    linear = BlockFP8Linear(wide[:200, :130], scale)
+    room = linear.weight.data.as_strided((256, 256), (256, 1)).view(codes.dtype).float()
+    assert room[200:].abs().sum() == 0 and room[:, 130:].abs().sum() == 0
+
+
+def test_a_weight_in_16_bits_is_not_tied_to_codes():
+    linear, embedding = layer(256, 384), nn.Embedding(384, 256, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"bytes of FP8 codes, and this one is torch\.bfloat16"):
+        linear.weight = embedding.weight
 
 
 #: Inductor rounds where eager does if it is told to.

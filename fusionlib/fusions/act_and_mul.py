@@ -67,6 +67,8 @@ class _Product(Fusion):
         if any(find_root(node) is not None for node in nodes):
             raise NotMine  # a norm and its gate
         trail.add("product", value)
+        if dtype(product) in NARROW and dtype(product) != rounded:
+            raise Stop("rounding", value, f"one rounding, to {rounded}", describe(product))
         self._refuse_modified(product, nodes)
         x, act = self._split(product, factors)
         trail.add("x", x)

@@ -13,6 +13,7 @@ from fusionlib.models.quantize_report import Left, QuantizeReport, Replaced
 from fusionlib.models.selection import KEPT, as_patterns, check_patterns, first_match, is_asked_for
 from fusionlib.spec import GroupQuant
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -35,8 +36,11 @@ def quantize_linears(
         model: its weights must be loaded. While this runs, both forms of all replaced weights are in memory.
         include, exclude: patterns of names as in `fnmatch`, one or several. A pattern is for the whole name or its end:
             `out_proj`, `mlp.*_proj`, `model.layers.3.*`. `exclude` wins.
-        quant: how activations are quantised; `GroupQuant.vllm(128)` by default.
+        quant: how activations are quantised; the default, and which have an FP8 product, are `BlockFP8Linear`'s.
         native_quant: quantise them in plain PyTorch instead of by an opaque op.
+
+    A model that is to be saved is saved by its `state_dict`: transformers' `save_pretrained` would write no
+    `quantization_config`, and read the codes as numbers.
 
     Returns:
         the layers that were replaced, with what was padded, and those that were left, with the reason.
@@ -53,10 +57,13 @@ def quantize_linears(
         raise ValueError("model is a linear layer itself and cannot be replaced in place: BlockFP8Linear.from_linear")
     wanted, unwanted = as_patterns(include, "include"), as_patterns(exclude, "exclude")
     linears = _linears(model)
+    read = _read_directly(model)
     every = [name for names in linears.values() for name in names]
     check_patterns([pattern for pattern in wanted if pattern != "*"], every, "include")
     check_patterns(unwanted, every, "exclude")
-    reasons = {layer: _reason_to_leave(layer, names, wanted, unwanted) for layer, names in linears.items()}
+    reasons = {
+        layer: read.get(layer) or _reason_to_leave(layer, names, wanted, unwanted) for layer, names in linears.items()
+    }
     chosen = {layer: names for layer, names in linears.items() if reasons[layer] is None}
     if not chosen:
         found = "; ".join(dict.fromkeys(filter(None, reasons.values()))) or "it has none"
@@ -85,6 +92,13 @@ def _linears(model: nn.Module) -> dict[nn.Linear, list[str]]:
     return found
 
 
+def _read_directly(model: nn.Module) -> dict[nn.Linear, str]:
+    """Layers whose weight another module multiplies with itself, and why they are left."""
+    encoders = (module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer))
+    reason = "nn.TransformerEncoderLayer multiplies with its weight itself"
+    return {layer: reason for encoder in encoders for layer in (encoder.linear1, encoder.linear2)}
+
+
 def _reason_to_leave(
     layer: nn.Linear, names: list[str], wanted: tuple[str, ...], unwanted: tuple[str, ...]
 ) -> str | None:
@@ -96,8 +110,8 @@ def _reason_to_leave(
             return "include does not have it"
         if not is_asked_for(name, wanted) and (reason := _kept(layer, name)):
             return f"{reason}; include its name to have it"
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return "it has hooks, which a replacement would lose"
+    if any(getattr(layer, hooks) for hooks in _HOOKS) or "forward" in vars(layer):
+        return "it has hooks or a forward of its own, which a replacement would lose"
     return _unfit(layer)
 
 
@@ -179,7 +193,7 @@ def _replaced(layer: nn.Linear, name: str) -> Replaced:
 
 def _bytes(layer: nn.Linear) -> int:
     tensors: Mapping[str, torch.Tensor | None] = {**layer._parameters, **layer._buffers}
-    return sum(tensor.untyped_storage().nbytes() for name, tensor in tensors.items() if tensor is not None)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values() if tensor is not None)
 
 
 def _other_weights(model: nn.Module) -> Iterator[Left]:

@@ -75,7 +75,18 @@ class Compiles:
             self._cut.add(model)
         self._breaks = breaks
         number = _numbers.setdefault(compiling, next(_next_number))
-        return Origin(compile_id.frame_id, compile_id.frame_compile_id, number, model in self._cut, model)
+        code = _traced_code()
+        return Origin(compile_id.frame_id, compile_id.frame_compile_id, number, model in self._cut, model, code)
+
+
+def _traced_code() -> CodeType | None:
+    """The code of the frame that Dynamo compiles at present."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        return InstructionTranslator.current_tx().output.root_tx.f_code
+    except AttributeError:  # none is traced, or Dynamo's inside has changed
+        return None
 
 
 def _graph_breaks() -> int:
@@ -145,12 +156,13 @@ def so_far(records: Iterable[CompileRecord], latest: CompileRecord) -> Report:
     here = latest.origin
     if here is None:
         return Report((latest,))
-    graphs, numbers = [latest], {here.frame: here.number}
+    graphs, numbers, frames = [latest], {here.frame: here.number}, {here.code: here.frame}
     for record in reversed(list(records)):
         origin = record.origin
         if origin is None or origin.model != here.model or not (origin.number == here.number or here.cut):
             continue
-        if numbers.setdefault(origin.frame, origin.number) != origin.number:
+        renumbered = origin.code is not None and frames.setdefault(origin.code, origin.frame) != origin.frame
+        if renumbered or numbers.setdefault(origin.frame, origin.number) != origin.number:
             break
         graphs.insert(0, record)
     return Report(tuple(graphs))

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fusionlib.rewrite.report import CompileRecord, Site
+    from fusionlib.rewrite.report import CompileRecord, Origin, Site
 
 Graphs = tuple["CompileRecord", ...]
 #: The frames of a model between two resets, each with its attempts in order.
@@ -33,12 +33,20 @@ def lives(graphs_of_compiles: Iterable[Graphs]) -> list[Life]:
         origin = graphs[0].origin
         assert origin is not None
         found = models.setdefault(origin.model, [{}])
-        if origin.attempt == 0 and any(
-            frame >= origin.frame for frame in found[-1]
-        ):  # frames are numbered as they come
+        if origin.attempt == 0 and _begins_anew(origin, found[-1]):
             found.append({})
         found[-1].setdefault(origin.frame, []).append(graphs)
     return [life for of_model in models.values() for life in of_model if life]
+
+
+def _begins_anew(origin: Origin, life: Life) -> bool:
+    """Whether Dynamo was reset before a first attempt: frames are numbered as they come, and a code has one number."""
+    again = (frame for frame, attempts in life.items() if origin.code is not None and _code(attempts[0]) == origin.code)
+    return any(frame >= origin.frame for frame in life) or any(frame != origin.frame for frame in again)
+
+
+def _code(graphs: Graphs) -> object:
+    return graphs[0].origin.code if graphs[0].origin is not None else None
 
 
 def distinct_sites(records: Iterable[CompileRecord], kind: Callable[[Site], Hashable]) -> list[Site]:

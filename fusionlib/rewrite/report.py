@@ -148,7 +148,8 @@ class Origin:
     """Where a graph comes from: the `attempt`-th compile of the function that Dynamo counts as `frame`.
 
     Dynamo starts counting again after a reset; `number` is the compile's number in this process. `cut` if graph breaks
-    were seen: the model is then spread over several frames. `model` is the code or class of what was compiled.
+    were seen: the model is then spread over several frames. `model` is the code or class of what was compiled, `code`
+    that of the frame.
     """
 
     frame: int
@@ -156,6 +157,7 @@ class Origin:
     number: int
     cut: bool
     model: object = None
+    code: object = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,8 @@ class Report:
     """What a pass did in all compiles so far. `str(report)` reads as text, a notebook shows a table.
 
     `compiles` has a record of every compiled graph. The sites are each of a model once: where Dynamo compiled it again,
-    for other inputs or after a reset, they are not counted again.
+    for other inputs or after a reset, they are not counted again. Instances of one class, and functions made of one
+    code, are one model.
     """
 
     compiles: tuple[CompileRecord, ...] = field(default=())

@@ -29,8 +29,8 @@ def spell_modules(paths: Sequence[str]) -> str:
     for same in grouped(dict.fromkeys(path for path in paths if path), lambda path: _NUMBER.sub("{}", path)):
         places = list(zip(*(map(int, _NUMBER.findall(path)) for path in same), strict=True))
         if sum(len(set(numbers)) > 1 for numbers in places) == 1:
-            spelt = (_ranges(numbers) if len(set(numbers)) > 1 else numbers[0] for numbers in places)
-            words.append(_NUMBER.sub("{}", same[0]).format(*spelt))
+            spelt = iter([_ranges(numbers) if len(set(numbers)) > 1 else str(numbers[0]) for numbers in places])
+            words.append("".join(part + next(spelt, "") for part in _NUMBER.split(same[0])))
         else:
             words += same
     return ", ".join(words)

@@ -242,6 +242,10 @@ def rounded_to_another(gate, up, weight):
     return quantised((F.silu(gate.float()).half().float() * up.float()).bfloat16())
 
 
+def rounded_twice(gate, up, weight):
+    return quantised((F.silu(gate) * up).half())  # eager writes it in bfloat16 first
+
+
 def activation_returned(gate, up, weight):
     act = F.silu(gate)
     return *quantised(act * up), act
@@ -272,6 +276,7 @@ REFUSED = {
     rounded_inside: ("rounding", "act_and_mul"),
     gelu_in_16_bits: ("rounding", "act_and_mul"),
     rounded_to_another: ("rounding", "act_and_mul"),
+    rounded_twice: ("rounding", "act_and_mul"),
     activation_returned: ("intermediate_used", "act_and_mul"),
 }
 

@@ -116,9 +116,34 @@ def test_what_is_more_than_a_linear_layer_is_left():
     left = {entry.name: entry.reason for entry in quantize_linears(model).left}
     assert "hooks" in left["blocks.0.down"] and "LoraLinear is more than" in left["blocks.1.down"]
     assert "holds gate_up as one tensor" in left["blocks.0.experts"]
+    own = Model()
+    own.blocks[0].down.register_full_backward_hook(lambda *_: None)
+    own.blocks[1].down.forward = torch.tanh
+    left = {entry.name: entry.reason for entry in quantize_linears(own).left}
+    assert all("hooks or a forward of its own" in left[f"blocks.{i}.down"] for i in range(2))
     again = quantize_linears(model, ["gate", "qkv_proj"])
     assert taken(again) == ["blocks.0.gate", "blocks.1.gate"]
     assert {entry.name: entry.reason for entry in again.left}["blocks.0.qkv_proj"] == "block-FP8 already"
+
+
+def test_weights_that_another_module_multiplies_with_are_left():
+    """PyTorch's own encoder layer reads them in its fast path."""
+    model = nn.Sequential(nn.TransformerEncoderLayer(128, 1, 256, batch_first=True), nn.Linear(128, 128)).eval()
+    with torch.no_grad():
+        report = quantize_linears(model)
+        assert taken(report) == ["1"] and model(torch.randn(1, 3, 128)).isfinite().all()
+    assert {entry.name for entry in report.left if "multiplies with its weight itself" in entry.reason} == {
+        "0.linear1",
+        "0.linear2",
+    }
+
+
+def test_bytes_are_those_of_the_weights_and_not_of_what_they_are_parts_of():
+    whole = torch.randn(4, 128, 128)
+    model = nn.Sequential(*(nn.Linear(128, 128, bias=False) for _ in range(4)))
+    for linear, weight in zip(model, whole, strict=True):
+        linear.weight = nn.Parameter(weight)
+    assert quantize_linears(model).bytes_before == 4 * 128 * 128 * 4
 
 
 def test_a_block_that_is_used_twice_is_replaced_in_both_places():

@@ -126,6 +126,25 @@ def test_a_reset_of_dynamo_repeats_no_site_of_a_model():
     assert len(fusion.report().compiles) == 2 and len(fusion.report().fused) == 1
 
 
+def test_a_reset_repeats_no_site_where_other_code_is_compiled_first():
+    """Dynamo then numbers the model's frames higher than before."""
+    fusion, model, (x, gate) = FusionPass(("cpu",), expect=2), Model(1), inputs()
+
+    def cut(x, gate):
+        y = model.layers[0].attn(x, gate)
+        torch._dynamo.graph_break()
+        return model.layers[0].attn(y.view_as(x), gate)
+
+    compiled(cut, fusion)(x, gate)
+    fusion.check()
+    torch._dynamo.reset()
+    for other in (torch.sin, torch.cos, torch.tanh):
+        compiled(lambda x, other=other: other(x) + 1, fusion)(x)
+    compiled(cut, fusion)(x, gate)
+    fusion.check()
+    assert len(fusion.report().compiles) == 4 and len(fusion.report().fused) == 2
+
+
 def test_layers_that_are_compiled_one_by_one_are_one_region():
     """Instances of one class share Dynamo's code; each new one is compiled for itself, or not at all."""
     fusion, model = FusionPass(("cpu",)), Model(4)

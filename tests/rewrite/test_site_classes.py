@@ -18,6 +18,7 @@ from fusionlib.rewrite.site_classes import spell_modules
         (["layers.0.out", "head", "layers.1.out", "layers.0.up"], "layers.{0-1}.out, head, layers.0.up"),
         (["a.0.b.0", "a.0.b.1"], "a.0.b.{0-1}"),
         (["a.0.b.0", "a.1.b.1"], "a.0.b.0, a.1.b.1"),  # which of four there are would be lost
+        (["a{b}.0", "a{b}.1"], "a{b}.{0-1}"),
         (["conv2.0", "conv3.0"], "conv2.0, conv3.0"),  # a number inside of a name is part of it
     ],
 )
