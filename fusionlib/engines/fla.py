@@ -40,6 +40,6 @@ def read_gated_norm(arguments: Arguments) -> OpaqueProducer:
 _SOURCE = "fla-org/flash-linear-attention fla/modules/fused_norm_gate.py, 18cc5e82fd22"
 
 READERS = tuple(
-    Shipped("norm kernel", f"fla.modules.fused_norm_gate.{name}", (), _SOURCE, read_gated_norm)
+    Shipped("norm kernel", f"fla.modules.fused_norm_gate.{name}", (), _SOURCE, read_gated_norm, GatedNorm)
     for name in ("layer_norm_gated_fwd_kernel", "layer_norm_gated_fwd_kernel1")
 )

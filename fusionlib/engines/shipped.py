@@ -29,6 +29,7 @@ class Shipped:
         schemas: those that the op is known by, "(Tensor x) -> Tensor", one for each version; none for a kernel.
         source: what it was read from: the project, the file, and the commit if it is known.
         read: what the call computes, once its schema is known.
+        spec: the type of spec that a norm's reader answers with; None for a quantisation.
     """
 
     kind: Kind
@@ -36,6 +37,7 @@ class Shipped:
     schemas: tuple[str, ...]
     source: str
     read: Callable[[Arguments], Any]
+    spec: type | None = None
 
     def __call__(self, arguments: Arguments) -> Any:
         """What the call computes. Raises Stop if the op is another than the one that was read."""

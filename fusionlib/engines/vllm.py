@@ -223,6 +223,7 @@ READERS = (
         ("(Tensor x, Tensor? weight, float epsilon, int? variance_size=None) -> Tensor",),
         f"{_IR}, e8757cc88 and later",
         read_ir_norm,
+        RMSNorm,
     ),
     Shipped(
         "norm op",
@@ -230,6 +231,7 @@ READERS = (
         ("(Tensor x, Tensor x_residual, Tensor? weight, float epsilon, int? variance_size=None) -> (Tensor, Tensor)",),
         f"{_IR}, after e8757cc88",
         read_ir_add_norm,
+        RMSNorm,
     ),
     Shipped(
         "norm op",
@@ -240,6 +242,7 @@ READERS = (
         ),
         "vllm/ir/ops/layernorm.py of a branch of vLLM; not verified in a release",
         read_ir_gated_norm,
+        GatedNorm,
     ),
     Shipped(
         "norm op",
@@ -250,6 +253,7 @@ READERS = (
         ),
         f"{_BINDINGS}; vllm-project/vllm csrc/layernorm_kernels.cu",
         read_c_norm,
+        RMSNorm,
     ),
     Shipped(
         "norm op",
@@ -260,5 +264,6 @@ READERS = (
         ),
         f"{_BINDINGS}; vllm-project/vllm csrc/layernorm_kernels.cu",
         read_c_add_norm,
+        RMSNorm,
     ),
 )

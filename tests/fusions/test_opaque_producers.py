@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from fusionlib import FusionPass, GatedNorm, GroupQuant, RMSNorm, explain, group_quant, reference
-from fusionlib.fusions import OpaqueProducer, register_producer_kernel, register_producer_op
+from fusionlib.fusions import GatedNormQuant, OpaqueProducer, register_producer_kernel, register_producer_op
 from fusionlib.fusions.producer_ops import producers_kept, registered_producers
 from fusionlib.match import Stop
 from fusionlib.pattern.norm_op import define_norm_op, rms_norm_gated
@@ -117,6 +117,33 @@ def test_a_reader_that_fails_is_named(own):
 )
 def test_what_a_reader_says_must_fit(own, change, code):
     assert refused_by(lambda arguments: change(read_own(arguments)), own).code == code
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda read: {"rows": {"x": read.rows["x"]}}, "gate"),
+        (lambda read: {"vectors": {"bias": None}}, "weight"),
+        (lambda read: {"rows": {}}, "gate"),
+        (lambda read: {"vectors": {**read.vectors, "weight": 1.0}}, "1.0"),
+    ],
+    ids=["no gate", "no weight", "no rows", "a float"],
+)
+def test_a_reader_that_leaves_out_a_tensor_is_named(own, change, says):
+    site = refused_by(lambda arguments: replace(read := read_own(arguments), **change(read)), own)
+    assert site.code == "reader_failed" and says in site.found and own in site.expected
+
+
+def test_a_refused_norm_counts_for_its_own_fusion():
+    def fn(x, w):
+        return NATIVE(torch.ops.vllm_ir.rms_norm(x, w, 1e-6, 256))
+
+    with defined("vllm_ir::rms_norm"):
+        x, w = rows(count=1)
+        (site,) = explain(fn, x, w, devices="cpu")
+        assert site.fusion == "rms_norm" and site.code == "opaque_producer"
+        alone = FusionPass("cpu", fusions=(GatedNormQuant(),), strict=True)
+        assert keeps(fn, x, w, fusion=alone).unclaimed
 
 
 def test_a_reader_is_in_the_key_of_the_caches(own):
