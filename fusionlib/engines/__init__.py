@@ -31,7 +31,7 @@ def register_engines() -> None:
         "norm kernel": register_producer_kernel,
     }
     for each in SHIPPED.values():
-        how[each.kind](each.name, each)
+        how[each.kind](each.name, each, **({} if each.spec is None else {"spec": each.spec}))
 
 
 register_engines()

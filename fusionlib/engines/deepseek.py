@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from fusionlib.engines.kernel_text import expression, stored
-from fusionlib.engines.shipped import Shipped, grouped
+from fusionlib.engines.shipped import Shipped, grouped, need_contiguous
 from fusionlib.match import Arguments, OpaqueQuant, Stop
 from fusionlib.match.graph import numel
 from fusionlib.match.sizes import Size, equal
@@ -32,6 +33,10 @@ def read_act_quant(arguments: Arguments) -> OpaqueQuant:
         expected = "a kernel that stores max(|x|) / 448 and x / scale of each block, as in DeepSeek-V3"
         found = "one of the same name with other code: register a reader of its own for it by its module and name"
         raise Stop("opaque_quant", arguments.call, expected, found)
+    codes = arguments.fake("y_ptr").dtype
+    if codes is not torch.float8_e4m3fn:
+        raise Stop("fp8_dtype", arguments.call, "float8_e4m3fn, whose maximum the kernel has", str(codes))
+    need_contiguous("opaque_quant", arguments, "x_ptr", "y_ptr", "s_ptr")
     block, x = arguments["BLOCK_SIZE"], arguments.node("x_ptr")
     programs = _programs(arguments)
     if not equal(programs * block, numel(x)):

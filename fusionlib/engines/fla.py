@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from fusionlib.engines.shipped import Shipped, none_of
+from fusionlib.engines.shipped import Shipped, need_contiguous, none_of
 from fusionlib.fusions import OpaqueProducer
 from fusionlib.match import Arguments, Stop
 from fusionlib.match.graph import dtype, shape
@@ -18,7 +18,9 @@ from fusionlib.spec import GatedNorm
 
 def read_gated_norm(arguments: Arguments) -> OpaqueProducer:
     """norm(x) * weight [+ bias] * silu(g) or sigmoid(g) over rows of D elements: float32 throughout, rounded once."""
-    none_of(arguments, "opaque_producer", "HAS_RESIDUAL", "STORE_RESIDUAL_OUT")
+    none_of(arguments, "opaque_producer", "residual", "residual_out", "STORE_RESIDUAL_OUT")
+    if arguments["HAS_RESIDUAL"]:
+        raise Stop("opaque_producer", arguments.call, "no residual", "HAS_RESIDUAL")
     if not arguments["IS_RMS_NORM"]:
         raise Stop("layer_norm", arguments.call, "IS_RMS_NORM", "a norm that subtracts the mean")
     activation = {"swish": "silu", "silu": "silu", "sigmoid": "sigmoid"}.get(arguments["ACTIVATION"])
@@ -27,6 +29,7 @@ def read_gated_norm(arguments: Arguments) -> OpaqueProducer:
     x, size = arguments.node("x"), arguments["D"]
     if shape(x)[-1] != size:
         raise Stop("mean_axis", arguments.call, f"rows of D={size} elements", f"shape {list(shape(x))}")
+    need_contiguous("opaque_producer", arguments, "x", "g", "y")
     made, own = arguments.fake("y").dtype, dtype(x)
     out: torch.dtype | None = None if made is own else made
     spec = GatedNorm(size, arguments["eps"], activation, True, 0, frozenset({"output"}), out)  # type: ignore[arg-type]
@@ -37,6 +40,6 @@ def read_gated_norm(arguments: Arguments) -> OpaqueProducer:
 _SOURCE = "fla-org/flash-linear-attention fla/modules/fused_norm_gate.py, 18cc5e82fd22"
 
 READERS = tuple(
-    Shipped("norm kernel", f"fla.modules.fused_norm_gate.{name}", (), _SOURCE, read_gated_norm)
+    Shipped("norm kernel", f"fla.modules.fused_norm_gate.{name}", (), _SOURCE, read_gated_norm, GatedNorm)
     for name in ("layer_norm_gated_fwd_kernel", "layer_norm_gated_fwd_kernel1")
 )

@@ -29,6 +29,7 @@ class Shipped:
         schemas: those that the op is known by, "(Tensor x) -> Tensor", one for each version; none for a kernel.
         source: what it was read from: the project, the file, and the commit if it is known.
         read: what the call computes, once its schema is known.
+        spec: the type of spec that a norm's reader answers with; None for a quantisation.
     """
 
     kind: Kind
@@ -36,6 +37,7 @@ class Shipped:
     schemas: tuple[str, ...]
     source: str
     read: Callable[[Arguments], Any]
+    spec: type | None = None
 
     def __call__(self, arguments: Arguments) -> Any:
         """What the call computes. Raises Stop if the op is another than the one that was read."""
@@ -162,9 +164,17 @@ def row_of(arguments: Arguments, value: str) -> int:
     return row
 
 
+def need_contiguous(code: str, arguments: Arguments, *names: str) -> None:
+    """Refuse a launch of a kernel that goes through these tensors in the order of memory, if that is not theirs."""
+    for name in names:
+        if not (tensor := arguments.fake(name)).is_contiguous():
+            found = f"shape {list(tensor.shape)}, strides {list(tensor.stride())}"
+            raise Stop(code, arguments.call, f"{name} contiguous, as the kernel reads memory", found)
+
+
 def norm_size(arguments: Arguments, weight: str, x: str) -> int:
-    """The elements of the last dimension of `x`, which `weight` must have one for each of if it is given."""
+    """The elements of the last dimension of `x`, which `weight` must have one for each of, in its own last one."""
     size, given = row_of(arguments, x), arguments.given(weight)
-    if given is not None and not equal(numel(given), size):
+    if given is not None and not (equal(numel(given), size) and shape(given) and equal(shape(given)[-1], size)):
         raise Stop("weight_shape", given, f"{size} elements", describe(given))
     return size

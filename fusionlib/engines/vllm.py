@@ -101,13 +101,21 @@ def _norm_roundings(arguments: Arguments, value: torch.dtype, x: str, weight: st
     """Where `x.to(weight.dtype) * weight` rounds, or `x.to(orig_dtype) * weight`: the same for equal dtypes."""
     given, own = arguments.given(weight), dtype(arguments.node(x))
     output = {"output"} if value is own else set()
-    if given is None or own is torch.float32:
+    if given is None or own is dtype(given) is torch.float32:
         return frozenset({"output"})
     if dtype(given) is own:
         return frozenset({"norm", *output})
     if dtype(given) is torch.float32:  # rounded at the end by versions that return x's dtype, else before the weight
         return frozenset({"output"} if output else {"norm"})
     raise Stop("rounding", given, "a weight of x's dtype or float32", str(dtype(given)))
+
+
+def _of_one_dtype(arguments: Arguments, x: str, *others: str) -> None:
+    """Refuse tensors of other dtypes than `x`: the CUDA kernels take all of them for its."""
+    own = dtype(arguments.node(x))
+    for name in others:
+        if arguments.get(name) is not None and (found := arguments.fake(name).dtype) is not own:
+            raise Stop("rounding", arguments.call, f"{name} of {x}'s dtype {own}", str(found))
 
 
 def read_ir_norm(arguments: Arguments) -> OpaqueProducer:
@@ -147,6 +155,7 @@ def read_ir_gated_norm(arguments: Arguments) -> OpaqueProducer:
 
 def read_c_norm(arguments: Arguments) -> OpaqueProducer:
     """norm(x) * weight over the last dimension: float32, rounded before the weight and after it."""
+    _of_one_dtype(arguments, "input", "result", "weight")
     rounding = _norm_roundings(arguments, arguments.fake("result").dtype, "input", "weight")
     spec = RMSNorm(norm_size(arguments, "weight", "input"), arguments["epsilon"], rounding=rounding)
     rows = {"x": arguments.node("input"), "residual": None}
@@ -155,6 +164,7 @@ def read_c_norm(arguments: Arguments) -> OpaqueProducer:
 
 def read_c_add_norm(arguments: Arguments) -> OpaqueProducer:
     """norm(input + residual) * weight, into input, and the sum, into residual: the norm is taken of the rounded sum."""
+    _of_one_dtype(arguments, "input", "residual", "weight")
     points = _norm_roundings(arguments, arguments.fake("input").dtype, "input", "weight")
     rounding: frozenset[Any] = points | {"sum"}
     spec = RMSNorm(norm_size(arguments, "weight", "input"), arguments["epsilon"], rounding=rounding)
@@ -213,6 +223,7 @@ READERS = (
         ("(Tensor x, Tensor? weight, float epsilon, int? variance_size=None) -> Tensor",),
         f"{_IR}, e8757cc88 and later",
         read_ir_norm,
+        RMSNorm,
     ),
     Shipped(
         "norm op",
@@ -220,6 +231,7 @@ READERS = (
         ("(Tensor x, Tensor x_residual, Tensor? weight, float epsilon, int? variance_size=None) -> (Tensor, Tensor)",),
         f"{_IR}, after e8757cc88",
         read_ir_add_norm,
+        RMSNorm,
     ),
     Shipped(
         "norm op",
@@ -230,6 +242,7 @@ READERS = (
         ),
         "vllm/ir/ops/layernorm.py of a branch of vLLM; not verified in a release",
         read_ir_gated_norm,
+        GatedNorm,
     ),
     Shipped(
         "norm op",
@@ -240,6 +253,7 @@ READERS = (
         ),
         f"{_BINDINGS}; vllm-project/vllm csrc/layernorm_kernels.cu",
         read_c_norm,
+        RMSNorm,
     ),
     Shipped(
         "norm op",
@@ -250,5 +264,6 @@ READERS = (
         ),
         f"{_BINDINGS}; vllm-project/vllm csrc/layernorm_kernels.cu",
         read_c_add_norm,
+        RMSNorm,
     ),
 )

@@ -20,6 +20,7 @@ from fusionlib.match.reader_table import ReaderTable, Registered
 from fusionlib.match.reasons import NotMine, Stop
 from fusionlib.match.result import Reading, Trail
 from fusionlib.match.tokens import need_as_many
+from fusionlib.spec import GatedNorm, RMSNorm
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,35 @@ class OpaqueProducer:
     output: int | str = 0
     kept: Mapping[str, int | str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        rows, vectors = _TENSORS.get(type(self.spec), (tuple(self.rows), tuple(self.vectors)))
+        for what, given, names in (("rows", self.rows, rows), ("vectors", self.vectors, vectors)):
+            if missing := [name for name in names if name not in given]:
+                raise TypeError(f"{what} of a {type(self.spec).__name__} must have {missing}; None if there is none")
+            if wrong := {name: t for name, t in given.items() if t is not None and not isinstance(t, fx.Node)}:
+                raise TypeError(f"{what} must be tensors of the graph, not {wrong}")
+        if not self.rows:
+            raise TypeError("rows must have the tensor that the value is made of")
+
+
+#: The names of the rows and vectors of each spec.
+_TENSORS: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    GatedNorm: (("x", "gate"), ("weight", "bias")),
+    RMSNorm: (("x", "residual"), ("weight",)),
+}
 
 ProducerReader = Callable[[Arguments], OpaqueProducer]
 
 _PRODUCERS = ReaderTable(unreadable="opaque_producer")
+_SPECS: dict[Callable[[Arguments], Any], type] = {}  # of the readers that were registered with theirs
 
 
 def register_producer_op(
-    target: torch._ops.OpOverload | str, reader: ProducerReader, *, version: str | None = None
+    target: torch._ops.OpOverload | str,
+    reader: ProducerReader,
+    *,
+    version: str | None = None,
+    spec: type | None = None,
 ) -> None:
     """Let the fusions take calls of `target` for producers; `reader(arguments)` says which, or raises `Stop`.
 
@@ -56,16 +78,29 @@ def register_producer_op(
         target: an overload such as torch.ops.ns.name.default, or its name, "ns::name" or "ns::name.overload".
         reader: gets the `fusionlib.match.Arguments` by name and returns an `OpaqueProducer`.
         version: stands for the reader in the key of Inductor's caches, as in `fusionlib.match.register_quant_op`.
+        spec: the type of spec that the reader answers with, `RMSNorm` or `GatedNorm`. A call that it refuses then
+            counts for the fusion of that spec alone, and not for every fusion that asks.
     """
     _PRODUCERS.add_op(target, reader, version)
+    _of_spec(reader, spec)
 
 
-def register_producer_kernel(kernel: object, reader: ProducerReader, *, version: str | None = None) -> None:
+def register_producer_kernel(
+    kernel: object, reader: ProducerReader, *, version: str | None = None, spec: type | None = None
+) -> None:
     """The same for launches of a Triton kernel: what `triton.jit` or `triton.autotune` made, or its name.
 
     `output` and `kept` then name parameters that the kernel writes to.
     """
     _PRODUCERS.add_kernel(kernel, reader, version)
+    _of_spec(reader, spec)
+
+
+def _of_spec(reader: ProducerReader, spec: type | None) -> None:
+    if spec is None:
+        _SPECS.pop(reader, None)
+    else:
+        _SPECS[reader] = spec
 
 
 def producers_kept() -> AbstractContextManager[None]:
@@ -90,8 +125,11 @@ def read_producer(value: fx.Node, spec: type, trail: Trail) -> Reading | None:
     """
     value = peel_exact(value)
     call = value.args[0] if is_call(value, operator.getitem) else value
-    if not isinstance(call, fx.Node) or _PRODUCERS.find(call) is None:
+    found = _PRODUCERS.find(call) if isinstance(call, fx.Node) else None
+    if found is None or not isinstance(call, fx.Node):
         return None
+    if not issubclass(_SPECS.get(found[1], spec), spec):
+        raise NotMine
     read: OpaqueProducer = _PRODUCERS.read(call, OpaqueProducer)
     if not isinstance(read.spec, spec) or output_of(call, read.output) is not value:
         raise NotMine

@@ -55,7 +55,8 @@ class Arguments(dict[str, Any]):
     """The arguments of a call by their names in the schema, or in the kernel's signature.
 
     A tensor that is read is a node of the graph, one that is written a `Written`. Defaults are included as the schema
-    stores them: a dtype is a number there.
+    stores them, where a dtype is a number, or as the kernel's parameters have them; so are the constants on which all
+    configurations of `triton.autotune` agree. What a `triton.heuristics` below it sets is not known, and missing.
 
     Attributes:
         call: the node that makes the call.
@@ -173,9 +174,16 @@ def _numbers(sizes: Any) -> Shape:
 
 
 def _kernel_arguments(node: fx.Node, kernel: Any) -> Arguments:
+    tuned = []
     while not hasattr(kernel, "src") and hasattr(kernel, "fn"):
+        tuned += [config.kwargs for config in getattr(kernel, "configs", ())]
         kernel = kernel.fn
     arguments, written = Arguments(node, kernel=kernel), kernel_writes(node)
+    arguments.update({p.name: p.default for p in getattr(kernel, "params", ()) if p.has_default})
+    for name in {name for config in tuned for name in config}:  # the tuner sets it, whatever the default is
+        arguments.pop(name, None)
+        if all(name in config and config[name] == tuned[0][name] for config in tuned):
+            arguments[name] = tuned[0][name]
     arguments.update(kernel_side_table.get_constant_args(node.kwargs["constant_args_idx"]))  # type: ignore[arg-type]
     passed: Any = node.kwargs["kwargs"]
     for name, given in passed.items():
@@ -250,7 +258,7 @@ def _taken(node: fx.Node, index: int | str) -> fx.Node | None:
 
 def is_whole(node: fx.Node, name: str) -> bool:
     """Whether a written argument is the whole tensor that comes back, strides included, and not a view of it."""
-    return not any(key.startswith(f"_{name}_") and not key.endswith(("_base_index", "_alias")) for key in node.kwargs)
+    return not any(f"_{name}_{part}" in node.kwargs for part in ("size", "slice_dim"))
 
 
 def _written_view(node: fx.Node, name: str, base: fx.Node) -> fx.Node | None:

@@ -49,10 +49,17 @@ Site = Match | Miss | Unclaimed
 def anchors(graph: fx.Graph) -> Iterator[fx.Node]:
     """The nodes at which quantisations end, in graph order: casts to FP8, known opaque ops, and unknown ones.
 
-    Also products with an FP8 weight that take a value as it is, in 16 bits.
+    Also products with an FP8 weight that take a value as it is, in 16 bits, and calls that cannot be looked at.
     """
     for node in graph.nodes:
-        if is_fp8_cast(node) or is_opaque_quant(node) or is_unknown_quant(node) or product_input(node) is not None:
+        try:
+            found = (
+                is_fp8_cast(node) or is_opaque_quant(node) or is_unknown_quant(node) or product_input(node) is not None
+            )
+        except Exception:  # a pass must not break a compile; `match_anchor` fails on it too, and reports it
+            log.exception("fusionlib cannot tell whether %s quantises", node)
+            found = True
+        if found:
             yield node
 
 

@@ -39,14 +39,14 @@ def is_unknown_quant(node: fx.Node) -> bool:
 
 
 def product_input(node: fx.Node) -> fx.Node | None:
-    """The float tensor that `node` multiplies with an FP8 weight of the graph's inputs, if it takes one as it is.
+    """The float tensor that `node` takes beside an FP8 weight of the graph's inputs, if it takes one as it is.
 
     Such a product quantises inside, as the Triton kernel of transformers' FP8Linear does, or not at all: nothing is
     beside it that could be fused. The weight is [out, in] and the only FP8 tensor; a scaled product of codes reads
     two, and a cache of keys and values has more dimensions.
     """
     call = _call(node)
-    if call is None or _quantises(node) is not None:
+    if call is None or any(kind in FP8_DTYPES for kind in _made(call)):
         return None
     weights = [read for read in call.reads if dtype(read) in FP8_DTYPES]
     if len(weights) != 1 or len(shape(weights[0])) != 2 or peel_views(weights[0]).op not in ("placeholder", "get_attr"):
@@ -54,6 +54,14 @@ def product_input(node: fx.Node) -> fx.Node | None:
     inner = shape(weights[0])[1]
     takes = (read for read in call.reads if dtype(read) in _FLOATS[:2] and len(shape(read)) > 1)
     return next((read for read in takes if equal(shape(read)[-1], inner)), None)
+
+
+def call_name(node: fx.Node) -> str:
+    """The name of the op or the Triton kernel that `node` calls, below PyTorch's wrappers."""
+    if (op := called_op(node)) is not None:
+        return str(op)
+    kernel = launched_kernel(node)
+    return str(node.target) if kernel is None else f"the Triton kernel {kernel_names(kernel)[0]}"
 
 
 def unknown_quant(node: fx.Node) -> Stop:
@@ -76,6 +84,12 @@ def _quantises(node: fx.Node) -> tuple[str, torch.dtype, fx.Node] | None:
     made += [dtype(written) for written in call.writes if not _is_cache(written, sources)]
     codes = [kind for kind in made if kind is not None and kind in FP8_DTYPES]
     return (call.name, codes[0], sources[0]) if codes and sources else None
+
+
+def _made(call: _Call) -> list[torch.dtype | None]:
+    """The dtypes of what a call returns and of what it writes into."""
+    made: list[torch.dtype | None] = [v.dtype for v in tree_iter(call.returned) if isinstance(v, torch.Tensor)]
+    return made + [dtype(written) for written in call.writes]
 
 
 def _is_cache(written: fx.Node, sources: list[fx.Node]) -> bool:

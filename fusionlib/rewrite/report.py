@@ -20,6 +20,7 @@ from fusionlib.match.reasons import REASONS
 from fusionlib.match.result import Match, Miss, Pair, Unclaimed
 from fusionlib.match.sizes import times
 from fusionlib.match.source_lines import module_path, source_text
+from fusionlib.match.unknown import call_name
 from fusionlib.rewrite.model_parts import distinct_sites
 from fusionlib.rewrite.site_classes import grouped, spell_modules
 from fusionlib.spec import GroupQuant
@@ -285,7 +286,7 @@ def _saving(quantised: fx.Node) -> str:
 def _inside(site: Unclaimed) -> str:
     """What a product does that takes a value in 16 bits."""
     return (
-        f"{site.anchor.target} multiplies a {tensor_text(site.value)} with an FP8 weight and quantises it inside, if "
+        f"{call_name(site.anchor)} takes a {tensor_text(site.value)} with an FP8 weight and quantises it inside, if "
         "at all: no quantisation is beside it that could be fused; fusionlib.models.quantize_linears puts layers with "
         "one in its place"
     )

@@ -125,6 +125,17 @@ def test_vllm_per_token(wrapper, dims):
         assert "per 512 (scale >=" in fuses_and_equals(fn, *poor(*inputs()))
 
 
+def test_vllms_largest_code_of_fnuz_is_224():
+    def fn(x, z, w):
+        y = value(x, z, w)
+        codes, scale = torch.empty_like(y, dtype=torch.float8_e4m3fnuz), torch.empty(y.shape[0], 1)
+        op(codes, y, scale, None)
+        return codes, scale
+
+    with defined("_C::dynamic_per_token_scaled_fp8_quant") as op:
+        fuses_and_equals(fn, *poor(*inputs()))
+
+
 @pytest.mark.parametrize("name", ["vllm::rocm_aiter_group_fp8_quant", "vllm::triton_per_token_group_quant_fp8"])
 def test_vllms_ops_that_return(name):
     with defined(name) as op:
@@ -210,6 +221,54 @@ def test_what_vllm_cannot_have_fused(how, code, says):
     with defined("_C::per_token_group_fp8_quant") as op:
         site = seen(group_call(op, **how), *inputs())
         assert not site.fused and site.code == code and says in site.found, str(site)
+
+
+def test_a_value_that_is_not_contiguous_is_none_of_the_ops():
+    def fn(x, z, w):
+        y = value(x, z, w)[:, :256]
+        codes, scale = torch.empty(6, 256, dtype=FP8), torch.empty(6, 2)
+        op(y, codes, scale, 128, 1e-10, -448.0, 448.0, False, False, False)
+        return codes, scale
+
+    with defined("_C::per_token_group_fp8_quant") as op:
+        site = seen(fn, *inputs())
+    assert site.code == "opaque_quant" and "contiguous" in site.expected
+
+
+def test_vllm_per_token_with_an_upper_bound():
+    def fn(x, z, w):
+        y = value(x, z, w)
+        codes, scale = torch.empty_like(y, dtype=FP8), torch.empty(y.shape[0], 1)
+        op(codes, y, scale, x.new_ones(1, dtype=torch.float32))
+        return codes, scale
+
+    with defined("_C::dynamic_per_token_scaled_fp8_quant") as op:
+        assert seen(fn, *inputs()).code == "scale_bound"
+
+
+@pytest.mark.parametrize(
+    ("name", "ue8m0"),
+    [
+        ("_C::per_token_group_fp8_quant_packed", None),
+        ("sgl_kernel::sgl_per_token_group_quant_8bit", True),
+    ],
+)
+def test_no_op_rounds_a_float32_value_by_log2(name, ue8m0):
+    with defined(name) as op:
+        site = seen(in_groups(op, "packed_int32", ue8m0, tail=()), *inputs(dtype=torch.float32))
+    assert site.code == "ue8m0" and "log2" in site.expected
+
+
+@pytest.mark.parametrize(("which", "name"), enumerate(("fuse_silu_and_mul", "masked_m")))
+def test_sglangs_second_version_with_more_than_a_quantisation(which, name):
+    def fn(x, z, w):
+        tail = [False, None]
+        tail[which] = x.new_ones(6, dtype=torch.int32) if which else True
+        return in_groups(op, "packed_int32", True, tail=tail)(x, z, w)
+
+    with defined("sgl_kernel::sgl_per_token_group_quant_8bit_v2") as op:
+        site = seen(fn, *inputs())
+    assert site.code == "opaque_quant" and site.expected == f"no {name}"
 
 
 def test_a_transposed_part_is_left_alone():

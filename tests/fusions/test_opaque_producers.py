@@ -1,6 +1,7 @@
 """Norms that hide their arithmetic: those with a reader fuse and equal eager, the others stay unclaimed."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +9,13 @@ import triton
 import triton.language as tl
 
 from fusionlib import FusionPass, GatedNorm, GroupQuant, RMSNorm, explain, group_quant, reference
-from fusionlib.fusions import OpaqueProducer, register_producer_kernel, register_producer_op
+from fusionlib.fusions import GatedNormQuant, OpaqueProducer, register_producer_kernel, register_producer_op
 from fusionlib.fusions.producer_ops import producers_kept, registered_producers
 from fusionlib.match import Stop
 from fusionlib.pattern.norm_op import define_norm_op, rms_norm_gated
 from fusionlib.rewrite.cache_key import readers_hash
-from tests.engines.standins import FP8, defined, rows_of
+from tests.engines.standins import FP8, defined, normed, rows_of
+from tests.match.test_triton_kernels import seen
 from tests.spellings import QuantSpelling, inputs, run_rewritten
 from tests.support import same
 from tests.triton_graphs import launches_traced
@@ -106,11 +108,42 @@ def test_a_reader_that_fails_is_named(own):
     [
         (lambda read: OpaqueProducer(GatedNorm(128, rounding=frozenset()), read.rows, read.vectors), "opaque_producer"),
         (lambda read: OpaqueProducer(GatedNorm(96), read.rows, read.vectors), "mean_axis"),
+        (
+            lambda read: replace(read, rows={**read.rows, "gate": read.vectors["weight"]}),
+            "opaque_producer",
+        ),
     ],
-    ids=["not rounded", "a norm that does not fit"],
+    ids=["not rounded", "a norm that does not fit", "a gate with fewer elements"],
 )
 def test_what_a_reader_says_must_fit(own, change, code):
     assert refused_by(lambda arguments: change(read_own(arguments)), own).code == code
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda read: {"rows": {"x": read.rows["x"]}}, "gate"),
+        (lambda read: {"vectors": {"bias": None}}, "weight"),
+        (lambda read: {"rows": {}}, "gate"),
+        (lambda read: {"vectors": {**read.vectors, "weight": 1.0}}, "1.0"),
+    ],
+    ids=["no gate", "no weight", "no rows", "a float"],
+)
+def test_a_reader_that_leaves_out_a_tensor_is_named(own, change, says):
+    site = refused_by(lambda arguments: replace(read := read_own(arguments), **change(read)), own)
+    assert site.code == "reader_failed" and says in site.found and own in site.expected
+
+
+def test_a_refused_norm_counts_for_its_own_fusion():
+    def fn(x, w):
+        return NATIVE(torch.ops.vllm_ir.rms_norm(x, w, 1e-6, 256))
+
+    with defined("vllm_ir::rms_norm"):
+        x, w = rows(count=1)
+        (site,) = explain(fn, x, w, devices="cpu")
+        assert site.fusion == "rms_norm" and site.code == "opaque_producer"
+        alone = FusionPass("cpu", fusions=(GatedNormQuant(),), strict=True)
+        assert keeps(fn, x, w, fusion=alone).unclaimed
 
 
 def test_a_reader_is_in_the_key_of_the_caches(own):
@@ -146,6 +179,62 @@ def test_vllms_ir_norm_with_another_weight(weight):
     given = {"none": None, "float32": w.float()}[weight]
     with defined("vllm_ir::rms_norm"):
         fuses_and_equals(lambda x: NATIVE(torch.ops.vllm_ir.rms_norm(x, given, 1e-6)), x, by="rms_norm")
+
+
+def keeps(fn, *tensors, fusion=None):
+    """The one site of `fn`, which is not fused and computes what it did."""
+    got, report, _ = run_rewritten(fn, *tensors, **({} if fusion is None else {"fusion": fusion}))
+    (site,) = report
+    assert not site.fused and all(map(same, got, fn(*tensors)))
+    return site
+
+
+def test_vllms_ir_norm_in_a_version_that_returns_the_weights_dtype():
+    """Rounded to x's dtype, then multiplied by a float32 weight, and left so."""
+
+    def compute(x, weight, epsilon, variance_size=None):
+        return normed(x, epsilon).to(x.dtype) * weight
+
+    x, w = rows(count=1)
+    with defined("vllm_ir::rms_norm", compute=compute):
+        fuses_and_equals(lambda x, w: NATIVE(torch.ops.vllm_ir.rms_norm(x, w, 1e-6)), x, w.float(), by="rms_norm")
+
+
+def test_vllms_ir_norm_of_float32_is_rounded_to_the_weights_dtype():
+    x, w = rows(count=1)
+    with defined("vllm_ir::rms_norm"):
+        site = keeps(lambda x, w: NATIVE(torch.ops.vllm_ir.rms_norm(x, w, 1e-6)), x.float(), w)
+    assert site.code == "rounding" and "bfloat16" in site.found
+
+
+@pytest.mark.parametrize("size", [(HIDDEN, 1), (1,)])
+def test_a_weight_that_is_none_of_the_last_dimension(size):
+    """[hidden, 1] times hidden tokens is one weight for each token, and [1] one for all."""
+    x, w = torch.randn(HIDDEN, HIDDEN).bfloat16(), torch.rand(size).bfloat16()
+    with defined("vllm_ir::rms_norm"):
+        site = keeps(lambda x, w: NATIVE(torch.ops.vllm_ir.rms_norm(x, w, 1e-6)), x, w)
+    assert site.code == "weight_shape"
+
+
+@pytest.mark.parametrize("wide", ["input", "weight"])
+def test_vllms_c_norms_take_all_tensors_for_the_inputs_dtype(wide):
+    x, residual, w = rows()
+    x, w = (t.float() if name == wide else t for name, t in (("input", x), ("weight", w)))
+
+    def norm(x, w):
+        y = torch.empty_like(x)
+        torch.ops._C.rms_norm(y, x, w, 1e-6)
+        return NATIVE(y)
+
+    def add_norm(x, residual, w):
+        x, residual = x.clone(), residual.clone()
+        torch.ops._C.fused_add_rms_norm(x, residual, w, 1e-6)
+        return *NATIVE(x), residual
+
+    with defined("_C::rms_norm"), defined("_C::fused_add_rms_norm"):
+        assert keeps(norm, x, w).code == "rounding"
+        assert keeps(add_norm, x, residual.to(x.dtype), w).code == "rounding"
+        assert keeps(add_norm, x, residual.half(), w.to(x.dtype)).code == "rounding"
 
 
 def test_vllms_ir_norm_with_a_residual_returns_the_sum():
@@ -207,23 +296,72 @@ def layer_norm_gated_fwd_kernel(
     tl.store(rstd + row, tl.sum(value, 0) + eps)
 
 
-@pytest.mark.parametrize(("activation", "kind"), [("swish", "silu"), ("sigmoid", "sigmoid")])
-def test_the_kernel_of_flash_linear_attention(monkeypatch, activation, kind):
-    """By its own module and name; here the launch is replaced, and what it stands for is the reference."""
+@pytest.fixture
+def fla(monkeypatch):
+    """The stand-in by the kernel's own module and name."""
     module = "fla.modules.fused_norm_gate"
     monkeypatch.setattr(layer_norm_gated_fwd_kernel.fn, "__module__", module)
     monkeypatch.setitem(sys.modules, module, sys.modules[__name__])
 
+
+def fla_norm(kernel=layer_norm_gated_fwd_kernel, room=torch.empty_like, residual=False, size=128, **changes):
+    """A launch of `kernel` on rows of 128 elements, whose value is quantised."""
+    flags = {"ACTIVATION": "swish", "IS_RMS_NORM": True, "HAS_RESIDUAL": residual, "STORE_RESIDUAL_OUT": False}
+    flags |= {"HAS_WEIGHT": True, "HAS_BIAS": False, **changes}
+    flags = {name: flag for name, flag in flags.items() if flag is not ...}
+
     def fn(x, z, w):
-        x, z = x.reshape(-1, 128), z.reshape(-1, 128)
-        y, rstd = torch.empty_like(x), torch.empty(x.shape[0])
-        layer_norm_gated_fwd_kernel[(x.shape[0],)](
-            x, z, y, w, None, None, None, None, rstd, 1e-5, T=x.shape[0], D=128, BT=1, BD=128, NB=1,
-            ACTIVATION=activation, IS_RMS_NORM=True, HAS_RESIDUAL=False, STORE_RESIDUAL_OUT=False, HAS_WEIGHT=True,
-            HAS_BIAS=False,
+        x, z = (t.reshape(-1, 128) if t.dim() > 2 else t for t in (x, z))
+        y, rstd = room(x), torch.empty(x.shape[0])
+        kernel[(x.shape[0],)](
+            x, z, y, w, None, x if residual else None, None, None, rstd, 1e-5, T=x.shape[0], D=size, BT=1, BD=128,
+            NB=1, **flags,
         )  # fmt: skip
         return NATIVE(y.reshape(-1, HIDDEN))
 
+    return fn
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "says"),
+    [
+        ({"IS_RMS_NORM": False}, "layer_norm", "subtracts the mean"),
+        ({"residual": True}, "opaque_producer", "residual="),
+        ({"residual": True, "HAS_RESIDUAL": False}, "opaque_producer", "residual="),
+        ({"HAS_RESIDUAL": True}, "opaque_producer", "HAS_RESIDUAL"),
+        ({"size": 64}, "mean_axis", "shape [24, 128]"),
+        ({"ACTIVATION": "relu"}, "activation", "relu"),
+        ({"room": lambda x: torch.empty(128, 24, dtype=x.dtype).t()}, "opaque_producer", "strides [1, 24]"),
+    ],
+)
+def test_what_flash_linear_attentions_kernel_cannot_have_fused(fla, how, code, says):
+    site = seen(fla_norm(**how), *inputs())
+    assert site.code == code and says in site.found, str(site)
+
+
+@pytest.mark.parametrize("strided", [0, 1])
+def test_flash_linear_attentions_kernel_reads_in_the_order_of_memory(fla, strided):
+    """Columns of a wider tensor are other elements than the kernel's row * D + column."""
+    x, z, w = inputs()
+    tensors = [x.reshape(-1, 128), z.reshape(-1, 128)]
+    tensors[strided] = torch.cat([tensors[strided]] * 2, 1)[:, :128]
+    site = seen(fla_norm(room=lambda x: torch.empty(24, 128, dtype=x.dtype)), *tensors, w)
+    assert site.code == "opaque_producer" and "strides [256, 1]" in site.found
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_flash_linear_attentions_flags_by_heuristics_below_the_tuning(fla, residual):
+    """They are constants of each configuration there, and of none of the launch's arguments."""
+    flags = triton.heuristics({"HAS_RESIDUAL": lambda given: given["residual"] is not None})
+    tuning = triton.autotune([triton.Config({}, num_warps=n) for n in (1, 2)], key=["D"])
+    site = seen(fla_norm(tuning(flags(layer_norm_gated_fwd_kernel)), residual=residual, HAS_RESIDUAL=...), *inputs())
+    assert site.fused is not residual and site.code == ("opaque_producer" if residual else "")
+
+
+@pytest.mark.parametrize(("activation", "kind"), [("swish", "silu"), ("sigmoid", "sigmoid")])
+def test_the_kernel_of_flash_linear_attention(fla, activation, kind):
+    """Here the launch is replaced, and what it stands for is the reference."""
+    fn = fla_norm(ACTIVATION=activation)
     with launches_traced():
         got, report, _ = run_rewritten(fn, *(tensors := inputs()))
     assert report.fused_by == {"gated_norm": 1}, str(report)

@@ -1,6 +1,7 @@
 """What a reader gets of a call: written arguments with their shapes and strides, in every form that a call has."""
 
 import logging
+from unittest import mock
 
 import pytest
 import torch
@@ -125,6 +126,41 @@ def test_an_op_that_writes_into_a_list_is_no_quantisation(second):
         with torch._inductor.config.patch(enable_auto_functionalized_v2=second):
             got, report, _ = run_rewritten(fn, x := torch.randn(3))
     assert not list(report) and torch.equal(got, 2 * x)
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["auto_functionalized", "auto_functionalized_v2"])
+def test_an_argument_whose_name_starts_another_ones(second):
+    """`output` is written whole, `output_lse` is a view: the keys of the second are none of the first."""
+    with torch.library._scoped_library("fusionlib_starts", "DEF") as lib:
+        lib.define("merge(Tensor x, Tensor(a!) output, Tensor(b!) output_lse) -> ()")
+
+        def merge(x, output, output_lse):
+            output.copy_(x)
+            output_lse.copy_(x[:, 0])
+
+        lib.impl("merge", merge, "CompositeExplicitAutograd")
+        torch.library.register_fake("fusionlib_starts::merge", lambda *a: None, lib=lib)
+
+        def fn(x):
+            output, sums = torch.empty_like(x), torch.empty(2, x.shape[0])
+            torch.ops.fusionlib_starts.merge(x, output, sums[1])
+            return output, sums[1]
+
+        with torch._inductor.config.patch(enable_auto_functionalized_v2=second):
+            got, report, _ = run_rewritten(fn, x := torch.randn(3, 4))
+    assert not list(report) and torch.equal(got[0], x) and torch.equal(got[1], x[:, 0])
+
+
+def test_a_call_that_cannot_be_looked_at_breaks_no_compile():
+    def broken(node):
+        if node.target is torch.ops.aten.neg.default:
+            raise KeyError("planted")
+        return None
+
+    with mock.patch("fusionlib.match.matcher.product_input", broken):
+        got, report, _ = run_rewritten(lambda x: -x, x := torch.randn(3))
+    assert torch.equal(got, -x)
+    assert [site.code for site in report] == ["internal_error"] and "planted" in report.refused[0].found
 
 
 def test_the_error_of_a_reader_names_it_and_its_op(quant_, caplog):

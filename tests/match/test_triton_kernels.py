@@ -67,7 +67,7 @@ def by_blocks(x, z, w):
     return codes, scales
 
 
-def as_deepseek(kernel, shape=(-1, 512), programs=None):
+def as_deepseek(kernel, shape=(-1, 512), programs=None, room=room):
     def fn(x, z, w):
         y = value(x, z, w).view(shape)
         codes, scales = room(y)
@@ -189,6 +189,67 @@ def test_a_kernel_of_the_same_name_with_a_floor_is_refused():
 def test_a_launch_that_leaves_out_blocks_is_refused():
     site = seen(as_deepseek(act_quant_kernel, programs=20), *inputs())
     assert site.code == "opaque_quant" and "20 programs" in site.found
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e5m2, torch.float8_e4m3fnuz])
+def test_deepseeks_kernel_divides_by_448_whatever_the_codes_are(kind):
+    site = seen(as_deepseek(act_quant_kernel, room=lambda y: (torch.empty_like(y, dtype=kind), room(y)[1])), *inputs())
+    assert site.code == "fp8_dtype" and str(kind) in site.found
+
+
+@pytest.mark.parametrize(("name", "which"), [("y_ptr", 0), ("s_ptr", 1)])
+def test_deepseeks_kernel_writes_in_the_order_of_memory(name, which):
+    """Into a transposed tensor too, whose elements are then others."""
+
+    def transposed(y):
+        made = list(room(y))
+        made[which] = torch.empty(made[which].shape[::-1], dtype=made[which].dtype).t()
+        return made
+
+    site = seen(as_deepseek(act_quant_kernel, room=transposed), *inputs())
+    assert site.code == "opaque_quant" and f"{name} contiguous" in site.expected
+
+
+@triton.jit
+def defaulted_kernel(values, codes, scales, BLOCK: tl.constexpr = 128, FLOOR: tl.constexpr = 1e-10):
+    """A kernel with defaults, which a launch leaves out."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(values + at).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(value)), FLOOR) / 448.0
+    tl.store(codes + at, (value / scale).to(codes.dtype.element_ty))
+    tl.store(scales + tl.program_id(0), scale)
+
+
+@pytest.mark.parametrize(
+    ("configs", "constants"),
+    [
+        (None, {"BLOCK": 128, "FLOOR": 1e-10}),
+        ([{"BLOCK": 64}, {"BLOCK": 64}], {"BLOCK": 64, "FLOOR": 1e-10}),
+        ([{"BLOCK": 64, "FLOOR": 1e-4}, {"BLOCK": 64, "FLOOR": 1e-3}], {"BLOCK": 64}),
+        ([{"BLOCK": 64}, {"FLOOR": 1e-4}], {}),
+    ],
+    ids=["defaults", "tuned alike", "tuned in one", "tuned in none"],
+)
+def test_a_reader_gets_the_constants_that_every_launch_has(configs, constants):
+    read, kernel = [], defaulted_kernel
+    if configs:
+        tuned = [triton.Config(config, num_warps=warps) for warps, config in enumerate(configs, 1)]
+        kernel = triton.autotune(tuned, key=[])(kernel)
+
+    def fn(x, z, w):
+        y = value(x, z, w)
+        codes, scales = room(y)
+        kernel[(y.numel() // 128,)](y, codes, scales)
+        return codes, scales
+
+    def reader(arguments):
+        read.append({name: arguments[name] for name in ("BLOCK", "FLOOR") if name in arguments})
+        return OpaqueQuant(arguments.node("values"), GroupQuant(), "codes", "scales")
+
+    with readers_kept():
+        register_quant_kernel("defaulted_kernel", reader)
+        seen(fn, *inputs())
+    assert read[-1] == constants
 
 
 def test_what_a_kernel_stores_is_read_off_its_text():

@@ -11,6 +11,7 @@ from fusionlib.fusions import BUILT_IN
 from fusionlib.match import anchors, match_graph
 from fusionlib.match.opaque import readers_kept
 from fusionlib.match.unknown import unknown_quant
+from fusionlib.rewrite.report import Site
 from tests.spellings import NormSpelling, QuantSpelling, inputs, run_rewritten, site
 
 FP8 = torch.float8_e4m3fn
@@ -156,6 +157,15 @@ def test_a_triton_kernel():
     # One that multiplies FP8 reads it; one that widens it writes none.
     assert not list(anchors(kernel_graph({"a": FP8, "s": torch.float32, "q": FP8}, ["q"])))
     assert not list(anchors(kernel_graph({"q": FP8, "x": torch.bfloat16}, ["x"])))
+
+
+def test_a_product_is_named_below_its_wrapper_and_makes_no_fp8():
+    (site,) = match_graph(kernel_graph({"x": torch.bfloat16, "q": FP8, "s": torch.bfloat16}, ["s"]), BUILT_IN)
+    assert site.inside and "the Triton kernel tests.match.test_unknown.some_kernel takes" in str(
+        Site.of_unclaimed(site)
+    )
+    kinds = {"x": torch.bfloat16, "q": FP8, "r": FP8}
+    assert not list(anchors(kernel_graph(kinds, ["r"])))
 
 
 def scaled_mm(other, x, codes, cache):
