@@ -113,6 +113,11 @@ def registered_producers() -> dict[str, Registered]:
     return _PRODUCERS.registered()
 
 
+def spec_of(reader: ProducerReader) -> str:
+    """The name of the spec that a reader was registered to answer with; empty if none was said."""
+    return _SPECS[reader].__name__ if reader in _SPECS else ""
+
+
 def read_producer(value: fx.Node, spec: type, trail: Trail) -> Reading | None:
     """The opaque producer whose value is `value`, if it has a reader; None if it has none.
 

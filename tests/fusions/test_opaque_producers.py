@@ -389,3 +389,15 @@ def test_a_kernel_with_a_reader_of_its_own(monkeypatch):
     assert report.fused_by == {"rms_norm": 1}, str(report)
     norm = RMSNorm(HIDDEN, rounding=frozenset({"output"}))
     assert all(map(same, got, reference.group_quant(reference.rms_norm(*tensors, norm)[0], GroupQuant())))
+
+
+def test_the_spec_that_a_reader_was_registered_with_is_in_the_key():
+    def read(arguments):
+        raise NotImplementedError
+
+    keys = set()
+    with producers_kept():
+        for spec in (None, RMSNorm, GatedNorm):
+            register_producer_op("mine::norm", read, version="1", spec=spec)
+            keys.add(FusionPass("cpu").uuid())
+    assert len(keys) == 3
