@@ -9,8 +9,8 @@ time (`sglang::per_token_group_quant` and others) have no reader: their arithmet
 
 from __future__ import annotations
 
-from fusionlib.engines.shipped import Shipped, by_log2, grouped, none_of, symmetric
-from fusionlib.engines.vllm import group_floor
+from fusionlib.engines.shipped import Shipped, grouped, none_of, symmetric
+from fusionlib.engines.vllm import read_group
 from fusionlib.match import Arguments, OpaqueQuant, Stop
 
 
@@ -20,23 +20,7 @@ def read_8bit(arguments: Arguments) -> OpaqueQuant:
     With scale_ue8m0 the scale is exp2(ceil(log2(max(scale, 1e-10)))) and its exponent is stored, four to an int32.
     Bytes beyond the last group are left as they were; the fused op writes zeros there.
     """
-    ue8m0, fp8_max = bool(arguments["scale_ue8m0"]), symmetric(arguments, "fp8_min", "fp8_max")
-    if ue8m0:
-        by_log2(arguments, "input")
-    return _packed_if(
-        ue8m0,
-        grouped(
-            arguments,
-            "input",
-            arguments["group_size"],
-            codes="output_q",
-            scale="output_s",
-            fp8_max=fp8_max,
-            scale_format="ue8m0" if ue8m0 else "float32",
-            **group_floor(arguments["eps"], fp8_max, ue8m0),
-        ),
-        arguments,
-    )
+    return _packed_if(bool(arguments["scale_ue8m0"]), read_group(arguments), arguments)
 
 
 def read_8bit_v2(arguments: Arguments) -> OpaqueQuant:

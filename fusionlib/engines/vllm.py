@@ -33,7 +33,16 @@ def read_group(arguments: Arguments) -> OpaqueQuant:
 
     With scale_ue8m0 the scale is exp2(ceil(log2(max(scale, 1e-10)))), stored as float32.
     """
-    ue8m0, fp8_max = bool(arguments["scale_ue8m0"]), symmetric(arguments, "fp8_min", "fp8_max")
+    return _by_group(arguments, "output_s", bool(arguments["scale_ue8m0"]))
+
+
+def read_group_packed(arguments: Arguments) -> OpaqueQuant:
+    """The same with scale_ue8m0, four exponents to an int32, as DeepGEMM takes them on Blackwell."""
+    return _by_group(arguments, "output_s_packed", True)
+
+
+def _by_group(arguments: Arguments, scale: str, ue8m0: bool) -> OpaqueQuant:
+    fp8_max = symmetric(arguments, "fp8_min", "fp8_max")
     if ue8m0:
         by_log2(arguments, "input")
     return grouped(
@@ -41,26 +50,10 @@ def read_group(arguments: Arguments) -> OpaqueQuant:
         "input",
         arguments["group_size"],
         codes="output_q",
-        scale="output_s",
+        scale=scale,
         fp8_max=fp8_max,
         scale_format="ue8m0" if ue8m0 else "float32",
         **group_floor(arguments["eps"], fp8_max, ue8m0),
-    )
-
-
-def read_group_packed(arguments: Arguments) -> OpaqueQuant:
-    """The same with scale_ue8m0, four exponents to an int32, as DeepGEMM takes them on Blackwell."""
-    fp8_max = symmetric(arguments, "fp8_min", "fp8_max")
-    by_log2(arguments, "input")
-    return grouped(
-        arguments,
-        "input",
-        arguments["group_size"],
-        codes="output_q",
-        scale="output_s_packed",
-        fp8_max=fp8_max,
-        scale_format="ue8m0",
-        **group_floor(arguments["eps"], fp8_max, True),
     )
 
 

@@ -62,7 +62,6 @@ _TENSORS: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
 ProducerReader = Callable[[Arguments], OpaqueProducer]
 
 _PRODUCERS = ReaderTable(unreadable="opaque_producer")
-_SPECS: dict[Callable[[Arguments], Any], type] = {}  # of the readers that were registered with theirs
 
 
 def register_producer_op(
@@ -81,8 +80,7 @@ def register_producer_op(
         spec: the type of spec that the reader answers with, `RMSNorm` or `GatedNorm`. A call that it refuses then
             counts for the fusion of that spec alone, and not for every fusion that asks.
     """
-    _PRODUCERS.add_op(target, reader, version)
-    _of_spec(reader, spec)
+    _PRODUCERS.add_op(target, Registered(reader, version, spec))
 
 
 def register_producer_kernel(
@@ -92,15 +90,7 @@ def register_producer_kernel(
 
     `output` and `kept` then name parameters that the kernel writes to.
     """
-    _PRODUCERS.add_kernel(kernel, reader, version)
-    _of_spec(reader, spec)
-
-
-def _of_spec(reader: ProducerReader, spec: type | None) -> None:
-    if spec is None:
-        _SPECS.pop(reader, None)
-    else:
-        _SPECS[reader] = spec
+    _PRODUCERS.add_kernel(kernel, Registered(reader, version, spec))
 
 
 def producers_kept() -> AbstractContextManager[None]:
@@ -111,11 +101,6 @@ def producers_kept() -> AbstractContextManager[None]:
 def registered_producers() -> dict[str, Registered]:
     """The readers of producers with their versions, by the name of the op or kernel."""
     return _PRODUCERS.registered()
-
-
-def spec_of(reader: ProducerReader) -> str:
-    """The name of the spec that a reader was registered to answer with; empty if none was said."""
-    return _SPECS[reader].__name__ if reader in _SPECS else ""
 
 
 def read_producer(value: fx.Node, spec: type, trail: Trail) -> Reading | None:
@@ -133,7 +118,7 @@ def read_producer(value: fx.Node, spec: type, trail: Trail) -> Reading | None:
     found = _PRODUCERS.find(call) if isinstance(call, fx.Node) else None
     if found is None or not isinstance(call, fx.Node):
         return None
-    if not issubclass(_SPECS.get(found[1], spec), spec):
+    if not issubclass(found[1].spec or spec, spec):
         raise NotMine
     read: OpaqueProducer = _PRODUCERS.read(call, OpaqueProducer)
     if not isinstance(read.spec, spec) or output_of(call, read.output) is not value:

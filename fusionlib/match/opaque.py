@@ -70,7 +70,7 @@ def register_quant_op(target: torch._ops.OpOverload | str, reader: Reader, *, ve
 
     Registering an op again replaces its reader.
     """
-    _READERS.add_op(target, reader, version)
+    _READERS.add_op(target, Registered(reader, version))
 
 
 def register_quant_kernel(kernel: object, reader: Reader, *, version: str | None = None) -> None:
@@ -83,7 +83,7 @@ def register_quant_kernel(kernel: object, reader: Reader, *, version: str | None
             `OpaqueQuant` whose `codes` and `scale` are names of parameters.
         version: as for `register_quant_op`.
     """
-    _READERS.add_kernel(kernel, reader, version)
+    _READERS.add_kernel(kernel, Registered(reader, version))
 
 
 def readers_kept() -> AbstractContextManager[None]:

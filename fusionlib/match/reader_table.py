@@ -20,10 +20,16 @@ _KERNEL = "triton kernel "  # before the name of a kernel, which may be that of 
 
 
 class Registered(NamedTuple):
-    """A reader and its author's version of it; None if it is hashed instead."""
+    """A reader.
+
+    Args:
+        version: its author's version of it; None if it is hashed instead.
+        spec: the type of spec that it answers with; None if that is not known before it is asked.
+    """
 
     reader: Callable[[Arguments], Any]
     version: str | None = None
+    spec: type | None = None
 
 
 class ReaderTable:
@@ -37,27 +43,28 @@ class ReaderTable:
         self._readers: dict[str, Registered] = {}
         self._unreadable = unreadable
 
-    def add_op(self, target: torch._ops.OpOverload | str, reader: Callable[..., Any], version: str | None) -> None:
+    def add_op(self, target: torch._ops.OpOverload | str, entry: Registered) -> None:
         """Read calls of an op: an overload, or its name ns::name, or ns::name.overload if it is not the default one."""
         name = target.name() if isinstance(target, torch._ops.OpOverload) else target
         if not isinstance(name, str) or "::" not in name:
             raise TypeError(
                 f"target={target!r} must be an overload such as torch.ops.ns.name.default, or its name ns::name"
             )
-        self._add(name, reader, version)
+        self._add(name, entry)
 
-    def add_kernel(self, kernel: object, reader: Callable[..., Any], version: str | None) -> None:
+    def add_kernel(self, kernel: object, entry: Registered) -> None:
         """Read launches of a Triton kernel: what `triton.jit` or `triton.autotune` made, or its name, with or without
         its module. A name with the module wins over one without."""
         name = kernel if isinstance(kernel, str) else kernel_names(kernel)[0] if hasattr(kernel, "fn") else ""
         if not name or "::" in name:
             raise TypeError(f"kernel={kernel!r} must be a Triton kernel, or its name, such as package.module.kernel")
-        self._add(_KERNEL + name, reader, version)
+        self._add(_KERNEL + name, entry)
 
-    def _add(self, name: str, reader: Callable[..., Any], version: str | None) -> None:
+    def _add(self, name: str, entry: Registered) -> None:
+        version = entry.version
         if version is not None and (not isinstance(version, str) or not version):
             raise TypeError(f"version={version!r} must be a text that is not empty, or None")
-        self._readers[name] = Registered(reader, version)
+        self._readers[name] = entry
 
     def registered(self) -> dict[str, Registered]:
         """All readers with their versions, by name."""
@@ -73,7 +80,7 @@ class ReaderTable:
             self._readers.clear()
             self._readers.update(before)
 
-    def find(self, node: fx.Node) -> tuple[str, Callable[[Arguments], Any]] | None:
+    def find(self, node: fx.Node) -> tuple[str, Registered] | None:
         """(the name of what `node` calls, its reader); None if it has none."""
         if (op := called_op(node)) is not None:
             names: tuple[str, ...] = (op.name(),)
@@ -81,7 +88,7 @@ class ReaderTable:
             names = tuple(_KERNEL + name for name in kernel_names(kernel))
         else:
             return None
-        return next(((name, self._readers[name].reader) for name in names if name in self._readers), None)
+        return next(((name, self._readers[name]) for name in names if name in self._readers), None)
 
     def read(self, node: fx.Node, *answers: type) -> Any:
         """What the reader of `node` says; one of the types `answers`.
@@ -92,7 +99,7 @@ class ReaderTable:
         found = self.find(node)
         if found is None:
             raise TypeError(f"{node} has no reader")
-        name, reader = found
+        name, (reader, *_) = found
         title = f"{_name_of(reader)}, the reader of {name},"
         try:
             answer = reader(arguments_of(node))

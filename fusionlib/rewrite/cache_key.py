@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fusionlib.fusions.fusion import Fusion
-from fusionlib.fusions.producer_ops import registered_producers, spec_of
+from fusionlib.fusions.producer_ops import registered_producers
 from fusionlib.match.opaque import registered
 from fusionlib.rewrite.fingerprint import NoFingerprint, covered_by, fingerprint
 
@@ -70,9 +70,9 @@ def readers_hash() -> str | None:
     """
     tables = {"": registered(), "producer ": registered_producers()}
     parts = (
-        (f"{kind}{name} {spec_of(reader) if kind else ''}", reader, version)
+        (f"{kind}{name} {spec.__name__ if spec else ''}", reader, version)
         for kind, table in tables.items()
-        for name, (reader, version) in sorted(table.items())
+        for name, (reader, version, spec) in sorted(table.items())
     )
     return _parts_hash(parts, "the reader of", "register it with version=...")
 

@@ -216,25 +216,27 @@ def test_a_weight_that_is_none_of_the_last_dimension(size):
     assert site.code == "weight_shape"
 
 
+def c_norm(x, w):
+    y = torch.empty_like(x)
+    torch.ops._C.rms_norm(y, x, w, 1e-6)
+    return NATIVE(y)
+
+
+def c_add_norm(x, residual, w):
+    x, residual = x.clone(), residual.clone()
+    torch.ops._C.fused_add_rms_norm(x, residual, w, 1e-6)
+    return *NATIVE(x), residual
+
+
 @pytest.mark.parametrize("wide", ["input", "weight"])
 def test_vllms_c_norms_take_all_tensors_for_the_inputs_dtype(wide):
     x, residual, w = rows()
     x, w = (t.float() if name == wide else t for name, t in (("input", x), ("weight", w)))
 
-    def norm(x, w):
-        y = torch.empty_like(x)
-        torch.ops._C.rms_norm(y, x, w, 1e-6)
-        return NATIVE(y)
-
-    def add_norm(x, residual, w):
-        x, residual = x.clone(), residual.clone()
-        torch.ops._C.fused_add_rms_norm(x, residual, w, 1e-6)
-        return *NATIVE(x), residual
-
     with defined("_C::rms_norm"), defined("_C::fused_add_rms_norm"):
-        assert keeps(norm, x, w).code == "rounding"
-        assert keeps(add_norm, x, residual.to(x.dtype), w).code == "rounding"
-        assert keeps(add_norm, x, residual.half(), w.to(x.dtype)).code == "rounding"
+        assert keeps(c_norm, x, w).code == "rounding"
+        assert keeps(c_add_norm, x, residual.to(x.dtype), w).code == "rounding"
+        assert keeps(c_add_norm, x, residual.half(), w.to(x.dtype)).code == "rounding"
 
 
 def test_vllms_ir_norm_with_a_residual_returns_the_sum():
@@ -264,23 +266,13 @@ def test_vllms_ir_norm_of_a_part_is_refused():
 
 @pytest.mark.parametrize("second", [False, True], ids=["auto_functionalized", "auto_functionalized_v2"])
 def test_vllms_c_norms_write_into_arguments(second):
-    def norm(x, w):
-        y = torch.empty_like(x)
-        torch.ops._C.rms_norm(y, x, w, 1e-6)
-        return NATIVE(y)
-
-    def add_norm(x, residual, w):
-        x, residual = x.clone(), residual.clone()
-        torch.ops._C.fused_add_rms_norm(x, residual, w, 1e-6)
-        return *NATIVE(x), residual
-
     with (
         torch._inductor.config.patch(enable_auto_functionalized_v2=second),
         defined("_C::rms_norm"),
         defined("_C::fused_add_rms_norm"),
     ):
-        fuses_and_equals(norm, *rows(count=1), by="rms_norm")
-        fuses_and_equals(add_norm, *rows(), by="rms_norm")
+        fuses_and_equals(c_norm, *rows(count=1), by="rms_norm")
+        fuses_and_equals(c_add_norm, *rows(), by="rms_norm")
 
 
 @triton.jit
