@@ -47,10 +47,12 @@ def assert_quantised(
     *,
     cancels: bool = False,
     code_bound: float = CODE_BOUND,
+    inner_dtype: torch.dtype | None = None,
 ) -> None:
     """Codes, scale and value of a kernel against `expected`, the reference's value for an x of `x_dtype`.
 
-    `rounding` are the spec's points; `cancels` says that the value may be the small difference of large terms.
+    `rounding` are the spec's points; those before the output round to `inner_dtype`, by default x's. `cancels` says
+    that the value may be the small difference of large terms.
     """
     codes, scale, value = got
     expected_codes, expected_scale = reference.group_quant(expected, quant)
@@ -60,7 +62,8 @@ def assert_quantised(
     # A value that stays in float32 keeps the last bits of its sums, which show in its scales.
     in_float32 = torch.float32 in (x_dtype, value.dtype)
     same_scale = (ours / theirs - 1).abs() < 2**-20 if in_float32 else ours == theirs
-    scale_bound = 2**-10 if x_dtype is torch.float16 else SCALE_BOUND  # its steps are finer, so more ties are crossed
+    # The steps of float16 are finer, so more ties are crossed.
+    scale_bound = 2**-10 if torch.float16 in (x_dtype, inner_dtype) else SCALE_BOUND
     # One of few scales is more than their share.
     assert (~same_scale).sum() <= max(scale_bound * ours.numel(), 1)
     step = 2.0 if quant.scale_format == "ue8m0" else 1 + 2**-6
@@ -73,7 +76,7 @@ def assert_quantised(
     assert differ.sum() <= max(code_bound * differ.numel(), 1)
     # The value itself: one step of its dtype for every rounding point, or the float32 error of the docstring if it is
     # not rounded. Where terms cancel, the steps are those of the terms.
-    rounded = [value.dtype, *([x_dtype] if set(rounding) - {"output"} else [])]
+    rounded = [value.dtype, *([inner_dtype or x_dtype] if set(rounding) - {"output"} else [])]
     step = max({torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 2**-18}[dtype] for dtype in rounded)
     tolerance = step * max(1, len(rounding))
     atol = tolerance * expected.float().abs().max().item() if cancels else 1e-30
