@@ -110,7 +110,7 @@ def register(subparsers: argparse._SubParsersAction, measurements: Iterable[Meas
     parser.add_argument(
         "--out",
         type=Path,
-        help="a .json file, or a folder for <device>.json, -sweep, -versions, -chain, -shapes, -producers, -step, -model",
+        help="a .json file, or a folder for <device>.json, -sweep, -versions, -chain, -shapes, -step, -model",
     )
     parser.set_defaults(run=run, instead=None)
 
