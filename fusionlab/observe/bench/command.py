@@ -90,7 +90,11 @@ def register(subparsers: argparse._SubParsersAction, measurements: Iterable[Meas
         )
     parser.add_argument("--step", action="store_true", help="a decode step of Qwen3-Next-like blocks instead")
     parser.add_argument(
-        "--step-variants", nargs="+", choices=STEP_VARIANTS, default=list(STEP_VARIANTS), help="of --step; default: all"
+        "--step-variants",
+        nargs="+",
+        choices=STEP_VARIANTS,
+        default=list(STEP_VARIANTS),
+        help="of --step and --model; default: all, for --model all but inductor",
     )
     parser.add_argument(
         "--model", choices=MODELS, help="a whole model of transformers instead: --tokens sequences decode a token each"
@@ -296,8 +300,8 @@ def _command(namespace: argparse.Namespace) -> str:
     words = ["fusionlib bench"]
     if namespace.step or namespace.model:
         words += ["--step"] if namespace.step else ["--model", namespace.model]
-        own = ("step_variants",) if namespace.step else ("prompts", "experts")
-        for option in ("tokens", *own, "layers", "context_length", "rounds", "seed"):
+        own = () if namespace.step else ("prompts", "experts")
+        for option in ("tokens", *own, "step_variants", "layers", "context_length", "rounds", "seed"):
             value = vars(namespace)[option]
             given = value if isinstance(value, list) else [] if value is None else [value]
             words += [f"--{option.replace('_', '-')}", *map(str, given)] if given else []

@@ -67,8 +67,12 @@ def _say(line: str) -> None:
 
 
 def model_settings(namespace: argparse.Namespace, device: str) -> Any:
-    """The `ModelSettings` that the command line and the device make."""
-    from fusionlab.observe.model.model_run import ModelSettings
+    """The `ModelSettings` that the command line and the device make.
+
+    Raises:
+        UsageError: if no variant that was named is one of a model's.
+    """
+    from fusionlab.observe.model.model_run import MODEL_VARIANTS, ModelSettings
     from fusionlab.observe.model.whole_model import TURN
     from fusionlab.observe.model.workload import DECODE, PREFILL, Workload
 
@@ -81,8 +85,12 @@ def model_settings(namespace: argparse.Namespace, device: str) -> Any:
     workloads = (*(Workload(DECODE, each) for each in tokens), *(Workload(PREFILL, each) for each in prompts))
     layers = None if namespace.layers is None else TURN * max(1, namespace.layers // TURN)
     context = namespace.context_length or (1024 if device == "cuda" else _CHECK_CONTEXT)
+    variants = tuple(name for name in namespace.step_variants if name in MODEL_VARIANTS)
+    if not variants:
+        raise UsageError(f"--model has the variants {', '.join(MODEL_VARIANTS)}; name one of them by --step-variants")
     return ModelSettings(
         workloads,
+        variants,
         rounds=namespace.rounds,
         seed=namespace.seed,
         device=device,

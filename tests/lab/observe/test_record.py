@@ -91,7 +91,7 @@ def test_a_gpu_that_is_not_there_is_named():
 
 def test_a_trace_that_is_too_large_is_not_written(tmp_path, monkeypatch):
     clean = record.clean_trace
-    monkeypatch.setattr(record, "clean_trace", lambda *a, **k: clean(*a, **k, size_limit=500))
+    monkeypatch.setattr(record, "clean_trace", lambda *a, **k: clean(*a, **(k | {"size_limit": 500})))
     with pytest.raises(TraceError, match="over the limit of 500"):
         record_step("eager", 1, path=tmp_path / "t.json.gz", **SMALL)
     assert not list(tmp_path.iterdir())

@@ -34,7 +34,7 @@ def parsed(*arguments):
         (("--step", "--sweep"), "--step is a run of its own"),
         (("--step", "--versions"), "leave"),
         (("--layers", "4", "--check"), "belong to --step"),
-        (("--record", "x", "--check"), "belong to --step"),
+        (("--record", "x", "--check"), "belongs to --step"),
         (("--step", "--record-tokens", "4", "--check"), "belongs to --record"),
         (("--step", "--record", "x", "--check", "--tokens", "1", "4"), "name one of 1, 4 by --record-tokens"),
         (("--step", "--record", "x", "--check", "--record-tokens", "16"), "traces of 16 tokens; name one of 4"),

@@ -1,0 +1,87 @@
+"""`fusionlib bench --model`: what it refuses, its settings, and what it writes."""
+
+import sys
+
+import pytest
+import torch
+
+from fusionlab.observe import evidence
+from fusionlab.observe.bench import command
+from fusionlab.observe.manifest import ManifestError
+from fusionlab.observe.model import model_command, model_run
+from fusionlab.observe.model.model_run import MODEL_VARIANTS, ModelSettings
+from fusionlab.observe.model.recorded_model import recorded_models
+from fusionlab.observe.model.workload import DECODE, PREFILL, Workload
+from fusionlib import cli
+from tests.lab.observe.bench.fakes import FakeTimer
+from tests.lab.observe.model.small_qwen import embedded, small, uncompiled
+
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+
+
+def parsed(*arguments):
+    return cli.build_parser().parse_args(["bench", *arguments])
+
+
+@WITHOUT_GPU
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--model", "qwen3_next"), "no GPU is visible"),
+        (("--model", "qwen3_next", "--step", "--check"), "--model is a run of its own"),
+        (("--prompts", "64", "--check"), "belong to --model"),
+        (("--experts", "64", "--step", "--check"), "belong to --model"),
+        (("--model", "qwen3_next", "--record", "x", "--check"), "--record belongs to --step"),
+        (("--model", "qwen3_next", "--check", "--step-variants", "inductor"), "--model has the variants opaque"),
+    ],
+)
+def test_what_is_refused(words, says, capsys):
+    assert cli.main(["bench", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_without_transformers_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(model_command.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["bench", "--model", "qwen3_next", "--check"]) == 2
+    assert "pip install transformers" in capsys.readouterr().err
+    assert "transformers" in sys.modules  # of these tests; the command had not asked it
+
+
+def test_settings():
+    model = ("--model", "qwen3_next")
+    assert model_command.model_settings(parsed(*model), "cuda") == ModelSettings()
+    assert [each.tokens for each in ModelSettings().workloads] == [1, 4, 16, 64, 128, 1024, 8192]
+    assert ModelSettings().variants == MODEL_VARIANTS and ModelSettings().context == 1024
+    only = model_command.model_settings(parsed(*model, "--prompts", "512", "--layers", "11"), "cuda")
+    assert only.workloads == (Workload(PREFILL, 512),) and only.layers == 8
+    check = model_command.model_settings(parsed(*model, "--check", "--step-variants", "fused"), "cpu")
+    assert (check.workloads, check.variants, check.context) == ((Workload(DECODE, 4),), ("fused",), 32)
+
+
+def test_the_command_is_written_as_it_can_be_repeated():
+    words = ("--model", "qwen3_next", "--tokens", "4", "--prompts", "64", "--experts", "32", "--layers", "8")
+    every = " ".join(command.STEP_VARIANTS)
+    assert command._command(parsed(*words)) == (
+        "fusionlib bench --model qwen3_next --tokens 4 --prompts 64 --experts 32 "
+        f"--step-variants {every} --layers 8 --rounds 30 --seed 0"
+    )
+
+
+def test_a_run_is_written_and_found_as_evidence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(model_run, "make_model", lambda *arguments: small())
+    monkeypatch.setattr(model_run, "forward", embedded)
+    monkeypatch.setattr(model_run, "compiled", uncompiled)
+    monkeypatch.setattr(model_run.CompiledModel, "problem", lambda self, model: None)
+    (tmp_path / "benchmarks").mkdir()
+    words = ("--model", "qwen3_next", "--tokens", "2", "--rounds", "3", "--out", str(tmp_path / "benchmarks"))
+    assert command.bench(parsed(*words), "cpu", FakeTimer) == 0
+    (recorded,) = recorded_models(tmp_path)
+    assert [row.variant for row in recorded.rows] == list(MODEL_VARIANTS)
+    assert recorded.manifest.libraries["transformers"] and "random weights" in recorded.conditions["model"]
+    said = capsys.readouterr().out
+    assert "µs of a step" in said and "every variant fused what it must" in said and "-model.json" in said
+    (path,) = (tmp_path / "benchmarks").iterdir()
+    path.write_text(path.read_text().replace('"layers_of_all"', '"layers_of_some"'))
+    with pytest.raises(ManifestError, match="its model has another format"):
+        recorded_models(tmp_path)
+    assert evidence.benchmarks(tmp_path)
