@@ -180,6 +180,7 @@ def compile_rms_norm(
         "x_ptr": x_dtype,
         "residual_ptr": residual_dtype or x_dtype,
         "weight_ptr": x_dtype,
+        "token_factor_ptr": x_dtype,
         "sum_ptr": residual_dtype or quant.dtype,
     }
     return _compiled(target, rms_norm_group_quant_kernel, constants, pointers, config)
