@@ -60,6 +60,7 @@ def factor_of(fn, *args):
     """(the name of the op, the node that it multiplies by) of the one site of `fn`."""
     report, (call,) = ran(fn, *args)
     assert len(report.fused) == 1 and not report.refused, str(report)
+    assert ("times one number per token" in report.fused[0].what) == (call.args[3] is not None)
     return call.target._schema.name.split("::")[1], call.args[3]
 
 
