@@ -172,6 +172,18 @@ def _routed(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Te
     return *native()(normed), normed @ normed.t(), total
 
 
+def _masked(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, mask: torch.Tensor) -> Tensors:
+    """With transformers' `apply_mask_to_padding_states` behind the norm, as in front of a layer of linear attention."""
+    total = x + residual
+    normed = llama_norm(total, weight)
+    normed = (normed * mask[:, :, None]).to(normed.dtype)
+    return *native()(normed.flatten(0, 1)), total
+
+
+def _padded_inputs(dtype: torch.dtype) -> Tensors:
+    return *make_inputs((2, 3, HIDDEN)), torch.tensor([[0, 0, 1], [0, 1, 1]]).to(dtype)
+
+
 def _two_quants(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Tensors:
     total = x + residual
     normed = written_norm(total, weight)
@@ -226,6 +238,8 @@ NORM_SPELLINGS: tuple[Spelling, ...] = (
     _row("norm rounded before the weight (Llama)", "spelling", _site(llama_norm), LLAMA),
     _row("1 + weight (Gemma, Qwen3-Next)", "spelling", _site(_norm(offset=True)), _OFFSET),
     _row("no weight", "spelling", _site(lambda value, weight: written_norm(value, None))),
+    _row("times a padding mask", "spelling", _same(_masked, partial(_padded_inputs, torch.int64)), LLAMA),
+    _row("times a float32 padding mask", "spelling", _same(_masked, partial(_padded_inputs, torch.float32)), LLAMA),
     _row("commuted products", "spelling", _site(_norm(commuted=True))),
     _row("x * x", "spelling", _site(_norm(square=lambda value: value * value))),
     _row("pow(2)", "spelling", _site(_norm(square=lambda value: value.pow(2)))),

@@ -250,6 +250,11 @@ def weight_shape(x, gate, weight):
     return quant(groups(y.to(x.dtype).flatten(1)))
 
 
+def token_factor(x, gate, weight):
+    y = (rms(x.float()) * weight).to(x.dtype) * gate[..., :1]  # one number for each head of a token
+    return quant(y.flatten(1).float())
+
+
 def bias(x, gate, weight):
     y = (rms(x.float()) + weight) * weight * F.silu(gate.float())
     return quant(groups(y.to(x.dtype).flatten(1)))

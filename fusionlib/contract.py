@@ -17,6 +17,11 @@ from fusionlib.spec import ActAndMul, GatedNorm, GroupQuant, RMSNorm
 
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
+#: Dtypes of what a token's value may be multiplied by; a mask is often made of integers.
+TOKEN_FACTOR_DTYPES = (
+    *ACTIVATION_DTYPES, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
+)  # fmt: skip
+
 #: Longest unit (elements) one program holds: 16 warps of 32 elements per thread.
 MAX_UNIT = 16384
 
@@ -163,15 +168,33 @@ def contract_problem(
 
 
 def rms_norm_problem(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor | None, norm: RMSNorm, quant: GroupQuant
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    token_factor: torch.Tensor | None,
+    norm: RMSNorm,
+    quant: GroupQuant,
 ) -> str | None:
     """The same for an RMS norm."""
     rows = {"x": x} if residual is None else {"x": x, "residual": residual}
     return (
         rows_problem(rows, quant, norm.output_dtype(x.dtype), ("norm_size", norm.norm_size))
         or _vectors_problem({"weight": weight}, prod(x.shape[1:]), norm.norm_size)
-        or places_problem(x, residual, weight)
+        or (None if token_factor is None else _token_factor_problem(token_factor, x))
+        or places_problem(x, residual, weight, token_factor)
     )
+
+
+def _token_factor_problem(token_factor: torch.Tensor, x: torch.Tensor) -> str | None:
+    if token_factor.dtype not in TOKEN_FACTOR_DTYPES:
+        listed = ", ".join(str(d).removeprefix("torch.") for d in TOKEN_FACTOR_DTYPES)
+        return f"token_factor is {token_factor.dtype}; it must be one of {listed}"
+    if token_factor.ndim not in (1, 2) or _differ(token_factor.numel(), x.shape[0]):
+        return (
+            f"token_factor has shape {list(token_factor.shape)} and x {list(x.shape)}; it must be [tokens] or "
+            "[batch, sequence] with one element for each token, the first dimension of x"
+        )
+    return None
 
 
 def act_and_mul_problem(x: torch.Tensor, gate: torch.Tensor, act: ActAndMul, quant: GroupQuant) -> str | None:
@@ -204,7 +227,12 @@ def kernel_problem(
 
 
 def rms_norm_kernel_problem(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor | None, norm: RMSNorm, quant: GroupQuant
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    token_factor: torch.Tensor | None,
+    norm: RMSNorm,
+    quant: GroupQuant,
 ) -> str | None:
     """The same for the kernel of an RMS norm."""
     rows = {"x": x} if residual is None else {"x": x, "residual": residual}

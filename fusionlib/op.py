@@ -42,13 +42,13 @@ GATED_NORM = QuantOp(
 
 RMS_NORM = QuantOp(
     "fusionlib::rms_norm_group_quant",
-    "Tensor x, Tensor? residual, Tensor? weight",
+    "Tensor x, Tensor? residual, Tensor? weight, Tensor? token_factor",
     RMSNorm,
-    value=lambda x, residual, weight, norm: reference.rms_norm(x, weight, norm, residual),
+    value=lambda x, residual, weight, token_factor, norm: reference.rms_norm(x, weight, norm, residual, token_factor),
     problem=contract.rms_norm_problem,
     kernel_problem=contract.rms_norm_kernel_problem,
     launch=_launch("launch_rms_norm"),
-    kept={"sum": lambda x, residual, weight, norm: x.dtype if residual is None else residual.dtype},
+    kept={"sum": lambda x, residual, *others: x.dtype if residual is None else residual.dtype},
 )
 
 ACT_AND_MUL = QuantOp(
@@ -147,6 +147,7 @@ def rms_norm_group_quant(
     norm: RMSNorm,
     quant: GroupQuant,
     residual: torch.Tensor | None = None,
+    token_factor: torch.Tensor | None = None,
     return_normed: bool = False,
     return_sum: bool = False,
 ) -> tuple[torch.Tensor, ...]:
@@ -157,12 +158,15 @@ def rms_norm_group_quant(
         weight: [norm.norm_size] or [hidden]; bf16, fp16 or fp32; None for ones.
         norm, quant: what to compute.
         residual: as many tokens and elements per token as x, in its own shape, strides and dtype.
-        return_normed: also return the normalised value, for a second consumer.
+        token_factor: what each token's normalised value is multiplied by, such as a padding mask: [tokens] or
+            [batch, sequence] in any strides; bool, an integer dtype, bf16, fp16 or fp32. As in PyTorch the product is
+            taken in the dtype that both promote to; it is then rounded to the value's.
+        return_normed: also return the value that is quantised, for a second consumer.
         return_sum: also return the sum, for the next residual.
 
     Returns:
-        codes [tokens, hidden] of `quant.dtype`; scale in `quant.scale_layout`; then, if asked for, the normalised value
-        [tokens, hidden] of `norm.output_dtype(x.dtype)` and the sum [tokens, hidden] of the residual's dtype.
+        codes [tokens, hidden] of `quant.dtype`; scale in `quant.scale_layout`; then, if asked for, the value [tokens,
+        hidden] of `norm.output_dtype(x.dtype)` and the sum [tokens, hidden] of the residual's dtype.
 
     Raises:
         ValueError: if tensors and specs do not fit; the message names the value, the limit and the way out.
@@ -170,7 +174,7 @@ def rms_norm_group_quant(
     if return_sum and residual is None:
         raise ValueError("return_sum=True needs a residual: without one the sum is x; pass residual= or leave it out")
     also = [name for name, wanted in ((VALUE, return_normed), ("sum", return_sum)) if wanted]
-    return RMS_NORM(x, residual, weight, norm, quant, also=also)
+    return RMS_NORM(x, residual, weight, token_factor, norm, quant, also=also)
 
 
 def act_and_mul_group_quant(

@@ -67,7 +67,11 @@ def rms_norm_gated(
 
 
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor | None, norm: RMSNorm, residual: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    norm: RMSNorm,
+    residual: torch.Tensor | None = None,
+    token_factor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """RMS norm of each run of `norm.norm_size` elements of x, or of x + residual; see `RMSNorm` for the formula.
 
@@ -75,10 +79,13 @@ def rms_norm(
         x: [tokens, ...], bf16, fp16 or fp32; its dtype is the one that the points `norm` and `output` round to.
         weight: [norm_size], or [hidden] if every element of the row has its own; None for ones.
         residual: [tokens, ...] with as many elements per token; its dtype is that of the sum.
+        token_factor: one number per token, [tokens] or [batch, sequence], of any integer dtype, bool, bf16, fp16 or
+            fp32: what the normalised value is multiplied by once it is rounded, such as a padding mask. The product is
+            taken in the dtype that PyTorch promotes both to, and rounded to the value's.
 
     Returns:
-        The normalised value [tokens, hidden] of `norm.output_dtype(x.dtype)`, and the sum [tokens, hidden] of the
-        residual's dtype: x itself if there is no residual. Both contiguous.
+        The normalised value [tokens, hidden] of `norm.output_dtype(x.dtype)`, times the token's factor if there is one,
+        and the sum [tokens, hidden] of the residual's dtype: x itself if there is no residual. Both contiguous.
     """
     value = x.flatten(1).float()
     if residual is not None:
@@ -94,8 +101,11 @@ def rms_norm(
     if weight is not None:
         factor = weight.float() + norm.weight_offset if norm.weight_offset else weight.float()
         value = value * factor.view(-1, norm.norm_size)
+    value = value.to(norm.output_dtype(x.dtype)).flatten(1)
+    if token_factor is not None:
+        value = (value * token_factor.reshape(-1, 1)).to(value.dtype)
     # An op must not return its input: without a residual, and in float32, the sum is x itself.
-    return _fresh(value.to(norm.output_dtype(x.dtype)).flatten(1)), _fresh(total.clone() if residual is None else total)
+    return _fresh(value), _fresh(total.clone() if residual is None else total)
 
 
 def act_and_mul(x: torch.Tensor, gate: torch.Tensor, act: ActAndMul) -> torch.Tensor:

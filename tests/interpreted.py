@@ -132,6 +132,17 @@ NORM_CASES = {
     "two rows a program": (rows(5, 512), rows(5, 512), unrounded(512), GroupQuant(), LaunchConfig(2, 4)),
 }
 
+#: By name: what each token is multiplied by; six of them, but for the first.
+FACTORS = {
+    "five tokens": torch.tensor([0.0, -1.0, 1.0, 0.0, 0.5], dtype=torch.bfloat16),
+    "int64 [tokens]": torch.tensor([0, 1, 1, 0, 3, 1]),
+    "bool, every other": torch.tensor([[True, False], [False, True], [True, True]] * 2)[:, 1],
+    "uint8 [batch, sequence]": torch.tensor([[0, 1, 1], [0, 255, 1]], dtype=torch.uint8),
+    "float32, a slice": torch.randn(2, 7)[:, 2:5],
+    "int32, transposed": torch.tensor([[0, 1], [1, 1], [1, -2]], dtype=torch.int32).t(),
+    "float16 of each sequence": torch.tensor([[0.0], [1.5]], dtype=torch.float16).expand(2, 3),
+}
+
 #: x, gate, spec, quantisation
 PRODUCT_CASES = {
     **{
@@ -162,17 +173,18 @@ def in_pieces_here(*arguments):
 _in_pieces, kernel_constants.in_pieces = kernel_constants.in_pieces, in_pieces_here
 
 
-def check_norm(name: str, weight_form: str) -> None:
-    """One case of the RMS norm; the sum is one addition, and so equal to the bit."""
+def check_norm(name: str, weight_form: str, factor: str = "") -> None:
+    """One case of the RMS norm, times one of `FACTORS` if it is named; the sum is one addition, equal to the bit."""
     x, residual, norm, quant, config = NORM_CASES[name]
     tokens, hidden = x.shape[0], x[0].numel()
     size = {"none": 0, "norm": norm.norm_size, "row": hidden}[weight_form]
     weight = torch.rand(size) + 0.5 if size else None
     codes, scale = poisoned_outputs(tokens, hidden, quant, "cpu")
     normed, total = torch.full((2, tokens, hidden), torch.nan)
-    launch_rms_norm(x, residual, weight, norm, quant, codes, scale, normed, total, config)
-    expected, expected_total = reference.rms_norm(x, weight, norm, residual)
+    launch_rms_norm(x, residual, weight, FACTORS.get(factor), norm, quant, codes, scale, normed, total, config)
+    expected, expected_total = reference.rms_norm(x, weight, norm, residual, FACTORS.get(factor))
     torch.testing.assert_close(total, expected_total, rtol=0, atol=0)
+    assert torch.equal(normed == 0, expected == 0) and torch.equal(normed.signbit(), expected.signbit())
     check_quantised(codes, scale, normed, expected, quant)
 
 
@@ -235,6 +247,8 @@ if __name__ == "__main__":
     checks = [(check, (case, *form)) for case in CASES for form in forms]
     checks += [(check_norm, (case, "norm")) for case in NORM_CASES]
     checks += [(check_norm, (case, form)) for case in ("heads", "1152 in pieces") for form in ("none", "row")]
+    checks += [(check_norm, (case, "norm", "five tokens")) for case in ("heads", "two rows a program")]
+    checks += [(check_norm, ("column major", "norm", factor)) for factor in list(FACTORS)[1:]]
     checks += [(check_product, (case,)) for case in PRODUCT_CASES]
     for run, arguments in checks:
         try:

@@ -18,7 +18,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.shape != b.shape or a.stride() != b.stride() or a.dtype != b.dtype:
         return False
     nan = a.float().isnan() & b.float().isnan()
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[a.element_size()]
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return bool(((a.view(bits) == b.view(bits)) | nan).all())
 
 

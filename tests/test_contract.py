@@ -47,7 +47,7 @@ def test_what_the_kernel_cannot_do(shape, norm_size, group_size, words):
 )
 def test_what_the_rms_norms_kernel_cannot_do(shape, norm_size, group_size, words):
     x = torch.empty(shape, device="meta", dtype=torch.bfloat16)
-    check(contract.rms_norm_kernel_problem(x, None, None, RMSNorm(norm_size), GroupQuant(group_size)), words)
+    check(contract.rms_norm_kernel_problem(x, None, None, None, RMSNorm(norm_size), GroupQuant(group_size)), words)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_interleaved_halves_take_one_level_of_strides_of_the_two():
     }
     for name, x in halves.items():
         spec, quant = RMSNorm(x[0].numel()), GroupQuant(32)
-        assert contract.rms_norm_problem(x, None, None, spec, quant) is None
-        problem = contract.rms_norm_kernel_problem(x, None, None, spec, quant)
+        assert contract.rms_norm_problem(x, None, None, None, spec, quant) is None
+        problem = contract.rms_norm_kernel_problem(x, None, None, None, spec, quant)
         check(problem, ["x.contiguous()"] if name == "of heads in groups" else None)
         other = torch.empty(2, x[0].numel())
         problem = contract.act_and_mul_kernel_problem(other, x, ActAndMul(), quant)

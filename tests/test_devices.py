@@ -117,7 +117,7 @@ def warps_of_a_launch(launch, monkeypatch) -> list[int]:
         launch.launch_fused(x, x, torch.ones(128), None, GatedNorm(128), GroupQuant(128), codes, scale, None)
     for size, tensor, out in ((128, x, codes), (2048, row, row_codes)):
         with pytest.raises(Chosen):
-            launch.launch_rms_norm(tensor, None, None, RMSNorm(size), GroupQuant(128), out, scale, None, None)
+            launch.launch_rms_norm(tensor, None, None, None, RMSNorm(size), GroupQuant(128), out, scale, None, None)
     with pytest.raises(Chosen):
         launch.launch_act_and_mul(x, x, ActAndMul(), GroupQuant(128), codes, scale, None)
     with pytest.raises(Chosen):

@@ -60,20 +60,21 @@ def test_the_fused_op_has_the_gradient_of_the_reference(norm, quant, seed, biase
     assert equal(gradients(fused, tensors, quant), gradients(plain, tensors, quant))
 
 
-@given(norm=rms_norms(8), quant=quants(4), seed=st.integers(0, 2**16), given=st.sampled_from([1, 2, 3]))
+@given(norm=rms_norms(8), quant=quants(4), seed=st.integers(0, 2**16), given=st.sampled_from([1, 2, 3, 4]))
 @settings(max_examples=50)
 def test_the_rms_norm_has_the_gradient_of_the_reference(norm, quant, seed, given):
-    """Of x alone, with a residual, and with a weight too."""
-    tensors = some(seed, (3, 2, 8), (3, HIDDEN), (8,))[:given]
+    """Of x alone, with a residual, with a weight too, and with a number for each token."""
+    tensors = some(seed, (3, 2, 8), (3, HIDDEN), (8,), (3,))[:given]
     quant = replace(quant, floor=quant.floor_in(norm.output_dtype(torch.float32)))
 
-    def fused(x, residual=None, weight=None):
+    def fused(x, residual=None, weight=None, factor=None):
         return fusionlib.rms_norm_group_quant(
-            x, weight, norm=norm, quant=quant, residual=residual, return_normed=True, return_sum=residual is not None
-        )
+            x, weight, norm=norm, quant=quant, residual=residual, token_factor=factor,
+            return_normed=True, return_sum=residual is not None,
+        )  # fmt: skip
 
-    def plain(x, residual=None, weight=None):
-        value, total = reference.rms_norm(x, weight, norm, residual)
+    def plain(x, residual=None, weight=None, factor=None):
+        value, total = reference.rms_norm(x, weight, norm, residual, factor)
         return *reference.group_quant(value, quant), value, *([] if residual is None else [total])
 
     assert equal(gradients(fused, tensors, quant), gradients(plain, tensors, quant))

@@ -93,7 +93,7 @@ def test_the_fake_has_the_shapes_strides_and_dtypes_of_the_real(call):
 
 @st.composite
 def rms_norm_calls(draw):
-    """(x, residual, weight, norm, quant): mixed dtypes, strided or not, with a residual and a weight or without."""
+    """(x, residual, weight, token_factor, norm, quant): mixed dtypes, strided or not; all but x may be missing."""
     norm_size, group_size, hidden = draw(st.sampled_from(SIZES))
     norm, quant = draw(rms_norms(norm_size)), draw(quants(group_size, per_token=group_size == hidden))
     torch.manual_seed(draw(st.integers(0, 2**16)))
@@ -102,7 +102,22 @@ def rms_norm_calls(draw):
     residual = draw(st.sampled_from([None, x])) if draw(st.booleans()) else strided_rows(draw, tokens, hidden)
     size = draw(st.sampled_from([None, norm_size, hidden]))
     weight = None if size is None else torch.randn(size).to(draw(st.sampled_from(FLOAT_DTYPES)))
-    return x, residual, weight, norm, replace(quant, floor=quant.floor_in(norm.output_dtype(x.dtype)))
+    factor = token_factors(draw, tokens) if draw(st.booleans()) else None
+    return x, residual, weight, factor, norm, replace(quant, floor=quant.floor_in(norm.output_dtype(x.dtype)))
+
+
+def token_factors(draw, tokens: int) -> torch.Tensor:
+    """[tokens] or [batch, sequence] of any dtype and strides: zeros of both signs, numbers that 16 bits round."""
+    kind = draw(st.sampled_from([torch.int64, torch.int16, torch.uint8, torch.bool, *FLOAT_DTYPES]))
+    batch = draw(st.sampled_from([b for b in (1, 2, 7) if tokens % b == 0]))
+    values = torch.tensor([0.0, 1.0, -0.0, 257.0, -1.0, 0.5])[torch.randint(0, 6, (batch, tokens // batch * 3))]
+    strided = values.abs().clamp(max=255).to(kind)[:, ::3] if kind is torch.uint8 else values.to(kind)[:, 1::3]
+    form = draw(st.sampled_from(["sequences", "transposed", "tokens", "the same for all"]))
+    if form == "the same for all":
+        return strided[:, :1].expand(batch, tokens // batch) if tokens else strided
+    if form == "transposed":
+        return strided.t().contiguous().t()
+    return strided.flatten() if form == "tokens" else strided
 
 
 @st.composite
@@ -130,26 +145,26 @@ def fakes_agree(overload, arguments) -> None:
 @given(rms_norm_calls())
 @settings(max_examples=150)
 def test_the_rms_norm_op_is_the_reference(call):
-    x, residual, weight, norm, quant = call
-    value, total = reference.rms_norm(x, weight, norm, residual)
+    *tensors, norm, quant = call
+    x, residual, weight, factor = tensors
+    value, total = reference.rms_norm(x, weight, norm, residual, factor)
     codes, scale = reference.group_quant(value, quant)
     found = {"codes": codes, "scale": scale, "value": value, "sum": total}
-    before = [None if t is None else t.clone() for t in (x, residual, weight)]
+    before = [None if t is None else t.clone() for t in tensors]
     for kept in ((), ("value",), ("sum",), ("value", "sum")):
         overload, names = op.RMS_NORM.returning(kept)
-        results = overload(x, residual, weight, *schema.scalars(norm, quant))
+        results = overload(*tensors, *schema.scalars(norm, quant))
         assert names == ("codes", "scale", *kept)
         assert all(same(result, found[name]) for name, result in zip(names, results, strict=True))
-        storages = [t.untyped_storage().data_ptr() for t in (x, residual, weight) if t is not None and t.numel()]
+        storages = [t.untyped_storage().data_ptr() for t in tensors if t is not None and t.numel()]
         assert not set(storages) & {r.untyped_storage().data_ptr() for r in results if r.numel()}
-        fakes_agree(overload, (x, residual, weight, *schema.scalars(norm, quant)))
-    assert all(
-        a is None or same(a.contiguous(), b.contiguous()) for a, b in zip(before, (x, residual, weight), strict=True)
-    )
+        fakes_agree(overload, (*tensors, *schema.scalars(norm, quant)))
+    assert all(a is None or same(a.contiguous(), b.contiguous()) for a, b in zip(before, tensors, strict=True))
     if residual is not None:
         every = fusionlib.rms_norm_group_quant(
-            x, weight, norm=norm, quant=quant, residual=residual, return_normed=True, return_sum=True
-        )
+            x, weight, norm=norm, quant=quant, residual=residual, token_factor=factor,
+            return_normed=True, return_sum=True,
+        )  # fmt: skip
         assert all(same(a, b) for a, b in zip(every, found.values(), strict=True))
 
 
@@ -178,24 +193,27 @@ def test_opcheck_of_every_other_op(layout, tokens):
         torch.library.opcheck(overload, (wide[:, ::2], wide[:, 1::2], *schema.scalars(ActAndMul.swiglu(), quant)))
     for overload in op.RMS_NORM.overloads:
         cut = wide[:, :512] if tokens else torch.randn(0, 512)  # opcheck cannot clone an empty slice
-        for tensors in ((wide[:, 1::2], residual, weight), (cut, None, None)):
+        mask = torch.ones(tokens, 2, dtype=torch.int64)[:, 1:]
+        for tensors in ((wide[:, 1::2], residual, weight, mask), (cut, None, None, None)):
             torch.library.opcheck(overload, (*tensors, *schema.scalars(RMSNorm.llama(512), quant)))
 
 
 def test_compiled_calls_of_the_others_with_dynamic_tokens_are_the_eager_ones():
     quant = GroupQuant.vllm().with_layout("column_major")
 
-    def call(wide, residual, weight):
+    def call(wide, residual, weight, mask):
         gate, up = wide.chunk(2, -1)
         norm = RMSNorm.llama(512)
         return (
             *fusionlib.act_and_mul_group_quant(up, gate, act=ActAndMul.swiglu(), quant=quant, return_value=True),
             *fusionlib.rms_norm_group_quant(up, weight, norm=norm, quant=quant, residual=residual, return_sum=True),
+            *fusionlib.rms_norm_group_quant(up, weight, norm=norm, quant=quant, token_factor=mask),
         )
 
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
     for tokens in (3, 8):
-        tensors = torch.randn(tokens, 1024).bfloat16(), torch.randn(tokens, 512), torch.ones(512)
+        mask = torch.arange(tokens * 3).view(tokens, 3)[:, :1] % 2
+        tensors = torch.randn(tokens, 1024).bfloat16(), torch.randn(tokens, 512), torch.ones(512), mask
         assert all(same(a, b) for a, b in zip(compiled(*tensors), call(*tensors), strict=True))
 
 
@@ -219,6 +237,11 @@ def small(**changes) -> dict:
         ({"weight": torch.randn(128)}, ["weight has shape [128]", "[512]"]),
         ({"weight": torch.randn(1024)[::2]}, ["weight", "strides [2]", "contiguous"]),
         ({"weight": torch.ones(512, dtype=torch.int64)}, ["weight is torch.int64"]),
+        ({"token_factor": torch.ones(4)}, ["token_factor has shape [4]", "x [3, 512]", "each token"]),
+        ({"token_factor": torch.ones(3, 1, 1)}, ["token_factor has shape [3, 1, 1]", "[batch, sequence]"]),
+        ({"token_factor": torch.tensor(1.0)}, ["token_factor has shape []"]),
+        ({"token_factor": torch.ones(3).double()}, ["token_factor is torch.float64", "int64"]),
+        ({"token_factor": torch.ones(3, device="meta")}, ["cpu, meta", "one device"]),
         ({"norm": RMSNorm(96)}, ["norm_size=96", "512"]),
         ({"quant": GroupQuant(100)}, ["group_size=100", "divisor"]),
         ({"quant": GroupQuant(scale_layout="vector")}, ["'vector'", "group_size=128", "512"]),

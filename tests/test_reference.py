@@ -138,6 +138,22 @@ def test_the_sum_has_the_residuals_dtype_and_the_value_that_of_x(dtype, residual
         assert same(value, (read * root).to(dtype))
 
 
+@pytest.mark.parametrize("factor_dtype", [torch.int64, torch.bool, *FLOAT_DTYPES])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_a_token_is_masked_as_transformers_does_it(dtype, factor_dtype):
+    """To the bit: a number that 16 bits round, zeros of either sign, and zero times what is not a number."""
+    modeling = pytest.importorskip("transformers.models.mamba2.modeling_mamba2", reason="the models extra is missing")
+    x, norm = torch.randn(2, 6, 64).to(dtype), RMSNorm.llama(64)
+    x[0, 0, 3], x[1, 0, 5] = torch.nan, torch.inf
+    mask = torch.tensor([[0, 0, 1, 1, 257, 3], [0, 1, 1, 1, 0, 70001]]).to(factor_dtype)
+    plain, total = reference.rms_norm(x.flatten(0, 1), None, norm)
+    got, same_total = reference.rms_norm(x.flatten(0, 1), None, norm, None, mask)
+    want = modeling.apply_mask_to_padding_states(plain.view(2, 6, 64), mask)
+    assert same(got, want.flatten(0, 1)) and same(total, same_total) and got.dtype is dtype
+    assert got[0].isnan().any() and (got[:2] == 0).any() and got[1].signbit().any()
+    assert same(reference.rms_norm(x.flatten(0, 1), None, norm, None, mask.flatten())[0], got)
+
+
 def test_without_a_residual_the_sum_is_another_tensor_of_xs_values():
     """An op must not return its input."""
     x = torch.randn(5, 64)

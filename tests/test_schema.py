@@ -49,7 +49,7 @@ def test_the_other_ops_have_the_schemas_that_follow():
     assert names == {f"rms_norm_group_quant{suffix}.default" for suffix in suffixes}
     assert len(ACT_AND_MUL.overloads) == 2
     for op, tensors, spec in (
-        (RMS_NORM, ["x", "residual", "weight"], RMSNorm),
+        (RMS_NORM, ["x", "residual", "weight", "token_factor"], RMSNorm),
         (ACT_AND_MUL, ["x", "gate"], ActAndMul),
     ):
         scalars = [f.name for f in (*fields(spec), *fields(GroupQuant))]

@@ -33,6 +33,8 @@ _POINTEE = {
     torch.float16: "fp16",
     torch.float32: "fp32",
     torch.int32: "i32",
+    torch.int64: "i64",
+    torch.bool: "i1",
     torch.float8_e4m3fn: "fp8e4nv",
     torch.float8_e4m3fnuz: "fp8e4b8",
     torch.float8_e5m2: "fp8e5",
@@ -145,13 +147,15 @@ def compile_rms_norm(
     hidden: int | None = None,
     x_dtype: torch.dtype = torch.bfloat16,
     residual_dtype: torch.dtype | None = torch.bfloat16,
+    token_factor_dtype: torch.dtype | None = None,
     tokens: int = 1 << 20,
     num_warps: int | None = None,
     store_normed: bool = False,
 ) -> Listing:
     """The same for the RMS norm of rows of `hidden` elements, by default one norm; it also stores the sum.
 
-    `residual_dtype` is None for a norm without a residual, `tokens` what the launch heuristic chooses for.
+    `residual_dtype` is None for a norm without a residual, `token_factor_dtype` for one without a mask; `tokens` is
+    what the launch heuristic chooses for.
 
     Raises:
         ValueError: for a target that is not in `TARGETS`.
@@ -170,6 +174,7 @@ def compile_rms_norm(
         contiguous,
         contiguous if has_residual else None,
         weight_elements=norm.norm_size,
+        has_token_factor=token_factor_dtype is not None,
         store_normed=store_normed,
         store_sum=has_residual,
         config=config,
@@ -180,6 +185,7 @@ def compile_rms_norm(
         "x_ptr": x_dtype,
         "residual_ptr": residual_dtype or x_dtype,
         "weight_ptr": x_dtype,
+        "token_factor_ptr": token_factor_dtype or x_dtype,
         "sum_ptr": residual_dtype or quant.dtype,
     }
     return _compiled(target, rms_norm_group_quant_kernel, constants, pointers, config)

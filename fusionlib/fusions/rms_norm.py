@@ -1,7 +1,8 @@
-"""The RMS norm before attention and MLP: of the hidden state, or of its sum with a residual."""
+"""The RMS norm before attention and MLP: of the hidden state, or of its sum with a residual, maybe times a mask."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from fusionlib.fusions.fusion import Fusion
 from fusionlib.fusions.norm_product import Form, check_roundings, out_dtype, read_levels, weight_of
 from fusionlib.fusions.producer_ops import read_producer
 from fusionlib.fusions.recognise_gated_norm import has_gate
+from fusionlib.fusions.token_factor import check_promotion, read_masked
 from fusionlib.match.graph import (
     FLOATS,
     NARROW,
@@ -38,21 +40,35 @@ _MOST_NODES = 64  # between the sum and the normed value there are a dozen
 
 
 class RMSNormQuant(Fusion):
-    """norm(x + residual) * weight before FP8 group quantisation; also returns the sum."""
+    """norm(x + residual) * weight [* one number per token] before FP8 group quantisation; also returns the sum."""
 
     name = "rms_norm"
     op = RMS_NORM
     reasons = (
         Reason(
             "not_rms_norm",
-            "What is quantised is an RMS norm times more than a weight.",
+            "What is quantised is an RMS norm times more than a weight and, behind its rounding, one number per token.",
             "Write it as norm(x) * weight, and scale it elsewhere.",
         ),
         *norm_product.REASONS,
     )
 
     def read(self, value: fx.Node, trail: Trail) -> Reading:
-        """The RMS norm whose value is `value`."""
+        """The RMS norm whose value is `value`, or that is masked to it."""
+        masked = read_masked(value)
+        if masked is None:
+            return replace(self._read_norm(value, value, trail, shared=False), per_token={"token_factor": None})
+        reading = self._read_norm(masked.unmasked, value, trail, shared=masked.is_shared)
+        check_promotion(masked, value)
+        trail.add("token factor", masked.factor)
+        unmasked = frozenset({masked.unmasked})
+        return replace(reading, per_token={"token_factor": masked.factor}, recomputed=unmasked)
+
+    def _read_norm(self, value: fx.Node, end: fx.Node, trail: Trail, *, shared: bool) -> Reading:
+        """The RMS norm whose value is `value`; the call that computes it follows `end`.
+
+        `shared` is whether others read the value too, who keep it and the sum that it is made of.
+        """
         if (opaque := read_producer(value, RMSNorm, trail)) is not None:
             return opaque
         candidate = find_root(value)
@@ -69,7 +85,8 @@ class RMSNormQuant(Fusion):
             raise NotMine
         levels = read_levels(value, root, _FORM, trail)
         points = norm_product.rounding_points(levels, ("weight", "core"), {"core": "norm"}, _FORM)
-        source = _summed(peel_exact(root.value), value)
+        normed = peel_exact(root.value)
+        source = _Sum(normed) if shared else _summed(normed, value, end)
         for role, node in (("x", source.x), ("residual", source.residual)):
             if node is not None:
                 trail.add(role, node)
@@ -101,7 +118,7 @@ class _Sum(NamedTuple):
     held: fx.Node | None = None
 
 
-def _summed(normed: fx.Node, y: fx.Node) -> _Sum:
+def _summed(normed: fx.Node, y: fx.Node, end: fx.Node) -> _Sum:
     """The sum that `normed` is, if the op can compute and return it; otherwise the op reads `normed` itself."""
     alone, rounded = _Sum(normed), dtype(normed) in NARROW
     added = peel_exact(input_of(normed)) if rounded and is_narrowing(normed) else normed
@@ -116,7 +133,7 @@ def _summed(normed: fx.Node, y: fx.Node) -> _Sum:
         if dtype(x) != dtype(residual):
             return alone
         held = next((user for user in added.users if is_narrowing(user) and dtype(user) == dtype(residual)), None)
-    return _Sum(x, residual, rounded, held) if _may_go(added, held, y) else alone
+    return _Sum(x, residual, rounded, held) if _may_go(added, held, y, end) else alone
 
 
 def _terms(added: fx.Node, y: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -128,17 +145,17 @@ def _terms(added: fx.Node, y: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return (residual, x) if dtype(x) is torch.float32 else (x, residual)
 
 
-def _may_go(added: fx.Node, held: fx.Node | None, y: fx.Node) -> bool:
-    """Whether the addition can be part of the call that follows `y`.
+def _may_go(added: fx.Node, held: fx.Node | None, y: fx.Node, end: fx.Node) -> bool:
+    """Whether the addition, from which `y` is computed, can be part of the call that follows `end`.
 
-    Only `held` may be read by others, and only behind `y`: another form of the sum, a cast or a view on the way to the
-    norm, stands before the call and would have to be computed from its result.
+    Only `held` may be read by others, and only behind `end`: another form of the sum, a cast or a view on the way to
+    the norm, stands before the call and would have to be computed from its result.
     """
     inside = _between(added, y)
     forms = [node for node in (added, *inside) if node is not held and peel_exact(node) in (added, held)]
     if not inside or any(user not in inside and user is not held for form in forms for user in form.users):
         return False
-    return held is None or all(user in inside or y < user for user in held.users)
+    return held is None or all(user in inside or end < user for user in held.users)
 
 
 def _between(first: fx.Node, last: fx.Node) -> set[fx.Node]:

@@ -50,6 +50,12 @@ def _strides(layout: RowLayout) -> tuple[int, int, int]:
     return layout.token_stride, layout.outer_stride, layout.inner_stride
 
 
+def _by_token(factor: torch.Tensor) -> tuple[int, int, int]:
+    """Tokens of one sequence of a factor [tokens] or [batch, sequence], and the strides from sequence to sequence and
+    from token to token."""
+    return factor.shape[-1], factor.stride(0) if factor.ndim == 2 else 0, factor.stride(-1)
+
+
 def heuristic(units: int, unit: int, device: torch.device) -> LaunchConfig:
     """The launch configuration for `units` units of `unit` elements on `device`."""
     return choose_launch(units, unit, threads_per_warp(amd_arch(device)))
@@ -126,6 +132,7 @@ def launch_rms_norm(
     x: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor | None,
+    token_factor: torch.Tensor | None,
     norm: RMSNorm,
     quant: GroupQuant,
     codes: torch.Tensor,
@@ -149,6 +156,7 @@ def launch_rms_norm(
         x_layout,
         residual_layout,
         weight_elements=None if weight is None else weight.numel(),
+        has_token_factor=token_factor is not None,
         store_normed=normed is not None,
         store_sum=total is not None,
         config=config,
@@ -163,6 +171,7 @@ def launch_rms_norm(
         x,
         x if residual is None else residual,
         x if weight is None else weight,
+        x if token_factor is None else token_factor,
         codes,
         scale,
         codes if normed is None else normed,
@@ -172,6 +181,7 @@ def launch_rms_norm(
         units,
         *_strides(x_layout),
         *_strides(residual_layout or x_layout),
+        *((1, 0, 0) if token_factor is None else _by_token(token_factor)),
         *scale_strides(scale),
     )
 

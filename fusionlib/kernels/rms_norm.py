@@ -16,6 +16,7 @@ from fusionlib.kernels.quant import _float32, _rounded
 from fusionlib.kernels.units import (
     are_units,
     is_inside,
+    load_token_factors,
     load_units,
     quantise_units,
     root_of_mean,
@@ -29,6 +30,7 @@ def rms_norm_group_quant_kernel(
     x_ptr,
     residual_ptr,  # x_ptr if there is none; then never read
     weight_ptr,  # x_ptr if there is none; then never read
+    token_factor_ptr,  # x_ptr if there is none; then never read
     codes_ptr,  # [tokens, hidden] contiguous
     scale_ptr,
     normed_ptr,  # [tokens, hidden] contiguous; codes_ptr if it is not requested
@@ -42,6 +44,9 @@ def rms_norm_group_quant_kernel(
     residual_stride_token,
     residual_stride_outer,
     residual_stride_inner,
+    token_factor_sequence,  # tokens of one sequence
+    token_factor_stride_sequence,
+    token_factor_stride_token,
     scale_stride_token,
     scale_stride_group,
     UNITS: tl.constexpr,  # units in a token
@@ -56,6 +61,7 @@ def rms_norm_group_quant_kernel(
     HAS_RESIDUAL: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     WEIGHT_PER_TOKEN: tl.constexpr,  # weight is [hidden] rather than [norm_size]
+    HAS_TOKEN_FACTOR: tl.constexpr,
     STORE_NORMED: tl.constexpr,
     STORE_SUM: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
@@ -89,8 +95,13 @@ def rms_norm_group_quant_kernel(
 
     row = rows_of_program(ROWS)
     element = tl.arange(0, BLOCK_SEGMENT)[None, None, :]
-    whole = are_units(row, units, EVEN)[:, None, None]
+    known = are_units(row, units, EVEN)
+    whole = known[:, None, None]
     # All loads come first: the compiler must not move one across a store, and a row's loads should all be on their way.
+    if HAS_TOKEN_FACTOR:
+        token_factor = load_token_factors(token_factor_ptr, row, known, token_factor_sequence,
+                                          token_factor_stride_sequence, token_factor_stride_token, UNITS,
+                                          Y_DTYPE)  # fmt: skip
     rows = ()
     residuals = ()
     weights = ()
@@ -140,6 +151,8 @@ def rms_norm_group_quant_kernel(
                 weight += WEIGHT_OFFSET
             y = y * weight
         y = _rounded(y, Y_DTYPE, ROUND_OUTPUT, PTX)
+        if HAS_TOKEN_FACTOR:
+            y = _rounded(y * token_factor, Y_DTYPE, ROUND_OUTPUT, PTX)
         quantise_units(y, row, mask, within, codes_ptr, scale_ptr, normed_ptr, floor, units, scale_stride_token,
                        scale_stride_group, UNITS, SEGMENTS, SEGMENT, GROUP_SEGMENTS, STORE_NORMED, Y_DTYPE, FP8_MAX,
                        FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, PTX, EVEN, SEGMENT_IS_WARP,

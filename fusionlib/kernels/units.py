@@ -155,6 +155,31 @@ def load_units(
 
 
 @triton.jit
+def load_token_factors(
+    ptr,
+    row,  # [R]
+    known,  # [R]
+    sequence,  # tokens of one sequence
+    stride_sequence,
+    stride_token,
+    UNITS: tl.constexpr,
+    Y_DTYPE: tl.constexpr,  # of the value that is multiplied
+):
+    """What the tokens of units `row` are multiplied by, [R, 1, 1] in float32.
+
+    As in PyTorch's promotion, an integer takes the dtype of the value, and a narrower or wider float keeps its own.
+    """
+    token = (row // UNITS).to(tl.int32)
+    offset = (token // sequence).to(tl.int64) * stride_sequence + (token % sequence).to(tl.int64) * stride_token
+    factor = tl.load(ptr + offset, mask=known, other=0)
+    if ptr.dtype.element_ty.is_floating():
+        factor = factor.to(tl.float32)
+    else:
+        factor = factor.to(tl.float32).to(Y_DTYPE).to(tl.float32)
+    return factor[:, None, None]
+
+
+@triton.jit
 def weight_offsets(
     row,  # [R]
     segment,  # [1, S, 1]

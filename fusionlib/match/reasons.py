@@ -75,6 +75,8 @@ _TABLE = (
      "Take the mean of exactly the value that is multiplied by its reciprocal root, after the same rounding."),
     ("weight_shape", "The weight is no vector over the norm or the row.",
      "Use one weight per element of the norm, or one per element of the token."),
+    ("token_factor", "The normed value is multiplied by a tensor that is no number per token.",
+     "Multiply by one number per token, such as a mask [batch, sequence, 1], or by a weight inside of the norm."),
     ("eps", "Epsilon is negative, denormal, infinite or not a number.",
      "Use 0 or an ordinary positive number; models use 1e-5 or 1e-6."),
     ("scalar_not_literal", "A number that decides the result is only known at run time.",

@@ -80,6 +80,8 @@ class Reading:
         vectors: those with one element for each element of a run or of a token; None if the graph has none.
         run: elements that belong together, such as those of one norm: a token is whole runs.
         kept: further values that the op can return, by the names of `Fusion.emit`.
+        per_token: tensors with one element for each token, such as a padding mask; None if the graph has no such one.
+        recomputed: values inside that may have other users: these keep them, and the op computes them once more.
     """
 
     rows: dict[str, fx.Node | None]
@@ -87,6 +89,8 @@ class Reading:
     vectors: dict[str, fx.Node | None] = field(default_factory=dict)
     run: int = 1
     kept: dict[str, fx.Node] = field(default_factory=dict)
+    per_token: dict[str, fx.Node | None] = field(default_factory=dict)
+    recomputed: frozenset[fx.Node] = frozenset()
 
     @property
     def given_rows(self) -> list[fx.Node]:
@@ -96,7 +100,8 @@ class Reading:
     @property
     def inputs(self) -> list[fx.Node]:
         """All nodes the op reads."""
-        return [*self.given_rows, *(node for node in self.vectors.values() if node is not None)]
+        others = (*self.vectors.values(), *self.per_token.values())
+        return [*self.given_rows, *(node for node in others if node is not None)]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fusionlib.match.sizes import equal
 
 
 def hidden_size(reading: Reading, quant: QuantRead) -> int:
-    """Elements per token. Raises Stop if a group, the norm or the weight does not fit a token.
+    """Elements per token. Raises Stop if a group, the norm, the weight or a mask does not fit a token.
 
     A token is the longest static row that the value has between producer and codes: the flattening before the
     quantisation. If the model never flattens, the heads of x make up the row.
@@ -27,12 +27,15 @@ def hidden_size(reading: Reading, quant: QuantRead) -> int:
         raise Stop("group_crosses_tokens", quant.anchor, f"groups that divide a token's {hidden}", f"groups of {group}")
     if hidden % size:
         raise Stop("mean_axis", quant.y, f"norms that divide a token's {hidden} elements", f"norms of {size}")
-    unit = max(group, size)
-    if hidden == unit and quant.row is None:
+    unit, per_token = max(group, size), [node for node in reading.per_token.values() if node is not None]
+    if hidden == unit and quant.row is None and not per_token:
         hidden = _heads_row(reading, hidden)
     for vector in reading.vectors.values():
         if vector is not None:
             hidden = _with_vector(vector, reading, hidden, rows, fixed=quant.row is not None)
+    for node in per_token:
+        if not equal(numel(node) * hidden, numel(quant.y)):
+            raise Stop("token_factor", node, f"one element for each token of {hidden} elements", describe(node))
     return hidden
 
 

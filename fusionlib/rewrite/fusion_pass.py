@@ -31,7 +31,7 @@ from fusionlib.rewrite.demand import (
 from fusionlib.rewrite.guards import GraphFacts, check
 from fusionlib.rewrite.journal import Journal
 from fusionlib.rewrite.module_floats import ModuleFloats
-from fusionlib.rewrite.plan import SitePlan, group_by_value, plan_site
+from fusionlib.rewrite.plan import SitePlan, group_by_value, plan_site, wanted_values
 from fusionlib.rewrite.replace import rewrite_site
 from fusionlib.rewrite.report import CompileRecord, Origin, Report, Site
 
@@ -134,6 +134,7 @@ class FusionPass(CustomGraphPass):
         begin = len(journal)
         try:
             check(plan, facts, self.devices)
+            plan.wanted &= wanted_values(plan)  # a later site may have been all that read one
             rewrite_site(plan, journal)
             return done
         except Stop as stop:

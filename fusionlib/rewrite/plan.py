@@ -95,7 +95,8 @@ class SitePlan:
         root = self.roots[node]
         while is_call(root, aten.expand.default):
             root = self.roots.get(input_of(root), input_of(root))
-        return root in self.returned or root in self.reading.inputs or node not in self.dependent
+        stays = root in self.reading.inputs or root in self.reading.recomputed
+        return stays or root in self.returned or node not in self.dependent
 
 
 def group_by_value(matches: list[Match]) -> list[list[Match]]:
@@ -114,9 +115,10 @@ def plan_site(matches: list[Match]) -> SitePlan:
     site.returned = {*site.kept.values(), *results}
     site.cone = _cone(site)
     _follow_values(site)
-    site.wanted = _wanted(site)
+    site.wanted = wanted_values(site)
     site.inputs = {name: _row_input(node, site) for name, node in site.reading.rows.items()}
     site.inputs |= {name: _vector_input(node) for name, node in site.reading.vectors.items()}
+    site.inputs |= {name: _token_input(node) for name, node in site.reading.per_token.items()}
     site.outputs = _outputs(site)
     return site
 
@@ -164,7 +166,7 @@ def needs_nothing(user: fx.Node) -> bool:
     return not user.users and (user.target is operator.getitem or is_call(user, aten._assert_tensor_metadata.default))
 
 
-def _wanted(site: SitePlan) -> frozenset[str]:
+def wanted_values(site: SitePlan) -> frozenset[str]:
     """The kept values that are read outside; also the value itself if it is quantised in a second way."""
     names = {node: name for name, node in site.kept.items()}
     wanted = set()
@@ -210,6 +212,14 @@ def _vector_input(node: fx.Node | None) -> Input | None:
     if node is None:
         return None
     return Input(node, False, None if len(shape(node)) == 1 else [-1], tensor_of(node).reshape(-1))
+
+
+def _token_input(node: fx.Node | None) -> Input | None:
+    """How to read one number per token: as [tokens] or [batch, sequence] in place, whatever the strides."""
+    if node is None:
+        return None
+    sizes = None if len(shape(node)) in (1, 2) else [-1]
+    return Input(node, False, sizes, _reshaped(tensor_of(node), sizes))
 
 
 def _input_sizes(node: fx.Node, hidden: int) -> list[int] | None:

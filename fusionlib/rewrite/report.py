@@ -65,13 +65,15 @@ class Site:
     @classmethod
     def of_match(cls, match: Match, quant: GroupQuant) -> Site:
         """The record of a match that was rewritten to a call with `quant`."""
+        masked = any(node is not None for node in match.reading.per_token.values())
+        producer = match.fusion.spell(match.reading.spec) + (", times one number per token" if masked else "")
         return cls(
             "fused",
             match.anchor.name,
             match.anchor.name,
             source_line(match.anchor),
             _names(match.pairs),
-            what=f"{match.fusion.spell(match.reading.spec)} -> {spell_quant(quant)}",
+            what=f"{producer} -> {spell_quant(quant)}",
             nodes=_described([match.anchor, *(p.node for p in match.pairs)]),
             fusion=match.fusion.name,
             module=module_path(match.anchor),

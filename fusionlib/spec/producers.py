@@ -143,6 +143,9 @@ class RMSNorm(_Rounded):
     All arithmetic is float32 and `w` the weight, one if there is none. `sum` rounds to the residual's dtype, which is
     also that of the sum for the next layer; `norm` and `output` round to x's.
 
+    Where the op gets a `token_factor`, one number t per token such as a padding mask, the value is
+    `(y * t).to(y.dtype)`, multiplied in the dtype that PyTorch promotes y and t to.
+
     Args:
         norm_size: elements that one mean is taken over: the hidden size of most models.
         eps: added to the mean of squares; 0, or at least `LEAST_EPS` and finite in float32.

@@ -60,19 +60,19 @@ def test_norms_and_groups_that_do_not_divide_each_other(sizes, tokens):
         assert_agrees(run_kernel(x, x, weight, norm, quant, config), x, x, weight, norm, quant)
 
 
-def run_kernel(x, residual, weight, norm, quant, config=None):
+def run_kernel(x, residual, weight, norm, quant, config=None, token_factor=None):
     """Launch into poisoned outputs; returns codes, scale, normed, and the sum or None."""
     tokens, hidden = x.shape[0], x[0].numel()
     codes, scale = poisoned_outputs(tokens, hidden, quant, "cuda")
     normed = torch.full((tokens, hidden), torch.nan, dtype=norm.output_dtype(x.dtype), device="cuda")
     total = None if residual is None else torch.full((tokens, hidden), torch.nan, dtype=residual.dtype, device="cuda")
-    launch.launch_rms_norm(x, residual, weight, norm, quant, codes, scale, normed, total, config)
+    launch.launch_rms_norm(x, residual, weight, token_factor, norm, quant, codes, scale, normed, total, config)
     return codes, scale, normed, total
 
 
-def assert_agrees(got, x, residual, weight, norm, quant):
+def assert_agrees(got, x, residual, weight, norm, quant, token_factor=None):
     codes, scale, normed, total = got
-    expected, expected_sum = reference.rms_norm(x, weight, norm, residual)
+    expected, expected_sum = reference.rms_norm(x, weight, norm, residual, token_factor)
     assert residual is None or torch.equal(total, expected_sum)
     # A float32 sum of two 16-bit values may be the small difference of large ones; it is exact in both.
     assert_quantised((codes, scale, normed), expected, x.dtype, norm.rounding - {"sum"}, quant)
@@ -154,7 +154,7 @@ def test_the_output_has_a_dtype_of_its_own_and_no_weight_is_ones(out_dtype):
 def test_strided_inputs_are_read_in_place(step):
     norm, quant, weight = RMSNorm.llama(2048), GroupQuant(), drawn(1, 2048)[0]
     x, residual = drawn(65, 4096)[:, : 2048 * step : step], drawn(65, 6000)[:, 100 : 100 + 2048]
-    strided = torch.ops.fusionlib.rms_norm_group_quant_with_sum(x, residual, weight, *schema.scalars(norm, quant))
+    strided = torch.ops.fusionlib.rms_norm_group_quant_with_sum(x, residual, weight, None, *schema.scalars(norm, quant))
     plain = run_kernel(x.contiguous(), residual.contiguous(), weight, norm, quant)
     assert torch.equal(codes_bytes(strided[0]), codes_bytes(plain[0])) and torch.equal(strided[1], plain[1])
     assert torch.equal(strided[2], plain[3])
@@ -184,7 +184,7 @@ def test_offsets_beyond_32_bits():
     tokens = 2**31 // hidden + 3
     x = torch.empty(tokens, hidden, dtype=torch.bfloat16, device="cuda").normal_()
     codes, scale = poisoned_outputs(tokens, hidden, GroupQuant(), "cuda")
-    launch.launch_rms_norm(x, None, weight, norm, GroupQuant(), codes, scale, None, None)
+    launch.launch_rms_norm(x, None, weight, None, norm, GroupQuant(), codes, scale, None, None)
     last = reference.group_quant(reference.rms_norm(x[-8:], weight, norm)[0], GroupQuant())
     assert torch.equal(codes_bytes(codes[-8:]), codes_bytes(last[0])) and torch.equal(scale[-8:], last[1])
 
@@ -192,7 +192,7 @@ def test_offsets_beyond_32_bits():
 @pytest.mark.gpu
 def test_no_tokens_launch_nothing():
     norm, quant, x = RMSNorm.llama(512), GroupQuant(), torch.empty(0, 512, device="cuda")
-    results = torch.ops.fusionlib.rms_norm_group_quant_with_value_and_sum(x, x, None, *schema.scalars(norm, quant))
+    results = op.RMS_NORM(x, x, None, None, norm, quant, also=("value", "sum"))
     assert [tuple(result.shape) for result in results] == [(0, 512), (0, 4), (0, 512), (0, 512)]
 
 
@@ -202,7 +202,7 @@ def test_what_is_stored_besides_changes_nothing(hidden):
     norm, x, residual, weight = RMSNorm.llama(hidden), drawn(77, hidden), drawn(77, hidden), drawn(1, hidden)[0]
     every = run_kernel(x, residual, weight, norm, GroupQuant())
     for kept, at in ((("value",), 2), (("sum",), 3)):
-        results = op.RMS_NORM(x, residual, weight, norm, GroupQuant(), also=kept)
+        results = op.RMS_NORM(x, residual, weight, None, norm, GroupQuant(), also=kept)
         assert torch.equal(codes_bytes(results[0]), codes_bytes(every[0])) and torch.equal(results[1], every[1])
         assert torch.equal(results[2], every[at])
 
@@ -211,5 +211,66 @@ def test_what_is_stored_besides_changes_nothing(hidden):
 @pytest.mark.parametrize("tokens", [1, 33])
 def test_opcheck_on_the_gpu(tokens):
     x, residual, weight = drawn(tokens, 2048), drawn(tokens, 2048, torch.float32), drawn(1, 2048)[0]
+    mask, scalars = (
+        torch.ones(tokens, dtype=torch.int64, device="cuda"),
+        schema.scalars(RMSNorm.vllm(2048), GroupQuant()),
+    )
     for overload in op.RMS_NORM.overloads:
-        torch.library.opcheck(overload, (x, residual, weight, *schema.scalars(RMSNorm.vllm(2048), GroupQuant())))
+        for token_factor in (None, mask):
+            torch.library.opcheck(overload, (x, residual, weight, token_factor, *scalars))
+
+
+FACTORS = (
+    torch.int64, torch.int32, torch.uint8, torch.bool, torch.bfloat16, torch.float16, torch.float32
+)  # fmt: skip
+
+
+def drawn_factor(tokens, dtype):
+    """Zeros, ones and, but for bool, numbers that 16 bits round: more than a mask needs."""
+    factor = torch.randint(0, 3, (tokens,), device="cuda")
+    factor[::5] = 0 if dtype is torch.bool else 255 if dtype is torch.uint8 else 257
+    return factor.to(dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("factor_dtype", FACTORS)
+@pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("points", [(), ("sum", "norm", "output")])
+def test_a_token_is_multiplied_as_pytorch_promotes(points, x_dtype, factor_dtype):
+    norm, quant, factor = RMSNorm(2048, rounding=frozenset(points)), GroupQuant(), drawn_factor(99, factor_dtype)
+    x, residual, weight = drawn(99, 2048, x_dtype), drawn(99, 2048, x_dtype), drawn(1, 2048, x_dtype)[0]
+    got = run_kernel(x, residual, weight, norm, quant, None, factor)
+    assert_agrees(got, x, residual, weight, norm, quant, factor)
+    assert (got[2][factor == 0] == 0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", [(128, 128, 512), (64, 128, 512), (5120, 128, 5120), (2048, 2048, 2048)])
+def test_a_mask_of_sequences_is_read_in_place(sizes):
+    """[batch, sequence] with any strides; several units a token, norms in pieces, several rows a program."""
+    norm_size, group_size, hidden = sizes
+    norm, quant, x = RMSNorm.llama(norm_size), GroupQuant(group_size), drawn(7 * 33, hidden)
+    weight, wide = drawn(1, norm_size)[0], torch.randint(0, 2, (40, 14), device="cuda")
+    for factor in (wide[:33, ::2].t(), wide.reshape(14, 40)[::2, 5:38], wide[:33, :1].t().expand(7, 33)):
+        got = run_kernel(x, None, weight, norm, quant, None, factor)
+        assert_agrees(got, x, None, weight, norm, quant, factor)
+        ones = run_kernel(x, None, weight, norm, quant)
+        kept = factor.flatten() == 1
+        assert torch.equal(codes_bytes(got[0])[kept], codes_bytes(ones[0])[kept])  # the rows that stay, to the bit
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("hidden", [256, 5120])
+def test_a_masked_token_keeps_the_signs_of_its_zeros_and_what_is_not_a_number(hidden):
+    x, norm = drawn(4, hidden), RMSNorm.native(hidden)
+    x[1, 3], x[2, 5] = torch.nan, torch.inf
+    factor = torch.tensor([0, 0, 0, 1], device="cuda")
+    for quant in (GroupQuant(), GroupQuant(floor=None)):
+        codes, scale, normed, _ = run_kernel(x, None, None, norm, quant, None, factor)
+        expected, _ = reference.rms_norm(x, None, norm, None, factor)
+        assert torch.equal(normed.isnan(), expected.isnan()) and normed[1].isnan().all()
+        number = ~expected.isnan()
+        assert torch.equal(normed.signbit()[number], expected.signbit()[number])
+        want, want_scale = reference.group_quant(normed, quant)
+        torch.testing.assert_close(scale, want_scale, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(codes_bytes(codes), codes_bytes(want))

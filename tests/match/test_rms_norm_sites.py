@@ -45,7 +45,8 @@ def one_call(fn, *args):
     """(the name of the op, its tensors, its norm) of the one site of `fn`, which fuses and equals eager."""
     report, (call,) = ran(fn, *args)
     assert len(report.fused) == 1 and not report.refused, str(report)
-    inputs, scalars = call.args[:3], call.args[3:]
+    inputs, token_factor, scalars = call.args[:3], call.args[3], call.args[4:]
+    assert token_factor is None
     return str(call.target).split(".")[1], inputs, op.RMS_NORM.specs(*scalars)[0]
 
 

@@ -132,12 +132,13 @@ class Compiled:
         with Compiled() as compiled:
             compiled(model.forward)(ids)
 
-    `graphs` counts the graphs that were compiled.
+    `graphs` counts the graphs that were compiled; `rewritten` are these after the pass.
     """
 
     def __init__(self) -> None:
         self.fusion = FusionPass("cpu")
         self.graphs = 0
+        self.rewritten: list[torch.fx.Graph] = []
 
     def __call__(self, fn: Callable[..., Any], **options: Any) -> Any:
         """`fn`, compiled so."""
@@ -146,6 +147,7 @@ class Compiled:
     def _inner_compile(self, module: torch.fx.GraphModule, example_inputs: Any, **how: Any) -> Any:
         self.graphs += 1
         to_the_pass(module, example_inputs, self.fusion, is_inference=True)
+        self.rewritten.append(module.graph)
         module.recompile()
         return boxed(module)
 

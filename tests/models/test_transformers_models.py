@@ -6,6 +6,7 @@ The graphs run call by call (`tests.models.small.Compiled`), so that equal means
 import pytest
 import torch
 
+from fusionlib import op
 from tests.models.small import MODELS, Compiled, quantised
 
 pytest.importorskip("transformers")
@@ -37,6 +38,12 @@ def fused_of(graph):
 
 def fused_by(report):
     return {name: report.fused_by[name] for name in sorted(report.fused_by)}
+
+
+def mixers_masked(graphs):
+    """By which tensors the fused norms of `graphs` multiply."""
+    calls = [node for graph in graphs for node in graph.nodes if node.target in op.RMS_NORM.overloads]
+    return [str(call.args[3]) for call in calls if call.args[3] is not None]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -71,30 +78,40 @@ def generate(model, ids, **options):
 
 @pytest.mark.parametrize(("name", "cache", "per_graph"), [("qwen3_next", "static", 12), ("mamba2", "dynamic", 2)])
 def test_generate_fuses_prefill_and_cached_decode(name, cache, per_graph):
-    """Every graph has all sites: the prompt's, a step's, and with a growing cache the one of any length."""
+    """Every graph has all sites: the prompt's, a step's, and with a growing cache the one of any length.
+
+    With the static cache one prompt is padded: its graph has a mask, and that of a step none.
+    """
     model, _ = quantised(name, **{"num_hidden_layers": 1} if name == "mamba2" else {})
     ids = prompts(2, 9)
-    options = {"cache_implementation": "static"} if cache == "static" else {}
+    options = {}
+    if cache == "static":
+        mask = torch.ones_like(ids)
+        mask[0, :3] = 0
+        options = {"cache_implementation": "static", "attention_mask": mask}
     want = generate(model, ids, **options)
     with torch.no_grad(), Compiled() as compiled:
         model.forward = compiled(model.forward)
         got = generate(model, ids, **options)
-        report = compiled.report
+        report, factors = compiled.report, mixers_masked(compiled.rewritten)
     assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
     assert [fused_of(graph) for graph in report.compiles] == [per_graph] * compiled.graphs and not report.refused
-    assert 2 <= compiled.graphs <= 3
+    assert 2 <= compiled.graphs <= 3 and len(factors) == (cache == "static")
 
 
 def test_one_graph_of_any_batch_and_length_fuses():
-    """`dynamic=True`: sizes are symbols, and every epsilon a number that is guarded."""
+    """`dynamic=True`: sizes are symbols, also those of the padding mask, and every epsilon a number that is guarded."""
     model, _ = quantised("qwen3_next", num_hidden_layers=1, layer_types=["linear_attention"])
     with torch.no_grad(), Compiled() as compiled:
         run = compiled(model.forward, dynamic=True)
         for batch, length in ((2, 12), (3, 21)):
             ids = prompts(batch, length)
-            assert torch.equal(run(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
-        report = compiled.report
-    assert compiled.graphs == 1 and not report.refused and not report.unclaimed, str(report)
+            mask = torch.ones_like(ids)
+            mask[0, :7] = 0
+            got = run(ids, attention_mask=mask, use_cache=False).logits
+            assert torch.equal(got, model(ids, attention_mask=mask, use_cache=False).logits)
+        report, factors = compiled.report, mixers_masked(compiled.rewritten)
+    assert compiled.graphs == len(factors) == 1 and not report.refused and not report.unclaimed, str(report)
     assert fused_by(report) == {"act_and_mul": 1, "gated_norm": 1, "rms_norm": 3}
 
 
@@ -113,16 +130,20 @@ def test_layers_that_are_compiled_one_by_one_fuse():
     assert sum(map(fused_of, report.compiles)) == 12 * compiled.graphs / 2, str(report)
 
 
-def test_a_padding_mask_is_told_where_it_is_multiplied_in():
-    """transformers masks a linear-attention layer's input behind its norm: that site alone is refused, and says why."""
-    model, _ = quantised("mamba2", num_hidden_layers=1)
-    ids = prompts(2, 9)
+@pytest.mark.parametrize(("name", "masked"), [("kimi_linear", 1), ("mamba2", 2), ("falcon_h1", 1)])
+def test_a_padded_batch_fuses_as_many_sites(name, masked):
+    """transformers masks the input of linear attention and of Mamba behind its norm; Falcon-H1's attention reads the
+    same norm without the mask."""
+    model, _ = quantised(name)
+    ids = prompts(2)
     mask = torch.ones_like(ids)
-    mask[0, :3] = 0
+    mask[0, :5] = 0
     with torch.no_grad(), Compiled() as compiled:
         got = compiled(model.forward)(ids, attention_mask=mask, use_cache=False).logits
-        report = compiled.report
-    assert torch.equal(got, model(ids, attention_mask=mask, use_cache=False).logits)
-    assert report.fused_by == {"gated_norm": 1}
-    (refused,) = report.refused
-    assert refused.code == "not_rms_norm" and "a further factor" in refused.found and "int64 [2, 9]" in refused.found
+        report, factors = compiled.report, mixers_masked(compiled.rewritten)
+        want = model(ids, attention_mask=mask, use_cache=False).logits
+    by_fusion, unclaimed = EXPECTED[name]
+    assert not report.refused, str(report)
+    assert (fused_by(report), len(report.unclaimed)) == (dict(sorted(by_fusion.items())), unclaimed), str(report)
+    assert len(factors) == masked and len(set(factors)) == 1
+    assert torch.equal(got, want)

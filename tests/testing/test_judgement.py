@@ -106,11 +106,14 @@ def same_as(value, op, tensors, spec) -> None:
 def check_rms_norm(op) -> None:
     x, residual, weight = sums(7)
     x[2], residual[2] = 0.0, 0.0
+    mask = torch.tensor([0, 1, 1, 0, 1, 3, 1])
     for spec in (RMSNorm.native(512), RMSNorm.llama(128), RMSNorm.vllm(512), RMSNorm.qwen3_next(64)):
         given = weight[: spec.norm_size]
         for add, dtype in ((residual, torch.bfloat16), (residual.float(), torch.float32), (None, None)):
             assert add is None or add.dtype is dtype
-            same_as(lambda x, r, w, spec: reference.rms_norm(x, w, spec, r)[0], op, (x, add, given), spec)
+            for factor in (None, mask):
+                tensors = (x, add, given, factor)
+                same_as(lambda x, r, w, f, spec: reference.rms_norm(x, w, spec, r, f)[0], op, tensors, spec)
 
 
 RMS_NORM = Case(
@@ -123,9 +126,13 @@ RMS_NORM = Case(
         "no residual": lambda x, r, w: rms(x, w).bfloat16(),
         "unrounded": lambda x, r, w: rms(x + r, w),
         "heads": lambda x, r, w: rms(x.view(-1, 4, 128), w[:128]).bfloat16().flatten(1),
+        "masked": lambda x, r, w: rms(x + r, w).bfloat16() * (r[:, :1] > 0),
+        "masked in float32": lambda x, r, w: (rms(x + r, w).bfloat16() * r[:, :1].float()).bfloat16(),
     },
     sums,
     must_not={
+        "masked before it is rounded": lambda x, r, w: (rms(x + r, w) * r[:, :1].float()).bfloat16(),
+        "one number per head": lambda x, r, w: (rms(x, w).bfloat16().view(-1, 4, 128) * r[:, :4, None]).flatten(1),
         "twice": lambda x, r, w: (2.0 * rms(x + r, w)).bfloat16(),
         "a bias": lambda x, r, w: (rms(x + r, w) + w).bfloat16(),
         "another's root": lambda x, r, w: (rms(x, w) * (x + r).float() / x.float()).bfloat16(),

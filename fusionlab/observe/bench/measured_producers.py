@@ -238,7 +238,7 @@ class RMSNormProducer(Producer):
 
         codes, scale, *total = outputs
         launch_rms_norm(
-            *self._parted(tensors), self.spec, quant, codes, scale, None, total[0] if total else None, config
+            *self._parted(tensors), None, self.spec, quant, codes, scale, None, total[0] if total else None, config
         )
 
 

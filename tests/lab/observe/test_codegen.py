@@ -181,6 +181,20 @@ def test_residuals_of_other_dtypes_and_none_compile(dtypes, target):
         assert listing.resources().spills == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_a_padding_mask_is_one_more_load(dtype, target):
+    """In front of the row's own loads, which stay as wide, and without another barrier."""
+    norm, quant = RMSNorm.llama(5120), GroupQuant(128, fp8(target))
+    masked, plain = (compile_rms_norm(target, norm, quant, token_factor_dtype=kind) for kind in (dtype, None))
+    assert masked.resources().spills == 0
+    if is_cuda(target):
+        loads = [line for line in masked.assembly.splitlines() if "ld.global" in line]
+        wide = [line for line in loads if ".v4.b32" in line]
+        assert len(wide) == plain.count(r"ld\.global") and len(loads) == len(wide) + 1 and loads[0] not in wide
+        assert masked.count(r"bar\.sync") == plain.count(r"bar\.sync") == 1
+
+
 @pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "sigmoid"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_product_compiles_without_spills_and_with_wide_loads(target, kind):

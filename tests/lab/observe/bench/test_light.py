@@ -66,7 +66,7 @@ def compiled(target, kernel, constants, pointers):
 
 
 CONFIG = LaunchConfig(1, 8)
-ROWS = dict.fromkeys(("x_ptr", "gate_ptr", "residual_ptr", "weight_ptr", "sum_ptr"), "*bf16")
+ROWS = dict.fromkeys(("x_ptr", "gate_ptr", "residual_ptr", "weight_ptr", "token_factor_ptr", "sum_ptr"), "*bf16")
 POINTERS = ROWS | {"codes_ptr": "*fp8e4nv", "scale_ptr": "*fp32", "normed_ptr": "*fp8e4nv", "value_ptr": "*fp8e4nv"}
 
 
