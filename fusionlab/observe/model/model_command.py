@@ -29,7 +29,9 @@ def run_model(namespace: argparse.Namespace, device: str, make_timer: Callable[[
         UsageError: if transformers is not installed.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise UsageError("--model runs a model of transformers, which is not installed: pip install transformers")
+        raise UsageError(
+            "--model runs a model of transformers, which is not installed: pip install '.[models]', or transformers"
+        )
     from fusionlab.observe.model.model_run import ModelRun
     from fusionlab.observe.step.step_run import temporary_traces
 

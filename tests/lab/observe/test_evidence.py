@@ -66,10 +66,11 @@ def test_what_is_recorded_is_a_gpus_and_whole():
         assert manifest.machine.kind == "gpu" and folder.name == manifest.machine.slug and manifest.files
     for recorded in evidence.benchmarks(DATA):
         assert recorded.manifest.machine.kind == "gpu"
-        kinds = ("", "-chain", "-producers", "-shapes", "-step", "-sweep", "-versions")
+        kinds = ("", "-chain", "-model", "-producers", "-shapes", "-step", "-sweep", "-versions")
         assert recorded.path.stem.removeprefix(recorded.device) in kinds
         found = read_results(recorded.document, recorded.path.name)
-        assert bool(found.sweep) == recorded.path.stem.endswith("-sweep") and (found.rows or found.sweep)
+        assert bool(found.sweep) == recorded.path.stem.endswith("-sweep") and (found.rows or found.sweep or found.model)
+        assert bool(found.model) == recorded.path.stem.endswith("-model")
         assert bool(found.step) == recorded.path.stem.endswith("-step")
         of_versions = {row.context.startswith("versions") for row in found.rows}
         assert of_versions in (set(), {recorded.path.stem.endswith("-versions")})
@@ -205,20 +206,26 @@ def test_the_step_in_the_readme_is_the_recorded_one():
 
 
 def test_what_all_fusions_save_in_each_run_of_a_step():
-    """Per cent with one decimal of the opaque step; the run of several captures is the one that meets the goal."""
-    readme, device = (DATA / "README.md").read_text(encoding="utf-8"), "nvidia-h100-80gb-hbm3"
+    """Per cent with one decimal of the opaque step, and README's spread of them."""
+    data, readme = ((folder / "README.md").read_text(encoding="utf-8") for folder in (DATA, DATA.parent))
+    device = "nvidia-h100-80gb-hbm3"
     named = {
         f"further/{device}-step-1.json": "`further/...-step-1.json`",
         f"{device}-step.json": "`...-step.json`",
         f"further/{device}-step-2.json": "`further/...-step-2.json`, five captures",
+        f"further/{device}-step-3.json": "`further/...-step-3.json`, five captures",
     }
-    shares = {}
+    runs = []
     for file, name in named.items():
         step = json.loads((DATA / "benchmarks" / file).read_text(encoding="utf-8"))["step"]
         shares = {entry["tokens"]: entry["share"] for entry in step["gains"] if entry["variant"] == "fused"}
         cells = [f"{shares[tokens] * 100:.1f} %" if tokens in shares else "-" for tokens in (1, 4, 16, 64, 256)]
-        assert f"| {name} | {' | '.join(cells)} |" in readme
-    assert all(shares[tokens] >= 0.06 for tokens in (1, 4, 16))
+        assert f"| {name} | {' | '.join(cells)} |" in data
+        runs.append(shares)
+    spread = {tokens: [f"{end(run[tokens] for run in runs) * 100:.1f}" for end in (min, max)] for tokens in (1, 4, 16)}
+    (least, most), others = spread[1], [" to ".join(spread[tokens]) for tokens in (4, 16)]
+    assert f"{least} to {most} % at 1 token, {others[0]} at 4, {others[1]} at 16" in " ".join(readme.split())
+    assert all(run[4] >= 0.06 for run in runs) and not all(run[tokens] >= 0.06 for run in runs for tokens in (1, 16))
 
 
 def test_the_launch_heuristic_is_what_the_sweep_says():

@@ -43,7 +43,7 @@ def test_what_is_refused(words, says, capsys):
 def test_without_transformers_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(model_command.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["bench", "--model", "qwen3_next", "--check"]) == 2
-    assert "pip install transformers" in capsys.readouterr().err
+    assert "pip install '.[models]'" in capsys.readouterr().err
     assert "transformers" in sys.modules  # of these tests; the command had not asked it
 
 
