@@ -120,6 +120,7 @@ def _spec(read: ScaleRead, code_dtype: torch.dtype, division: Division) -> Group
         round_scale=read.round_scale,
         scale_division=read.division,
         fp8_max=None if read.fp8_max == FP8_MAXIMA[code_dtype][0] else read.fp8_max,
+        nan_scale=read.nan_scale,
     )
     return replace(spec, floor=spec.floor_in(tensor_of(read.value).dtype))
 
@@ -136,12 +137,13 @@ def _below_clamp(cast: fx.Node, trail: Trail) -> tuple[fx.Node, Bounds | None]:
 def _check_clamp(cast: fx.Node, bounds: Bounds | None, read: ScaleRead) -> None:
     """The clamp must be to ±fp8_max.
 
-    Without one the codes are the same only while |y| / scale cannot exceed fp8_max by more than its own rounding. That
-    fails once the scale itself was rounded, or without a floor, where a scale can be denormal and have few digits.
+    Without one the codes are the same if the cast saturates, or while |y| / scale cannot exceed fp8_max by more than
+    its own rounding. That fails once the scale itself was rounded, or without a floor, where a scale can be denormal
+    and have few digits. Under ue8m0 only infinities would.
     """
     limit = read.fp8_max
     if bounds is None:
-        if read.round_scale or read.ue8m0 or read.floor is None:
+        if (read.round_scale or read.ue8m0 or read.floor is None) and not _cast_saturates(cast, limit):
             why = "nothing bounds the scale from below" if read.floor is None else "the scale is rounded"
             raise Stop("clamp", cast, f"a clamp to ±{limit:g}, since {why}", "no clamp")
         return
@@ -149,6 +151,14 @@ def _check_clamp(cast: fx.Node, bounds: Bounds | None, read: ScaleRead) -> None:
         raise Stop("clamp", cast, f"a clamp to ±{limit:g}", f"bounds {bounds}")
     if bounds != (-limit, limit):
         raise Stop("fp8_max", cast, f"a clamp to ±{limit:g}, the maximum the scale was made with", f"bounds {bounds}")
+
+
+def _cast_saturates(cast: fx.Node, limit: float) -> bool:
+    """Whether the cast makes ±`limit` of all that is larger, as to float8_e4m3fn since PyTorch 2.13 (its PR #178817).
+
+    Before, eager made NaN of it, and only the code that Inductor generates saturated.
+    """
+    return torch.tensor(torch.inf).to(tensor_of(cast).dtype).float().item() == limit
 
 
 def _in_float32(node: fx.Node, what: str) -> None:

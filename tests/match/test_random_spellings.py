@@ -49,6 +49,8 @@ quants = st.builds(
     in_activation_dtype=st.booleans(),
     repeat=st.sampled_from(["broadcast", "repeat_interleave", "expand"]),
     ue8m0=st.booleans(),
+    nan_scale=st.sampled_from(["nan", "largest"]),
+    clamp=st.integers(0, 3).map(lambda n: n != 0),
     layout=st.sampled_from(["row_major", "column_major"]),
     dtype=st.sampled_from([torch.float8_e4m3fn, torch.float8_e5m2]),
 )
