@@ -150,7 +150,7 @@ class Origin:
 
     Dynamo starts counting again after a reset; `number` is the compile's number in this process. `cut` if graph breaks
     were seen: the model is then spread over several frames. `model` is the code or class of what was compiled, `code`
-    that of the frame.
+    that of the frame. `restart` counts how often Dynamo gave up this compile so far and began it again.
     """
 
     frame: int
@@ -159,6 +159,11 @@ class Origin:
     cut: bool
     model: object = None
     code: object = None
+    restart: int = 0
+
+    def gave_up(self, earlier: Origin | None) -> bool:
+        """Whether Dynamo threw away what `earlier` is the origin of, when it began this compile again."""
+        return earlier is not None and earlier.number == self.number and earlier.restart < self.restart
 
 
 @dataclass(frozen=True)
