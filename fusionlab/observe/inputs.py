@@ -1,7 +1,9 @@
-"""Seeded inputs like those of models, for the recorder and the benchmark."""
+"""Seeded inputs like those of models, for the recorder and the benchmarks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -48,3 +50,11 @@ def attention_inputs(
     # After a key head's query and key (head_dim each) and its value (width).
     projection = normal(tokens, heads // per_group, 2 * head_dim + 2 * width)
     return Inputs(x, projection[..., -width:].unflatten(-1, (per_group, head_dim)), weight)
+
+
+@contextmanager
+def seeded(device: str, seed: int) -> Iterator[None]:
+    """A random state of its own on `device`, from `seed`; the caller's is unchanged."""
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

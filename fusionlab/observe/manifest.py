@@ -97,6 +97,16 @@ class Manifest:
         """A plain object, the inverse of `from_json`."""
         return {"schema": SCHEMA, **asdict(self), "files": [asdict(file) for file in self.files]}
 
+    @property
+    def provenance(self) -> str:
+        """Card, versions, date, commit and command in one line."""
+        machine = self.machine
+        libraries = "".join(f", {name} {version}" for name, version in (self.libraries or {}).items())
+        return (
+            f"{machine.device}, driver {machine.driver}, torch {machine.torch}, triton {machine.triton}{libraries}; "
+            f"{self.date}, commit {self.commit}: {self.command}"
+        )
+
 
 def device_slug(name: str) -> str:
     """A product's name in lower case, everything but letters and digits replaced by single hyphens."""

@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from fusionlab.observe.clean import clean_trace
-from fusionlab.observe.inputs import attention_inputs
+from fusionlab.observe.clean import SIZE_LIMIT, clean_trace
+from fusionlab.observe.inputs import attention_inputs, seeded
 from fusionlab.observe.privacy import own_names
 from fusionlab.observe.trace import Trace, read_trace
 from fusionlib.layers import AttentionOutput
@@ -149,8 +149,7 @@ def make_step(recording: Recording) -> Callable[[], torch.Tensor]:
 
 def _layer(recording: Recording) -> AttentionOutput:
     """The layer with seeded weights; the caller's random state is unchanged."""
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if recording.device == "cuda" else []):
-        torch.manual_seed(recording.seed)
+    with seeded(str(recording.device), recording.seed):
         layer = AttentionOutput(
             recording.heads,
             recording.head_dim,
@@ -239,8 +238,8 @@ def profiled(steps: Sequence[Callable[[], Any]], device: str) -> torch.profiler.
     return profiler
 
 
-def cleaned_trace(profiler: torch.profiler.profile, path: Path) -> Trace:
-    """Write the profile to `path`, cleaned (`observe.clean`), and read it back.
+def cleaned_trace(profiler: torch.profiler.profile, path: Path, size_limit: int = SIZE_LIMIT) -> Trace:
+    """Write the profile to `path`, cleaned (`observe.clean`) and of at most `size_limit` bytes, and read it back.
 
     Raises:
         TraceError: if the cleaned trace is too large or cannot be written.
@@ -248,5 +247,5 @@ def cleaned_trace(profiler: torch.profiler.profile, path: Path) -> Trace:
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "raw.json")
         profiler.export_chrome_trace(str(raw))
-        clean_trace(raw, path, secrets=own_names())
+        clean_trace(raw, path, secrets=own_names(), size_limit=size_limit)
     return read_trace(path)

@@ -6,6 +6,7 @@ Examples::
     fusionlib bench --out data/benchmarks         everything, written to data/benchmarks/<device>.json
     fusionlib bench --sweep --tokens 1 64 8192    launch configurations, for the heuristic's thresholds
     fusionlib bench --step --out data/benchmarks  a decode step of Qwen3-Next-like blocks: what the fusions save
+    fusionlib bench --model qwen3_next            the whole model of transformers, as many layers as fit
     fusionlib bench --check --tokens 4            on a CPU: no times, only whether the variants agree with eager
 
 Parts of the lab that stand on the benchmark add measurements of their own: see `Measurement`.
@@ -23,6 +24,7 @@ from fusionlab.files import results_file
 from fusionlib.commands.errors import UsageError
 
 VARIANTS = ("eager", "two_kernel", "inductor", "aiter", "fla", "fused", "light", "reciprocal")
+MODELS = ("qwen3_next",)
 STEP_VARIANTS = ("opaque", "inductor", "gated_norm", "fused")
 CONTEXTS = ("alone", "producer", "chain")
 GATES = ("contiguous", "strided")
@@ -90,8 +92,17 @@ def register(subparsers: argparse._SubParsersAction, measurements: Iterable[Meas
     parser.add_argument(
         "--step-variants", nargs="+", choices=STEP_VARIANTS, default=list(STEP_VARIANTS), help="of --step; default: all"
     )
-    parser.add_argument("--layers", type=_positive, help="of --step; default: all 48, or as many as fit")
-    parser.add_argument("--context-length", type=_positive, help="tokens in the caches of --step; default: 1024")
+    parser.add_argument(
+        "--model", choices=MODELS, help="a whole model of transformers instead: --tokens sequences decode a token each"
+    )
+    parser.add_argument("--prompts", nargs="+", type=_positive, help="of --model: lengths of prompts to read")
+    parser.add_argument("--experts", type=_positive, help="of --model; default: all 512")
+    parser.add_argument(
+        "--layers", type=_positive, help="of --step and --model; default: all 48, or as many as fit, by fours"
+    )
+    parser.add_argument(
+        "--context-length", type=_positive, help="tokens in the caches of --step and --model; default: 1024"
+    )
     parser.add_argument("--record", type=Path, help="with --step: a folder for <device>/, its blocks' cleaned traces")
     parser.add_argument("--record-tokens", type=_positive, help="whose traces --record keeps; default: 16, or the only")
     parser.add_argument("--dependent-launch", action="store_true", help="also programmatic dependent launch (NVIDIA)")
@@ -99,7 +110,7 @@ def register(subparsers: argparse._SubParsersAction, measurements: Iterable[Meas
     parser.add_argument(
         "--out",
         type=Path,
-        help="a .json file, or a folder for <device>.json, -sweep, -versions, -chain, -shapes, -producers or -step",
+        help="a .json file, or a folder for <device>.json, -sweep, -versions, -chain, -shapes, -step, -model",
     )
     parser.set_defaults(run=run, instead=None)
 
@@ -123,8 +134,14 @@ def run(namespace: argparse.Namespace) -> int:
         raise UsageError("--record-tokens belongs to --record; add it or leave --record-tokens out")
     if namespace.step and (namespace.sweep or instead is not None or namespace.dependent_launch):
         raise UsageError("--step is a run of its own; leave --sweep, --versions and --dependent-launch out")
-    if not namespace.step and (namespace.layers or namespace.context_length or namespace.record):
-        raise UsageError("--layers, --context-length and --record belong to --step; add it or leave them out")
+    if namespace.model and (namespace.step or namespace.sweep or instead is not None or namespace.dependent_launch):
+        raise UsageError("--model is a run of its own; leave --step, --sweep, --versions and --dependent-launch out")
+    if not namespace.step and namespace.record:
+        raise UsageError("--record belongs to --step; add it or leave --record out")
+    if not (namespace.step or namespace.model) and (namespace.layers or namespace.context_length):
+        raise UsageError("--layers and --context-length belong to --step and --model; add one or leave them out")
+    if not namespace.model and (namespace.prompts or namespace.experts):
+        raise UsageError("--prompts and --experts belong to --model; add it or leave them out")
     if not gpu and not namespace.check:
         raise UsageError(_ON_A_CPU)
     if namespace.check and namespace.out is not None:
@@ -154,6 +171,10 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
         from fusionlab.observe.step.command import run_step
 
         return run_step(namespace, device, make_timer, _command(namespace))
+    if namespace.model:
+        from fusionlab.observe.model.model_command import run_model
+
+        return run_model(namespace, device, make_timer, _command(namespace))
     from fusionlab.observe.bench import run as runs
     from fusionlab.observe.bench.compilations import FastestCompilation
     from fusionlab.observe.bench.results import Results, write_results
@@ -273,9 +294,10 @@ def _libraries(namespace: argparse.Namespace) -> dict[str, str] | None:
 def _command(namespace: argparse.Namespace) -> str:
     """The command to repeat the run, without its output path."""
     words = ["fusionlib bench"]
-    if namespace.step:
-        words.append("--step")
-        for option in ("tokens", "step_variants", "layers", "context_length", "rounds", "seed"):
+    if namespace.step or namespace.model:
+        words += ["--step"] if namespace.step else ["--model", namespace.model]
+        own = ("step_variants",) if namespace.step else ("prompts", "experts")
+        for option in ("tokens", *own, "layers", "context_length", "rounds", "seed"):
             value = vars(namespace)[option]
             given = value if isinstance(value, list) else [] if value is None else [value]
             words += [f"--{option.replace('_', '-')}", *map(str, given)] if given else []

@@ -83,6 +83,8 @@ class Results:
     dependent: list[dict[str, Any]] = field(default_factory=list)
     #: What a decode step found besides its times (`observe.step.step_run`); empty in other runs.
     step: dict[str, Any] = field(default_factory=dict)
+    #: What the run of a whole model found (`observe.model.model_run`); empty in other runs.
+    model: dict[str, Any] = field(default_factory=dict)
 
     def find(self, case: str, variant: str) -> Row | None:
         """The row of `variant` in the case named `case`, None if it was not timed."""
@@ -130,7 +132,7 @@ def read_results(document: dict[str, Any], source: str) -> Results:
         ManifestError: for the wrong format, or an invalid number.
     """
     names = {"schema", "manifest", *(f.name for f in fields(Results))}
-    if set(document) | {"step"} != names or document["schema"] != SCHEMA:
+    if set(document) | {"step", "model"} != names or document["schema"] != SCHEMA:
         raise ManifestError(f"{source}: must be an object of exactly {', '.join(sorted(names))}, schema {SCHEMA}")
     checked(document["manifest"], source)
     try:
@@ -146,5 +148,5 @@ def read_results(document: dict[str, Any], source: str) -> Results:
             raise ManifestError(
                 f"{source}: {row.case} has p10, median, p90 = {times}; they must be positive and ordered"
             )
-    rest = document["verdicts"], sweep, document["dependent"], document.get("step", {})
+    rest = document["verdicts"], sweep, document["dependent"], document.get("step", {}), document.get("model", {})
     return Results(document["conditions"], rows, skipped, *rest)

@@ -24,6 +24,10 @@ CALLS_PER_GRAPH = 2000
 MOST_COPIES = 20_000
 LEAST_SAMPLE_US = 500.0  # a thousand times the resolution of an event
 
+#: How often a variant's step is captured, each time into memory of its own. A product is a per cent or two faster or
+#: slower by where its operands lie, which a single capture would give to one variant and not to another.
+CAPTURES = 5
+
 
 def copies_for(bytes_per_call: int, l2_bytes: int) -> int:
     """How many sets of buffers a cycle needs: all but one together are `ROTATION` times L2; at least 2.
@@ -69,6 +73,31 @@ def in_rounds(timer: Timer, handles: Mapping[Key, Any], rounds: int, order: rand
         order.shuffle(keys)
         for key in keys:
             samples[key].append(timer.sample(handles[key]))
+    return samples
+
+
+def samples_of_captures(
+    timer: Timer,
+    steps: Mapping[str, Callable[[], Any]],
+    captures: int,
+    rounds: int,
+    order: random.Random,
+    failed: Callable[[str, Exception], None],
+) -> dict[str, list[float]]:
+    """Samples of each step of a model, interleaved, from `captures` captures of it.
+
+    Args:
+        steps: variant -> a step; one that cannot be captured is given to `failed` and left out.
+    """
+    handles: dict[tuple[str, int], Any] = {}
+    for name, step in steps.items():
+        try:
+            handles |= {(name, number): timer.prepare([step]) for number in range(captures)}
+        except (RuntimeError, torch.OutOfMemoryError) as error:
+            failed(name, error)
+    samples: dict[str, list[float]] = {}
+    for (name, _), taken in in_rounds(timer, handles, rounds, order).items():
+        samples.setdefault(name, []).extend(taken)
     return samples
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from fusionlab.files import require_writable, results_file
 from fusionlab.observe.bench.results import Results, write_results
 from fusionlab.observe.bench.text import skipped
+from fusionlab.observe.bench.timer import CAPTURES
 from fusionlab.observe.manifest import Manifest, file_entry, make_manifest, write_manifest
 from fusionlab.observe.step.decode_sizes import KINDS, ORDER, QWEN3_NEXT, SMALL
-from fusionlab.observe.step.step_run import CAPTURES, StepRun, StepSettings, temporary_traces, trace_name
+from fusionlab.observe.step.step_run import StepRun, StepSettings, temporary_traces, trace_name
 from fusionlab.observe.step.step_text import codes, outputs, step_text
 from fusionlab.observe.tuning import own_tuning
 from fusionlib.commands.errors import UsageError

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from fusionlab.observe.inputs import seeded
 from fusionlab.observe.step.blocks import Block, Result, State, make_state
 from fusionlab.observe.step.decode_sizes import ORDER, Sizes
 from fusionlab.observe.step.recurrence import recurrence_here
@@ -35,7 +35,7 @@ class Weights:
 def make_weights(sizes: Sizes, layers: int, device: str, seed: int) -> Weights:
     """Seeded weights of the first `layers` layers; the caller's random state is unchanged."""
     words, recurrence = recurrence_here(device)
-    with _seeded(device, seed):
+    with seeded(device, seed):
         opaque = tuple(Block(ORDER[layer % len(ORDER)], sizes, recurrence, device) for layer in range(layers))
     return Weights(sizes, opaque, tuple(map(natively_quantised, opaque)), words)
 
@@ -77,15 +77,7 @@ class Decoder:
 
 def make_decoder(weights: Weights, tokens: int, device: str, seed: int) -> Decoder:
     """Seeded states and inputs for `tokens` sequences."""
-    with _seeded(device, seed):
+    with seeded(device, seed):
         states = tuple(make_state(block.kind, weights.sizes, tokens, device) for block in weights.opaque)
         hidden = torch.randn(tokens, weights.sizes.hidden, device=device, dtype=torch.bfloat16)
     return Decoder(weights, tokens, states, hidden)
-
-
-@contextmanager
-def _seeded(device: str, seed: int) -> Iterator[None]:
-    """A random state of its own, from `seed`."""
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -117,12 +117,7 @@ class RecordedStep:
     @property
     def provenance(self) -> str:
         """Card, versions, date, commit and command in one line."""
-        machine, found = self.manifest.machine, self.manifest
-        libraries = "".join(f", {name} {version}" for name, version in (found.libraries or {}).items())
-        return (
-            f"{machine.device}, driver {machine.driver}, torch {machine.torch}, triton {machine.triton}{libraries}; "
-            f"{found.date}, commit {found.commit}: {found.command}"
-        )
+        return self.manifest.provenance
 
     def find(self, tokens: int, variant: str) -> StepRow | None:
         """The row of `variant` at `tokens` tokens, None if it was not timed."""

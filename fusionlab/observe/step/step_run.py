@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from fusionlab.observe.bench.results import Results, Row, Skipped, percentiles
-from fusionlab.observe.bench.timer import Timer, in_rounds
+from fusionlab.observe.bench.timer import CAPTURES, Timer, samples_of_captures
+from fusionlab.observe.peak_memory import peak_bytes
 from fusionlab.observe.step.block_traces import (
     Prediction,
     block_kernels,
@@ -43,10 +44,6 @@ CLOSE = 0.125
 #: The same where Inductor keeps eager's roundings: only the order of sums is left to differ. That moves a code in
 #: 100000, and what is computed from it for the same token.
 CLOSE_WITH_ROUNDINGS = 0.02
-
-#: How often a variant's step is captured, each time into memory of its own. A product is a per cent or two faster or
-#: slower by where its operands lie, which a single capture would give to one variant and not to another.
-CAPTURES = 5
 
 #: What `Results.step` lists, by tokens, variant, kind of block or site.
 LISTS = ("blocks", "memory", "outputs", "with_roundings", "codes", "gains", "predictions")
@@ -141,7 +138,7 @@ class StepRun:
             blocks = {kind: compile_block(variant, kind) for kind in KINDS}
             try:
                 self.run(decoder, blocks)  # compiles
-                peak = self.peak_bytes(lambda blocks=blocks: self.run(decoder, blocks))
+                peak = peak_bytes(lambda blocks=blocks: self.run(decoder, blocks), self.settings.device)
             except Exception as error:  # a compiler can fail with anything; the other variants go on
                 self.skip(decoder, name, in_a_line(error))
                 continue
@@ -158,17 +155,6 @@ class StepRun:
         """One step under a variant."""
         native = next(iter(blocks.values())).variant.native
         return decoder.step({kind: block.run for kind, block in blocks.items()}, native)
-
-    def peak_bytes(self, step: Callable[[], Any]) -> int | None:
-        """The most memory that `step` had in use beyond weights and states; None on a CPU."""
-        if self.settings.device != "cuda":
-            return None
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
 
     def skip(self, decoder: Decoder, name: str, why: str, wrong: bool = False) -> None:
         """Note a variant that is not measured."""
@@ -212,16 +198,12 @@ class StepRun:
 
     def timed(self, decoder: Decoder, ready: dict[str, Blocks], kernels: Mapping[str, Any], timer: Timer) -> None:
         """Time every variant's captures, interleaved; a variant's samples are those of all its captures."""
-        handles: dict[tuple[str, int], Any] = {}
-        for name, blocks in ready.items():
-            step = [lambda blocks=blocks: self.run(decoder, blocks)]
-            try:
-                handles |= {(name, number): timer.prepare(step) for number in range(CAPTURES)}
-            except (RuntimeError, torch.OutOfMemoryError) as error:
-                self.skip(decoder, name, in_a_line(error))
-        samples: dict[str, list[float]] = {}
-        for (name, _), taken in in_rounds(timer, handles, self.settings.rounds, self.order).items():
-            samples.setdefault(name, []).extend(taken)
+        steps = {name: (lambda blocks=blocks: self.run(decoder, blocks)) for name, blocks in ready.items()}
+
+        def failed(name: str, error: Exception) -> None:
+            self.skip(decoder, name, in_a_line(error))
+
+        samples = samples_of_captures(timer, steps, CAPTURES, self.settings.rounds, self.order, failed)
         moved = decoder.weights.sizes.step_bytes(len(decoder.states), decoder.tokens)
         rows = {name: _row(decoder.tokens, name, taken, moved) for name, taken in samples.items()}
         self.results.rows += rows.values()

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from fusionlab.observe.bench.timer import CAPTURES
 from fusionlab.observe.step import live_step, step_run
 from fusionlab.observe.step.decode_sizes import SMALL
-from fusionlab.observe.step.step_run import CAPTURES
 from fusionlab.show.decode_step import decode_step
 from tests.lab.observe.bench.fakes import FakeTimer
 from tests.lab.observe.step.small_model import quick, weights

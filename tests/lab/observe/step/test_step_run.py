@@ -8,11 +8,12 @@ import torch
 
 from fusionlab.observe import evidence
 from fusionlab.observe.bench.results import Results, read_results, write_results
+from fusionlab.observe.bench.timer import CAPTURES
 from fusionlab.observe.manifest import Machine, make_manifest
 from fusionlab.observe.step import step_run
 from fusionlab.observe.step.decode_sizes import FULL, KINDS, LINEAR, SMALL
 from fusionlab.observe.step.site_codes import SiteCodes
-from fusionlab.observe.step.step_run import CAPTURES, LISTS, StepRun, StepSettings, differences
+from fusionlab.observe.step.step_run import LISTS, StepRun, StepSettings, differences
 from fusionlab.observe.step.step_text import step_text
 from fusionlab.observe.step.step_variants import STEP_VARIANTS
 from tests.lab.observe.bench.fakes import FakeTimer

@@ -1,0 +1,297 @@
+"""One run of a whole model: for each workload every variant compiled, compared with the opaque one, traced, and timed.
+
+All variants read the same weights and caches. A variant that fused other sites than it must, or refused one, or is far
+from the opaque one is WRONG and not timed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusionlab.observe.bench.results import Results, Skipped, percentiles
+from fusionlab.observe.bench.timer import CAPTURES, Timer, samples_of_captures
+from fusionlab.observe.model.accuracy import distance
+from fusionlab.observe.model.channel_order import other_order
+from fusionlab.observe.model.recurrence_ops import recurrences
+from fusionlab.observe.model.whole_model import MOST_MEMORY, WholeModel, layers_in, make_config, make_model, modelling
+from fusionlab.observe.model.workload import DECODE, PREFILL, RunModel, Work, Workload, forward
+from fusionlab.observe.peak_memory import peak_bytes
+from fusionlab.observe.record import captured, cleaned_trace, profiled
+from fusionlab.observe.step.block_traces import Prediction, kernel_counts, without_quantisation
+from fusionlab.observe.step.saved_parts import saved_parts
+from fusionlab.observe.step.step_variants import STEP_VARIANTS, StepVariant, compiled, eager_roundings
+from fusionlab.observe.structure import steps
+from fusionlab.observe.trace import Kernel
+from fusionlab.observe.whatif import WhatIfError
+from fusionlib.block_mm import BLOCK
+from fusionlib.commands.failure import in_a_line
+from fusionlib.rewrite import FusionPass
+
+#: The variants of a step that a model has: their activations are quantised by an opaque op.
+MODEL_VARIANTS = ("opaque", "gated_norm", "fused")
+#: The sites of a layer that each fusion can take, by the layer's kind and the fusion's name: a site is the
+#: quantisation of one linear layer, and transformers has q, k and v, and gate and up, as layers of their own.
+SITES = {
+    "linear_attention": {"gated_norm": 1, "rms_norm": 3, "act_and_mul": 1},
+    "full_attention": {"rms_norm": 5, "sigmoid_gate": 1, "act_and_mul": 1},
+}
+#: How far a variant's logits may be from the opaque one's before it counts as wrong: the norm of the difference over
+#: the norm. Independent logits are 1.4 apart. Random weights leave most tokens' experts to chance, so that a model with
+#: its sums in another order is far from itself too: `accuracy` says how far.
+CLOSE = 1.2
+#: A prompt's activations are gigabytes, which each capture keeps.
+PREFILL_CAPTURES = 2
+_TRACE_BYTES = 4_000_000  # a whole model's; only its kernels are read
+_STEP = "step"
+
+#: Runs that are no variants: the opaque one with its sums in another order, and a variant with eager's roundings.
+OTHER_ORDER, ROUNDED = "other_order", "_rounded"
+
+#: What `Results.model` lists, by phase, tokens and variant.
+LISTS = ("times", "memory", "kernels", "outputs", "gains", "predictions", "accuracy", "sites")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """A run's settings; `layers` None for as many of the model's as fit into the memory, `experts` None for all."""
+
+    workloads: tuple[Workload, ...] = (
+        *(Workload(DECODE, tokens) for tokens in (1, 4, 16, 64, 128)),
+        *(Workload(PREFILL, tokens) for tokens in (1024, 8192)),
+    )
+    variants: tuple[str, ...] = MODEL_VARIANTS
+    rounds: int = 30
+    seed: int = 0
+    device: str = "cuda"
+    context: int = 1024
+    layers: int | None = None
+    experts: int | None = None
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """The model compiled in one way, and the pass that saw its graph."""
+
+    variant: StepVariant
+    run: RunModel
+    fusion: FusionPass | None
+
+    def problem(self, model: WholeModel) -> str | None:
+        """Why the pass did not do what it must, after the first call; None if it did or there is none."""
+        if self.fusion is None:
+            return None
+        names = {fusion.name for fusion in self.variant.fusions or ()}
+        expected: dict[str, int] = {}
+        for kind, sites in SITES.items():
+            for name in names & sites.keys():
+                expected[name] = expected.get(name, 0) + sites[name] * model.layers_of(kind)
+        expected = {name: count for name, count in expected.items() if count}
+        report = self.fusion.report()
+        if report.fused_by != expected or report.refused:
+            return f"the model fused {report.fused_by}, where {expected} was expected:\n{report}"
+        return None
+
+
+class ModelRun:
+    """One run. `traces` is a folder for traces while they are read; without a `timer` nothing is timed."""
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        timer: Timer | None,
+        results: Results,
+        traces: Path,
+        say: Callable[[str], None] = print,
+        save: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings, self.timer, self.results = settings, timer, results
+        self.traces, self.say, self.save = traces, say, save
+        self.order = random.Random(settings.seed)
+        self.found = results.model
+        self.found |= {name: [] for name in LISTS}
+
+    def all(self) -> None:
+        """Measure every workload, and compare the logits of the longest prompt."""
+        settings = self.settings
+        config = make_config(experts=settings.experts, small=settings.device != "cuda")
+        layers = settings.layers or layers_in(self._free_bytes(), config)
+        self.say(f"{layers} of {config.num_hidden_layers} layers, {config.num_experts} experts")
+        with torch.no_grad(), recurrences(modelling(), settings.device) as recurrence:
+            model = make_model(config, layers, settings.device, settings.seed)
+            self.say(model.quantised.summary)
+            self.found |= {
+                "model": "qwen3_next",
+                "sizes": _sizes(config),
+                "layers": layers,
+                "layers_of_all": model.layers_of_all,
+                "recurrence": recurrence,
+                "linears": model.quantised.summary,
+            }
+            prompts = [each.tokens for each in settings.workloads if each.phase == PREFILL]
+            for workload in settings.workloads:
+                longest = workload.phase == PREFILL and workload.tokens == max(prompts)
+                self.at(model, workload, accuracy=longest)
+                if self.timer is not None:
+                    self.timer.release()
+                self.save()
+
+    def _free_bytes(self) -> int:
+        """Bytes for weights; on a CPU enough for one turn of layers."""
+        return int(MOST_MEMORY * torch.cuda.mem_get_info()[0]) if self.settings.device == "cuda" else 0
+
+    def at(self, model: WholeModel, workload: Workload, accuracy: bool) -> None:
+        """Everything for one workload; `accuracy` says whether the logits of all its tokens are compared."""
+        work = Work(model, workload, self.settings.context, self.settings.seed)
+        ready = self.compared(work, self.compiled(work))
+        if accuracy and "opaque" in ready:
+            self.accuracy(work, ready)
+        kernels = self.traced(work, ready) if self.settings.device == "cuda" else {}
+        if self.timer is not None:
+            self.timed(work, ready, kernels, self.timer)
+
+    def compiled(self, work: Work) -> dict[str, CompiledModel]:
+        """The variants that compile and fuse what they must, after one step each, which measures its memory."""
+        ready = {}
+        for name in self.settings.variants:
+            variant = STEP_VARIANTS[name]
+            fusion = variant.make_pass()
+            made = CompiledModel(variant, compiled(forward(work.model), fusion), fusion)
+            try:
+                work.step(made.run)  # compiles
+                peak = peak_bytes(lambda made=made: work.step(made.run), self.settings.device)
+            except Exception as error:  # a compiler can fail with anything; the other variants go on
+                self._skip(work, name, in_a_line(error))
+                continue
+            if fusion is not None:
+                report = fusion.report()
+                counts = {"fused": report.fused_by, "refused": len(report.refused), "unclaimed": len(report.unclaimed)}
+                self._note("sites", work, name, **counts)
+            if (problem := made.problem(work.model)) is not None:
+                self._skip(work, name, problem, wrong=True)
+                continue
+            ready[name] = made
+            self._note("memory", work, name, peak_bytes=peak)
+            self.say(f"compiled {work.workload} {name}: {fusion.report().summary if fusion else 'no pass'}")
+        return ready
+
+    def compared(self, work: Work, ready: dict[str, CompiledModel]) -> dict[str, CompiledModel]:
+        """The variants whose logits are those of `opaque` but for rounding."""
+        if "opaque" not in ready:
+            return ready
+        expected = work.first(ready["opaque"].run).float()
+        close = {}
+        for name, made in ready.items():
+            apart = float((work.first(made.run).float() - expected).norm() / expected.norm())
+            self._note("outputs", work, name, relative=apart)
+            if apart <= CLOSE:
+                close[name] = made
+            else:
+                far = f"its logits are {apart:.2g} from the opaque one's; {CLOSE:g} is the most"
+                self._skip(work, name, far, wrong=True)
+        self.say(f"compared {work.workload}: {', '.join(close)}")
+        return close
+
+    def accuracy(self, work: Work, ready: Mapping[str, CompiledModel]) -> None:
+        """The logits of all tokens: every variant's beside the opaque one's, and what is noise.
+
+        Noise is the opaque one beside itself with its sums in another order, and beside itself with the roundings to
+        bf16 that eager performs and Inductor leaves out. Where both keep these, fused and opaque differ by sums alone.
+        """
+        model = work.model.model
+        opaque = ready["opaque"].run
+        hidden = {name: work.hidden(made.run)[0].clone() for name, made in ready.items()}
+        with other_order(model, range(model.config.hidden_size // BLOCK)[::-1]) as back:
+            hidden[OTHER_ORDER] = work.hidden(opaque)[0][:, back].clone()
+        with eager_roundings():
+            for name in ("opaque", "fused"):
+                variant = STEP_VARIANTS[name]
+                rounded = compiled(forward(work.model), variant.make_pass())
+                hidden[name + ROUNDED] = work.hidden(rounded)[0].clone()
+        pairs = [*((name, "opaque") for name in hidden if name not in ("opaque", "fused" + ROUNDED))]
+        pairs += [("fused" + ROUNDED, "opaque" + ROUNDED)]
+        for name, against in pairs:
+            found = distance(model.lm_head, hidden[against], hidden[name])
+            self._note("accuracy", work, name, against=against, **found.as_json())
+            self.say(
+                f"logits of {work.workload}, {name} beside {against}: KL {found.kl.mean:.2e}, "
+                f"the same first word {found.top1:.1%}, apart {found.difference.mean:.2e} of {found.logits:.2e}"
+            )
+
+    def traced(self, work: Work, ready: Mapping[str, CompiledModel]) -> dict[str, tuple[Kernel, ...]]:
+        """The kernels of a whole step, by variant, from the second of two replays of its CUDA graph."""
+        kernels = {}
+        for name, made in ready.items():
+            try:
+                replay = captured(lambda made=made: work.step(made.run))
+                trace = cleaned_trace(profiled([replay] * 2, "cuda"), self.traces / "step.json.gz", _TRACE_BYTES)
+            except Exception as error:  # a profiler that is not permitted; times can still be taken
+                self.say(f"no trace of {work.workload} {name}: {in_a_line(error)}")
+                continue
+            kernels[name] = steps(trace)[-1].kernels
+            self._note("kernels", work, name, **kernel_counts(kernels[name]))
+        return kernels
+
+    def timed(
+        self,
+        work: Work,
+        ready: Mapping[str, CompiledModel],
+        kernels: Mapping[str, tuple[Kernel, ...]],
+        timer: Timer,
+    ) -> None:
+        """Time every variant, interleaved, and say what it saves."""
+        calls = {name: (lambda made=made: work.step(made.run)) for name, made in ready.items()}
+
+        def failed(name: str, error: Exception) -> None:
+            self._skip(work, name, in_a_line(error))
+
+        captures = CAPTURES if work.workload.phase == DECODE else PREFILL_CAPTURES
+        samples = samples_of_captures(timer, calls, captures, self.settings.rounds, self.order, failed)
+        medians: dict[str, float] = {}
+        for name, taken in samples.items():
+            medians[name], p10, p90 = percentiles(taken)
+            times = {"median_us": medians[name], "p10_us": p10, "p90_us": p90, "samples": len(taken)}
+            self._note("times", work, name, **times, captures=captures)
+        self.say(f"timed    {work.workload}: {', '.join(f'{name} {us:.1f}' for name, us in medians.items())} us")
+        if "opaque" in medians:
+            self.gains(work, medians, kernels)
+
+    def gains(self, work: Work, medians: Mapping[str, float], kernels: Mapping[str, tuple[Kernel, ...]]) -> None:
+        """What each variant saves, and beside it what the trace of `opaque` predicts for `fused`."""
+        opaque = medians["opaque"]
+        for name, us in medians.items():
+            self._note("gains", work, name, share=1.0 - us / opaque)
+        traced, fused = ({_STEP: kernels.get(name, ())} for name in ("opaque", "fused"))
+        try:
+            whatif = without_quantisation(traced, {_STEP: 1}, work.workload.tokens, opaque)
+        except WhatIfError as error:
+            self.say(f"no prediction for {work.workload}: {error}")
+            return
+        if whatif is not None and "fused" in medians:
+            saved = opaque - medians["fused"]
+            parts = saved_parts(traced, fused, {_STEP: 1}, saved)
+            self.found["predictions"].append(
+                {"phase": work.workload.phase, **Prediction(whatif, saved, parts).as_json()}
+            )
+
+    def _note(self, what: str, work: Work, variant: str, **values: Any) -> None:
+        self.found[what].append({**asdict(work.workload), "variant": variant, **values})
+
+    def _skip(self, work: Work, name: str, why: str, wrong: bool = False) -> None:
+        self.results.skipped.append(Skipped(str(work.workload), name, why, wrong))
+        self.say(f"{'WRONG   ' if wrong else 'skipped '} {work.workload} {name}: {why}")
+
+
+def _sizes(config: Any) -> dict[str, int]:
+    """The sizes of a configuration that a reader of the document looks for."""
+    names = (
+        "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "linear_num_value_heads",
+        "linear_num_key_heads", "linear_value_head_dim", "linear_key_head_dim", "num_experts", "num_experts_per_tok",
+        "moe_intermediate_size", "shared_expert_intermediate_size",
+    )  # fmt: skip
+    return {name: getattr(config, name) for name in names}
