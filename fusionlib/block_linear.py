@@ -7,6 +7,7 @@ would change or refuse FP8, and leave bytes as they are; `state_dict` has the co
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ class BlockFP8Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out], of x's dtype, or under `torch.autocast` of that one's."""
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):
+        if _autocasts(kind):
             x = x if x.dtype is torch.float64 else x.to(torch.get_autocast_dtype(kind))
             with torch.autocast(kind, enabled=False):  # the product is one in float32 inside
                 return self._with_bias(x)
@@ -291,7 +292,8 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
-        with torch.autocast(gradient.device.type, enabled=False):
+        kind = gradient.device.type
+        with torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext():
             return (gradient.float() @ ctx.layer.dequantised_weight()).to(gradient.dtype), None
 
 
@@ -311,6 +313,11 @@ def quantise_blocks(
     codes, scale = reference.group_quant(blocks.flatten(1).contiguous(), GroupQuant(BLOCK * BLOCK, dtype))
     codes = codes.view(blocks.shape).transpose(1, 2).reshape(padded.shape)
     return codes[:rows, :columns].contiguous(), scale
+
+
+def _autocasts(kind: str) -> bool:
+    """Whether `torch.autocast` is on for a type of device; for some, such as meta, there is none."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _is_fp8(dtype: torch.dtype) -> bool:

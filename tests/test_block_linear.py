@@ -219,6 +219,12 @@ def test_autocast_casts_the_input_as_of_a_linear_layer(given, compiled):
         assert linear(x).dtype is given
 
 
+def test_a_device_without_autocast_has_shapes_and_gradients():
+    linear, x = layer(256, 128).to("meta"), torch.empty(3, 256, device="meta", requires_grad=True)
+    linear(x).sum().backward()
+    assert x.grad.shape == (3, 256)
+
+
 def test_autocast_is_undone_in_the_gradient():
     linear, x, up = layer(256, 128), torch.randn(3, 256), torch.randn(3, 128).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
