@@ -7,7 +7,8 @@ from the opaque one is WRONG and not timed.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,10 @@ SITES = {
 #: the norm. Independent logits are 1.4 apart. Random weights leave most tokens' experts to chance, so that a model with
 #: its sums in another order is far from itself too: `accuracy` says how far.
 CLOSE = 1.2
-#: A prompt's activations are gigabytes, which each capture keeps.
+#: A prompt takes longer than where its operands lie could tell.
 PREFILL_CAPTURES = 2
+#: What of the memory that is free beside weights and caches captures may keep: each keeps the most that its step uses.
+_CAPTURES_MEMORY = 0.7
 _TRACE_BYTES = 4_000_000  # a whole model's; only its kernels are read
 _STEP = "step"
 
@@ -234,7 +237,7 @@ class ModelRun:
                 self.say(f"no trace of {work.workload} {name}: {in_a_line(error)}")
                 continue
             kernels[name] = steps(trace)[-1].kernels
-            self._note("kernels", work, name, **kernel_counts(kernels[name]))
+            self._note("kernels", work, name, **kernel_counts(kernels[name]), by_name=_by_name(kernels[name]))
         return kernels
 
     def timed(
@@ -250,7 +253,7 @@ class ModelRun:
         def failed(name: str, error: Exception) -> None:
             self._skip(work, name, in_a_line(error))
 
-        captures = CAPTURES if work.workload.phase == DECODE else PREFILL_CAPTURES
+        captures = self._captures(work, len(ready))
         samples = samples_of_captures(timer, calls, captures, self.settings.rounds, self.order, failed)
         medians: dict[str, float] = {}
         for name, taken in samples.items():
@@ -260,6 +263,16 @@ class ModelRun:
         self.say(f"timed    {work.workload}: {', '.join(f'{name} {us:.1f}' for name, us in medians.items())} us")
         if "opaque" in medians:
             self.gains(work, medians, kernels)
+
+    def _captures(self, work: Work, variants: int) -> int:
+        """How often each variant is captured: fewer than the phase's if memory does not suffice, at least once."""
+        wanted = CAPTURES if work.workload.phase == DECODE else PREFILL_CAPTURES
+        if self.settings.device != "cuda":
+            return wanted
+        torch.cuda.empty_cache()
+        peaks = [entry["peak_bytes"] for entry in self.found["memory"] if _is_of(entry, work.workload)]
+        room = _CAPTURES_MEMORY * torch.cuda.mem_get_info()[0]
+        return max(1, min(wanted, int(room / (variants * max(peaks)))))
 
     def gains(self, work: Work, medians: Mapping[str, float], kernels: Mapping[str, tuple[Kernel, ...]]) -> None:
         """What each variant saves, and beside it what the trace of `opaque` predicts for `fused`."""
@@ -285,6 +298,20 @@ class ModelRun:
     def _skip(self, work: Work, name: str, why: str, wrong: bool = False) -> None:
         self.results.skipped.append(Skipped(str(work.workload), name, why, wrong))
         self.say(f"{'WRONG   ' if wrong else 'skipped '} {work.workload} {name}: {why}")
+
+
+def _is_of(entry: Mapping[str, Any], workload: Workload) -> bool:
+    return (entry["phase"], entry["tokens"]) == (workload.phase, workload.tokens)
+
+
+def _by_name(kernels: Sequence[Kernel]) -> dict[str, list[float]]:
+    """How many kernels of each name a step runs, and their microseconds together; Inductor's numbers are dropped."""
+    found: dict[str, list[float]] = {}
+    for kernel in kernels:
+        entry = found.setdefault(re.sub(r"_\d+$", "", kernel.name), [0, 0.0])
+        entry[0] += 1
+        entry[1] += kernel.duration_us
+    return {name: [count, round(us, 2)] for name, (count, us) in found.items()}
 
 
 def _sizes(config: Any) -> dict[str, int]:

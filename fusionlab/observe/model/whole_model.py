@@ -13,7 +13,7 @@ from fusionlab.observe.inputs import seeded
 from fusionlib.models import QuantizeReport, quantize_linears
 
 #: What of the free memory the weights may take: the rest is for caches, activations, and the graphs' own memory.
-MOST_MEMORY = 0.85
+MOST_MEMORY = 0.75
 #: Layers that repeat through the model: three of linear attention and one of full attention.
 TURN = 4
 #: A prompt that puts a cache's states into being.
@@ -134,7 +134,7 @@ class Cache:
             if hasattr(layer, "recurrent_states")
             for state in (*layer.conv_states.values(), *layer.recurrent_states.values())
         ]
-        self._first = [state.clone() for state in self._states]
+        self._first = [state.to("cpu", copy=True) for state in self._states]  # of many sequences they are gigabytes
         self.rewind()
 
     def rewind(self) -> None:
