@@ -141,13 +141,6 @@ def ue8m0(x, gate, weight):
     return codes(v, torch.exp2(torch.ceil(torch.log2(amax(v) / 448.0))))
 
 
-def ue8m0_nan(x, gate, weight):
-    v = groups(norm(x, gate, weight))
-    bits = (amax(v) / 448.0).view(torch.int32)
-    exponent = ((bits >> 23) & 0xFF) + ((bits & 0x7FFFFF) != 0).int()
-    return codes(v, (exponent.clamp(1, 254) << 23).view(torch.float32))
-
-
 def clamp(x, gate, weight):
     v = groups(norm(x, gate, weight))
     return (v / (amax(v) / 448.0)).clamp(max=448.0).to(torch.float8_e4m3fn)

@@ -7,6 +7,7 @@ would change or refuse FP8, and leave bytes as they are; `state_dict` has the co
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,10 +35,11 @@ class BlockFP8Linear(nn.Linear):
     - `weight` [out, in] is a parameter without a gradient: the bytes (uint8) of the codes; `codes` is the same memory
       as FP8. `weight_scale_inv` [out / 128, in / 128], each rounded up, is a float32 buffer: what codes are multiplied
       by. `state_dict()` has both under these names, the weight as FP8, and takes them from a block-FP8 checkpoint.
-    - `.to(dtype)` and its kin change the bias alone.
+    - `.to(dtype)` and its kin change the bias alone. Under `torch.autocast` the input is cast as a linear layer's is.
     - `parallelize_module` shards weight and scale alike; a shard that begins inside of a block is a ValueError.
     - The input's gradient is that of the product with the dequantised weight: the activation's quantisation passes it
-      on, and nothing is rounded to FP8 on the way back. Weight and scale have none.
+      on, and nothing is rounded to FP8 on the way back; `torch.func.grad` has the same. Weight and scale have none:
+      `requires_grad_()` of the layer is a TypeError, that of its bias is not.
 
     Args:
         codes: [out, in] FP8.
@@ -105,6 +107,15 @@ class BlockFP8Linear(nn.Linear):
     def reset_parameters(self) -> None:
         """Nothing: the weight comes from a checkpoint or another layer."""
 
+    def requires_grad_(self, requires_grad: bool = True) -> BlockFP8Linear:
+        """As `nn.Module`'s, but there is nothing to train in the codes. Raises TypeError for True."""
+        if requires_grad:
+            raise TypeError(
+                "the weight of a BlockFP8Linear is the bytes of FP8 codes, and no gradient can change it: train its "
+                "bias alone (layer.bias.requires_grad_()) or what is around it; its input has a gradient as it is"
+            )
+        return super().requires_grad_(False)
+
     # The computation.
 
     def quantise(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,9 +128,13 @@ class BlockFP8Linear(nn.Linear):
         return reference.group_quant(x, self.quant) if self.native_quant else op.group_quant(x, self.quant)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., in] -> [..., out], of x's dtype."""
-        product = self._on_shards(x) if self._sharding is not None else self._linear(x)
-        return product if self.bias is None else product + self.bias.to(product.dtype)
+        """x [..., in] -> [..., out], of x's dtype, or under `torch.autocast` of that one's."""
+        kind = x.device.type
+        if _autocasts(kind):
+            x = x if x.dtype is torch.float64 else x.to(torch.get_autocast_dtype(kind))
+            with torch.autocast(kind, enabled=False):  # the product is one in float32 inside
+                return self._with_bias(x)
+        return self._with_bias(x)
 
     def product(self, codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The product of quantised activations [tokens, in] with the weight: [tokens, out] of `dtype`, no bias."""
@@ -132,6 +147,10 @@ class BlockFP8Linear(nn.Linear):
     def dequantised_weight(self) -> torch.Tensor:
         """The weight [out, in] in float32; of a sharded one, this process's part."""
         return dequantised(self.codes, _local(self.weight_scale_inv), BLOCK)
+
+    def _with_bias(self, x: torch.Tensor) -> torch.Tensor:
+        product = self._on_shards(x) if self._sharding is not None else self._linear(x)
+        return product if self.bias is None else product + self.bias.to(product.dtype)
 
     def _linear(self, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -256,17 +275,26 @@ class BlockFP8Linear(nn.Linear):
 
 
 class _WithGradient(torch.autograd.Function):
-    """The product, with the gradient of the one with the dequantised weight."""
+    """The product, with the gradient of the one with the dequantised weight, also under `torch.func`'s transforms."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: BlockFP8Linear) -> torch.Tensor:
-        ctx.layer = layer
+    def forward(x: torch.Tensor, layer: BlockFP8Linear) -> torch.Tensor:
         return layer._product_of(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, BlockFP8Linear], output: torch.Tensor) -> None:
+        _, ctx.layer = inputs
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], x: torch.Tensor, layer: BlockFP8Linear) -> tuple[torch.Tensor, int]:
+        return _WithGradient.apply(x.movedim(in_dims[0], 0), layer), 0  # one more dimension of tokens
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
-        return (gradient.float() @ ctx.layer.dequantised_weight()).to(gradient.dtype), None
+        kind = gradient.device.type
+        with torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext():
+            return (gradient.float() @ ctx.layer.dequantised_weight()).to(gradient.dtype), None
 
 
 def quantise_blocks(
@@ -285,6 +313,11 @@ def quantise_blocks(
     codes, scale = reference.group_quant(blocks.flatten(1).contiguous(), GroupQuant(BLOCK * BLOCK, dtype))
     codes = codes.view(blocks.shape).transpose(1, 2).reshape(padded.shape)
     return codes[:rows, :columns].contiguous(), scale
+
+
+def _autocasts(kind: str) -> bool:
+    """Whether `torch.autocast` is on for a type of device; for some, such as meta, there is none."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _is_fp8(dtype: torch.dtype) -> bool:

@@ -14,7 +14,7 @@ from typing import overload
 
 import torch
 
-from fusionlib.spec import ActAndMul, GatedNorm, GroupQuant, RMSNorm
+from fusionlib.spec import ActAndMul, GatedNorm, GroupQuant, NanScale, RMSNorm
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": torch.nn.functional.silu,
@@ -149,7 +149,7 @@ def group_quant(y: torch.Tensor, quant: GroupQuant) -> tuple[torch.Tensor, torch
     if quant.floor is not None and quant.floor_on == "scale":
         scale = scale.clamp(min=quant.floor)
     if quant.scale_format == "ue8m0":
-        scale = power_of_two_at_least(scale)
+        scale = power_of_two_at_least(scale, quant.nan_scale)
     quotient = groups / scale if quant.division == "divide" else groups * (1.0 / scale)
     codes = quotient.clamp(-quant.limit, quant.limit).to(quant.dtype)
     return _fresh(codes.flatten(1)), lay_out_scales(scale.squeeze(-1), quant)
@@ -166,16 +166,16 @@ def dequantise(codes: torch.Tensor, scale: torch.Tensor, quant: GroupQuant) -> t
     return (codes.float().unflatten(1, (-1, quant.group_size)) * scale.unsqueeze(-1)).flatten(1)
 
 
-def power_of_two_at_least(scale: torch.Tensor) -> torch.Tensor:
+def power_of_two_at_least(scale: torch.Tensor, nan_scale: NanScale = "nan") -> torch.Tensor:
     """The smallest power of two 2^(e-127) >= scale with 1 <= e <= 254, computed from the exponent bits.
 
     `exp2(ceil(log2(scale)))` is off by a factor of two if log2 rounds onto or past an integer; the bits are exact.
-    NaN stays NaN and infinity gives 2^127.
+    Infinity gives 2^127; NaN stays NaN, or with `nan_scale="largest"` gives 2^127.
     """
     bits = scale.view(torch.int32)
     exponent = ((bits >> 23) & 0xFF) + ((bits & 0x7FFFFF) != 0).int()
     power = (exponent.clamp(1, 254) << 23).view(torch.float32)
-    return torch.where(scale.isnan(), scale, power)
+    return torch.where(scale.isnan(), scale, power) if nan_scale == "nan" else power
 
 
 @overload

@@ -119,6 +119,8 @@ class QuantSpelling:
     in_activation_dtype: bool = False  # torchao: amax and scale in y's dtype
     repeat: str = "broadcast"
     ue8m0: bool = False
+    nan_scale: str = "nan"
+    clamp: bool = True
     layout: str = "row_major"
     dtype: torch.dtype = FP8
 
@@ -133,14 +135,14 @@ class QuantSpelling:
         if self.floor is not None and self.floor_on == "scale":
             scale = scale.clamp(min=self.floor)
         if self.ue8m0:
-            scale = reference.power_of_two_at_least(scale)
+            scale = reference.power_of_two_at_least(scale, self.nan_scale)
         spread, value = scale, wide
         if self.repeat == "repeat_interleave":
             spread, value = scale.squeeze(-1).repeat_interleave(self.group, dim=1), y.float()
         elif self.repeat == "expand":
             spread = scale.expand_as(wide)
         scaled = value * (1.0 / spread) if self.reciprocal else value / spread
-        codes = scaled.clamp(-limit, limit).to(self.dtype).view(y.shape[0], -1)
+        codes = (scaled.clamp(-limit, limit) if self.clamp else scaled).to(self.dtype).view(y.shape[0], -1)
         scale = scale.squeeze(-1)
         if self.layout == "column_major":
             scale = scale.t().contiguous().t()

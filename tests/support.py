@@ -115,6 +115,7 @@ def quants(
             draw(st.booleans()),
             draw(st.sampled_from((None, *FP8_MAXIMA[dtype]))),
             draw(st.sampled_from(["divide", "reciprocal"])),
+            draw(st.sampled_from(["nan", "largest"])) if ue8m0 else "nan",
         )
 
     return build()

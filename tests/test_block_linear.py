@@ -180,6 +180,58 @@ def test_the_gradient_is_that_of_the_dequantised_weight(native, backend):
     assert linear.weight.grad is None
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_the_transforms_of_torch_func_have_the_same_gradient(native):
+    linear = layer(256, 128, native_quant=native)
+    x, up = torch.randn(3, 4, 256).bfloat16(), torch.randn(3, 4, 128).bfloat16()
+
+    def loss(x, up):
+        return (linear(x) * up).sum()
+
+    _, want = gradient_of(linear, x, up)
+    gradient, value = torch.func.grad_and_value(loss)(x, up)
+    assert torch.equal(gradient, want) and torch.equal(value, loss(x, up))
+    assert torch.equal(torch.func.vmap(torch.func.grad(loss), in_dims=(1, 1), out_dims=1)(x, up), want)
+    assert torch.equal(torch.func.vjp(linear, x)[1](up)[0], want)
+
+
+def test_a_weight_that_is_to_be_trained_is_an_error_that_says_what_can_be():
+    linear = layer(256, 128)
+    with pytest.raises(TypeError, match=r"bytes of FP8 codes.*layer\.bias\.requires_grad_\(\)"):
+        linear.requires_grad_()
+    linear.bias.requires_grad_()
+    assert linear.requires_grad_(False) is linear and not linear.bias.requires_grad
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("given", [torch.float32, torch.float16, torch.bfloat16])
+def test_autocast_casts_the_input_as_of_a_linear_layer(given, compiled):
+    linear = layer(256, 128)
+    plain, x = nn.Linear(256, 128), torch.randn(3, 256).to(given)
+    torch._dynamo.reset()
+    call = torch.compile(linear, backend="aot_eager", fullgraph=True) if compiled else linear
+    with torch.autocast("cpu", torch.bfloat16):
+        got = call(x)
+        assert got.dtype == plain(x).dtype == torch.bfloat16
+    assert torch.equal(got, linear(x.bfloat16()))
+    assert linear(x).dtype is given
+    with torch.autocast("cpu", torch.bfloat16, enabled=False):
+        assert linear(x).dtype is given
+
+
+def test_a_device_without_autocast_has_shapes_and_gradients():
+    linear, x = layer(256, 128).to("meta"), torch.empty(3, 256, device="meta", requires_grad=True)
+    linear(x).sum().backward()
+    assert x.grad.shape == (3, 256)
+
+
+def test_autocast_is_undone_in_the_gradient():
+    linear, x, up = layer(256, 128), torch.randn(3, 256), torch.randn(3, 128).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        _, gradient = gradient_of(linear, x, up)
+    assert gradient.dtype is torch.float32 and torch.equal(gradient, gradient_of(linear, x.bfloat16(), up)[1].float())
+
+
 def test_a_site_that_trains_is_still_told():
     """The layer's own gradient does not hide its quantisation from the pass."""
     linear, weight = layer(256, 128), torch.ones(256, dtype=torch.bfloat16)

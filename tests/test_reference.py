@@ -393,6 +393,21 @@ class TestWhatIsNotANumber:
         codes, scale = self.quantise([1.0, -torch.inf], scale_format="ue8m0")
         assert codes.tolist() == [0.0, -448.0] and scale == 2.0**127
 
+    def test_only_the_nan_is_one_under_the_largest_scale(self):
+        """2^127 times the codes is near what finite values of such a size are."""
+        row = [1.0, torch.nan, 2.0**127, -torch.inf]
+        codes, scale = self.quantise(row, scale_format="ue8m0", nan_scale="largest")
+        assert codes[[0, 2, 3]].tolist() == [0.0, 1.0, -448.0] and codes[1].isnan() and scale == 2.0**127
+
+    def test_a_packed_exponent_of_nan_is_255_or_254(self):
+        y = torch.tensor([[torch.nan, 1.0], [torch.nan, 1.0]])
+        for nan_scale, byte in (("nan", 255), ("largest", 254)):
+            quant = GroupQuant(2, scale_format="ue8m0", scale_layout="packed_int32", nan_scale=nan_scale)
+            _, scale = reference.group_quant(y, quant)
+            assert scale.tolist() == [[byte], [byte]]
+            unpacked = reference.unpack_scales(scale, 1, quant)
+            assert unpacked.isnan().all() if byte == 255 else unpacked.eq(2.0**127).all()
+
     def test_zeros_take_the_floor(self):
         codes, scale = self.quantise([0.0, 0.0])
         assert codes.tolist() == [0.0, 0.0] and scale == torch.tensor(1e-10) / 448

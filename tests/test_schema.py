@@ -25,7 +25,7 @@ NORM_SCALARS = (
 )
 QUANT_SCALARS = (
     "int group_size, ScalarType dtype, float? floor, str floor_on, str division, str scale_format, str scale_layout, "
-    "bool round_scale, float? fp8_max, str scale_division"
+    "bool round_scale, float? fp8_max, str scale_division, str nan_scale"
 )
 
 

@@ -129,6 +129,8 @@ def test_act_and_mul_refuses(changes, names):
         ({"scale_format": "e8m0"}, ["scale_format='e8m0'", "'ue8m0'"]),
         ({"scale_layout": "blocked"}, ["scale_layout='blocked'", "'column_major'"]),
         ({"fp8_max": 240.0}, ["fp8_max=240.0", "448.0"]),
+        ({"nan_scale": "zero"}, ["nan_scale='zero'", "'largest'"]),
+        ({"nan_scale": "largest"}, ["nan_scale='largest'", "scale_format='float32'", "scale_format='ue8m0'"]),
         ({"scale_layout": "packed_int32"}, ["packs exponents", "scale_format='ue8m0'"]),
     ],
 )

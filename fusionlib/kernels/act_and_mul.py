@@ -52,6 +52,7 @@ def act_and_mul_group_quant_kernel(
     UE8M0: tl.constexpr,
     PACKED: tl.constexpr,
     ROUND_SCALE: tl.constexpr,
+    NAN_SCALE: tl.constexpr,
     EXACT: tl.constexpr,
     PTX: tl.constexpr,  # use the inline PTX of fusionlib.kernels.ptx
     ROWS: tl.constexpr,
@@ -82,5 +83,5 @@ def act_and_mul_group_quant_kernel(
     y = _rounded(_float32(x, PTX) * act, Y_DTYPE, ROUND_OUTPUT, PTX)
     quantise_units(y, row, mask, within, codes_ptr, scale_ptr, value_ptr, floor, units, scale_stride_token,
                    scale_stride_group, UNITS, SEGMENTS, SEGMENT, GROUP_SEGMENTS, STORE_VALUE, Y_DTYPE, FP8_MAX,
-                   FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, PTX, EVEN, SEGMENT_IS_WARP,
-                   BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+                   FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, NAN_SCALE, PTX,
+                   EVEN, SEGMENT_IS_WARP, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip

@@ -27,6 +27,7 @@ def quant_constants(quant: GroupQuant) -> dict[str, Any]:
         "UE8M0": quant.scale_format == "ue8m0",
         "PACKED": quant.scale_layout == "packed_int32",
         "ROUND_SCALE": quant.round_scale,
+        "NAN_SCALE": quant.nan_scale == "nan",
     }
 
 

@@ -64,6 +64,7 @@ def rms_norm_gated_group_quant_kernel(
     UE8M0: tl.constexpr,
     PACKED: tl.constexpr,
     ROUND_SCALE: tl.constexpr,
+    NAN_SCALE: tl.constexpr,
     EXACT: tl.constexpr,
     PTX: tl.constexpr,  # use the inline PTX of fusionlib.kernels.ptx
     ROWS: tl.constexpr,
@@ -117,5 +118,5 @@ def rms_norm_gated_group_quant_kernel(
     y = _rounded(value, Y_DTYPE, ROUND_OUTPUT, PTX)
     quantise_units(y, row, mask, within, codes_ptr, scale_ptr, normed_ptr, floor, units, scale_stride_token,
                    scale_stride_group, UNITS, SEGMENTS, SEGMENT, GROUP_SEGMENTS, STORE_NORMED, Y_DTYPE, FP8_MAX,
-                   FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, PTX, EVEN, SEGMENT_IS_WARP,
-                   BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip
+                   FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, NAN_SCALE, PTX,
+                   EVEN, SEGMENT_IS_WARP, BLOCK_SEGMENTS, BLOCK_SEGMENT)  # fmt: skip

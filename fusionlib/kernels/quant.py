@@ -92,6 +92,7 @@ def _group_scale(
     SCALE_RECIPROCAL: tl.constexpr = False,  # amax * (1 / FP8_MAX) instead of amax / FP8_MAX
     ROUND_SCALE: tl.constexpr = False,
     UE8M0: tl.constexpr = False,
+    NAN_SCALE: tl.constexpr = True,  # a NaN scale stays NaN under UE8M0, instead of the largest power of two
     PTX: tl.constexpr = False,
 ):
     """Scale of each group, in the shape of `amax`."""
@@ -110,7 +111,9 @@ def _group_scale(
         bits = scale.to(tl.int32, bitcast=True)
         exponent = ((bits >> 23) & 0xFF) + ((bits & 0x7FFFFF) != 0).to(tl.int32)
         power = (tl.minimum(tl.maximum(exponent, 1), 254) << 23).to(tl.float32, bitcast=True)
-        scale = tl.where(scale == scale, power, scale)
+        if NAN_SCALE:
+            power = tl.where(scale == scale, power, scale)
+        scale = power
     return scale
 
 

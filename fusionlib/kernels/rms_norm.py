@@ -76,6 +76,7 @@ def rms_norm_group_quant_kernel(
     UE8M0: tl.constexpr,
     PACKED: tl.constexpr,
     ROUND_SCALE: tl.constexpr,
+    NAN_SCALE: tl.constexpr,
     PTX: tl.constexpr,  # use the inline PTX of fusionlib.kernels.ptx
     ROWS: tl.constexpr,
     EVEN: tl.constexpr,  # no program has a row beyond the last unit
@@ -155,5 +156,5 @@ def rms_norm_group_quant_kernel(
             y = _rounded(y * token_factor, Y_DTYPE, ROUND_OUTPUT, PTX)
         quantise_units(y, row, mask, within, codes_ptr, scale_ptr, normed_ptr, floor, units, scale_stride_token,
                        scale_stride_group, UNITS, SEGMENTS, SEGMENT, GROUP_SEGMENTS, STORE_NORMED, Y_DTYPE, FP8_MAX,
-                       FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, PTX, EVEN, SEGMENT_IS_WARP,
-                       BLOCK_SEGMENTS, BLOCK_SEGMENT, piece * BLOCK_SEGMENTS)  # fmt: skip
+                       FLOOR_ON, SCALE_RECIPROCAL, RECIPROCAL, UE8M0, PACKED, ROUND_SCALE, NAN_SCALE, PTX,
+                       EVEN, SEGMENT_IS_WARP, BLOCK_SEGMENTS, BLOCK_SEGMENT, piece * BLOCK_SEGMENTS)  # fmt: skip

@@ -202,7 +202,14 @@ def kernel_writes(node: fx.Node) -> frozenset[str]:
     tensors = {name: given for name, given in passed.items() if isinstance(given, fx.Node) and value(given) is not None}
     named = set(listed(node.kwargs["tensors_to_clone"])) if is_call(node, _KERNEL) else set(tensors)
     fresh = {name for name, given in tensors.items() if is_fresh(given)}
-    return frozenset(fresh if named >= set(tensors) and fresh else named)
+    return frozenset(named if writes_are_known(node) or not fresh else fresh)
+
+
+def writes_are_known(node: fx.Node) -> bool:
+    """Whether PyTorch read off a kernel's code what a launch writes to; it names every tensor where it cannot."""
+    passed: Any = node.kwargs["kwargs"]
+    tensors = {name for name, given in passed.items() if isinstance(given, fx.Node) and value(given) is not None}
+    return is_call(node, _KERNEL) and not set(listed(node.kwargs["tensors_to_clone"])) >= tensors
 
 
 def is_fresh(node: fx.Node) -> bool:

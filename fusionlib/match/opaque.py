@@ -156,7 +156,7 @@ def _scale_storage(node: fx.Node, lead: Shape, groups: int, spec: GroupQuant) ->
 
 def _read_own(arguments: Arguments) -> OpaqueQuant:
     names = ["group_size", "dtype", "floor", "floor_on", "division"]
-    names += ["scale_format", "scale_layout", "round_scale", "fp8_max", "scale_division"]
+    names += ["scale_format", "scale_layout", "round_scale", "fp8_max", "scale_division", "nan_scale"]
     return OpaqueQuant(arguments["y"], GroupQuant(*(arguments[name] for name in names)))
 
 

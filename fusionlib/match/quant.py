@@ -120,6 +120,7 @@ def _spec(read: ScaleRead, code_dtype: torch.dtype, division: Division) -> Group
         round_scale=read.round_scale,
         scale_division=read.division,
         fp8_max=None if read.fp8_max == FP8_MAXIMA[code_dtype][0] else read.fp8_max,
+        nan_scale=read.nan_scale,
     )
     return replace(spec, floor=spec.floor_in(tensor_of(read.value).dtype))
 
@@ -138,17 +139,35 @@ def _check_clamp(cast: fx.Node, bounds: Bounds | None, read: ScaleRead) -> None:
 
     Without one the codes are the same only while |y| / scale cannot exceed fp8_max by more than its own rounding. That
     fails once the scale itself was rounded, or without a floor, where a scale can be denormal and have few digits.
+    Rounded up to a power of two it is large enough for all but infinities, which the cast may take as the clamp does.
     """
     limit = read.fp8_max
     if bounds is None:
-        if read.round_scale or read.ue8m0 or read.floor is None:
-            why = "nothing bounds the scale from below" if read.floor is None else "the scale is rounded"
+        if (why := _why_clamped(cast, read)) is not None:
             raise Stop("clamp", cast, f"a clamp to ±{limit:g}, since {why}", "no clamp")
         return
     if None in bounds:
         raise Stop("clamp", cast, f"a clamp to ±{limit:g}", f"bounds {bounds}")
     if bounds != (-limit, limit):
         raise Stop("fp8_max", cast, f"a clamp to ±{limit:g}, the maximum the scale was made with", f"bounds {bounds}")
+
+
+def _why_clamped(cast: fx.Node, read: ScaleRead) -> str | None:
+    if read.round_scale:
+        return "the scale is rounded"
+    if read.ue8m0:
+        return (
+            None if _saturates(read.fp8_max, tensor_of(cast).dtype) else f"the cast to {dtype(cast)} does not saturate"
+        )
+    return "nothing bounds the scale from below" if read.floor is None else None
+
+
+def _saturates(limit: float, code_dtype: torch.dtype) -> bool:
+    """Whether a cast makes ±`limit` of infinities, as to float8_e4m3fn since PyTorch 2.13 (its PR #178817).
+
+    Before, eager made NaN of them, and only the code that Inductor generates saturated.
+    """
+    return torch.tensor(torch.inf).to(code_dtype).float().item() == limit
 
 
 def _in_float32(node: fx.Node, what: str) -> None:

@@ -50,8 +50,6 @@ _TABLE = (
      "Write y / scale or y * (1 / scale); y * (fp8_max / amax) rounds differently."),
     ("ue8m0", "The scale is rounded to a power of two in a way that is not equal to the one by exponent bits.",
      "Use fusionlib.reference.power_of_two_at_least: exp2(ceil(log2(s))) is off by two near powers of two."),
-    ("ue8m0_nan", "The scale is rounded to a power of two by its exponent bits, which makes a number of NaN.",
-     "Keep NaN: torch.where(scale.isnan(), scale, power), as fusionlib.reference.power_of_two_at_least does."),
     ("clamp", "The clamp before the cast is missing a side, or is missing where it matters.",
      "Clamp the quotient to [-fp8_max, fp8_max] before the cast."),
     ("fp8_dtype", "The FP8 dtype has no quantisation here.",

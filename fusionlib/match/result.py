@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx
 
-from fusionlib.match.graph import peel_exact
+from fusionlib.match.graph import aten, dtype, input_of, is_call, peel_exact
 from fusionlib.match.reasons import Reason
 from fusionlib.spec import GroupQuant
 
@@ -62,6 +63,17 @@ class QuantRead:
     def y(self) -> fx.Node:
         """The node that computes what is quantised."""
         return peel_exact(self.value)
+
+    @cached_property
+    def scale_bits(self) -> fx.Node | None:
+        """The int32 node whose memory `scale` is, as float32: what reads the bits of a scale made of bits reads this.
+
+        Tracing leaves out a view as int32 of a view as float32.
+        """
+        if self.scale is None or self.opaque or not is_call(self.scale, aten.view.dtype):
+            return None
+        bits = input_of(self.scale)
+        return bits if dtype(bits) is torch.int32 else None
 
     @property
     def opaque(self) -> bool:

@@ -37,7 +37,7 @@ from fusionlib.match.graph import (
 from fusionlib.match.reasons import Stop
 from fusionlib.match.result import Trail
 from fusionlib.match.sizes import Size, equal
-from fusionlib.spec import FP8_MAXIMA, GREATEST_FLOOR, LEAST_FLOOR, Division, FloorOn
+from fusionlib.spec import FP8_MAXIMA, GREATEST_FLOOR, LEAST_FLOOR, Division, FloorOn, NanScale
 
 _MAX_DIM = getattr(aten.max, "dim")  # noqa: B009  (`max.dim` reads like an attribute of the builtin)
 _MAXIMA = (aten.amax.default, aten.max.default, _MAX_DIM)
@@ -55,13 +55,15 @@ class ScaleRead:
     round_scale: bool = False
     ue8m0: bool = False
     division: Division = "divide"
+    nan_scale: NanScale = "nan"
 
 
 def read_scale(scale: fx.Node, code_dtype: torch.dtype, trail: Trail) -> ScaleRead:
     """Read the scale whose value is `scale`, outermost operation first. Raises Stop if it is not one of ours."""
     node, ue8m0 = scale, _is_power_of_two(scale)
+    nan_scale: NanScale = "nan"
     if ue8m0:
-        node = _below_power_of_two(node)
+        node, nan_scale = _below_power_of_two(node)
         trail.add("power of two", scale)
     node, scale_floor = _floor(node, trail)
     node, rounded = _below_rounding(node)
@@ -75,6 +77,7 @@ def read_scale(scale: fx.Node, code_dtype: torch.dtype, trail: Trail) -> ScaleRe
     if scale_floor is not None and amax_floor is not None:
         raise Stop("scale_arithmetic", quotient, "one floor, of amax or of scale", "floors of both")
     read = ScaleRead(value, group, fp8_max, ue8m0=ue8m0, round_scale=rounded is not None, division=division)
+    read.nan_scale = nan_scale
     read.floor, read.floor_on = (scale_floor, "scale") if scale_floor is not None else (amax_floor, "amax")
     if read.round_scale and dtype(value) != rounded:
         raise Stop("rounding", quotient, f"the scale rounded to {dtype(value)} or not at all", describe(quotient))
@@ -198,18 +201,23 @@ def _is_power_of_two(node: fx.Node) -> bool:
     return is_call(node, aten.exp2.default, aten.pow.Scalar, aten.view.dtype)
 
 
-def _below_power_of_two(node: fx.Node) -> fx.Node:
-    """The scale that `node` rounds up to a power of two by its exponent bits; any other way is refused."""
-    expected = "the exponent by bit operations, NaN kept: fusionlib.reference.power_of_two_at_least"
+def _below_power_of_two(node: fx.Node) -> tuple[fx.Node, NanScale]:
+    """(the scale that `node` rounds up to a power of two by its exponent bits, what it makes of NaN).
+
+    Any other way is refused.
+    """
+    expected = "the exponent by bit operations: fusionlib.reference.power_of_two_at_least"
     if not is_call(node, aten.where.self):
-        code = "ue8m0" if _power_by_bits(node) is None and not _is_power_by_carry(node) else "ue8m0_nan"
-        raise Stop(code, node, expected, describe(node))
+        if (below := _power_by_bits(node)) is not None:
+            return below, "largest"
+        found = "a carry into the exponent, which makes -0 of NaN" if _is_power_by_carry(node) else describe(node)
+        raise Stop("ue8m0", node, expected, found)
     condition, kept, power = (peel_views(arg) if isinstance(arg, fx.Node) else arg for arg in node.args)
     scale = peel_exact(kept) if isinstance(kept, fx.Node) else None
     same_scale = isinstance(condition, fx.Node) and peel_exact(input_of(condition)) is scale
     if scale is None or not same_scale or _power_by_bits(power) is not scale:
         raise Stop("ue8m0", node, expected, describe(power))
-    return scale
+    return scale, "nan"
 
 
 def _power_by_bits(power: object) -> fx.Node | None:
@@ -228,7 +236,7 @@ def _power_by_bits(power: object) -> fx.Node | None:
 
 
 def _is_power_by_carry(power: object) -> bool:
-    """Whether `power` is (bits + 0x7FFFFF) & ~0x7FFFFF as float32, DeepGEMM's way: it makes -0.0 of NaN."""
+    """Whether `power` is (bits + 0x7FFFFF) & ~0x7FFFFF as float32: it makes -0 of NaN, and 0 of 0."""
     masked = _mask(_bitcast(power, torch.float32), ~0x7FFFFF)
     added = peel_views(masked) if masked is not None else None
     pair = with_literal(added) if is_add(added) else None
@@ -253,9 +261,12 @@ def _carry_of(node: object) -> fx.Node | None:
 
 
 def _scale_of(bits: object) -> fx.Node | None:
-    """The float32 scale whose bits these are."""
+    """The float32 scale whose exponent and mantissa these bits have; a magnitude has those of its value."""
     cast = _bitcast(bits, torch.int32)
-    return peel_exact(cast) if cast is not None and dtype(cast) is torch.float32 else None
+    if cast is None or dtype(cast) is not torch.float32:
+        return None
+    scale = peel_exact(cast)
+    return peel_exact(input_of(scale)) if is_call(scale, aten.abs.default) else scale
 
 
 def _bitcast(node: object, target: torch.dtype) -> fx.Node | None:

@@ -13,7 +13,15 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_iter
 
-from fusionlib.match.calls import Written, arguments_of, called_op, kernel_names, launched_kernel
+from fusionlib.match.calls import (
+    Written,
+    arguments_of,
+    called_op,
+    is_fresh,
+    kernel_names,
+    launched_kernel,
+    writes_are_known,
+)
 from fusionlib.match.graph import aten, describe, dtype, is_call, listed, numel, peel_views, shape, tensor_text, value
 from fusionlib.match.quant import FP8_DTYPES
 from fusionlib.match.reasons import Stop
@@ -111,10 +119,29 @@ def _call(node: fx.Node) -> _Call | None:
     else:
         return None
     arguments = arguments_of(node)
+    if arguments.kernel is not None and not writes_are_known(node):
+        return _Call(name, *_likely(_nodes(node.kwargs["kwargs"])), ())
     into = [argument.before for argument in arguments.values() if isinstance(argument, Written)]
     into += listed(node.kwargs.get("_all_bases", []))
     reads = [argument for argument in arguments.values() if not isinstance(argument, Written)]
     return _Call(name, _nodes(reads), _nodes(into), arguments.returned)
+
+
+def _likely(tensors: tuple[fx.Node, ...]) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+    """(what is read, what is written) of the tensors of a launch of which PyTorch does not know this.
+
+    Allocations are written. So is FP8 of as many elements as a float tensor has: the room for its codes, unless an
+    allocation in 16 bits is that of a product, whose weight this is.
+    """
+    fresh = [tensor for tensor in tensors if is_fresh(tensor)]
+    given = [tensor for tensor in tensors if tensor not in fresh]
+    codes: list[fx.Node] = []
+    if not any(dtype(tensor) in _FLOATS[:2] for tensor in fresh):
+        sizes = [numel(tensor) for tensor in given if dtype(tensor) in _FLOATS]
+        codes = [each for each in given if dtype(each) in FP8_DTYPES and any(equal(numel(each), n) for n in sizes)]
+    filled = {each for code in codes for each in given if equal(numel(each), numel(code))}
+    reads = sorted((each for each in given if each not in codes), key=lambda each: each not in filled)
+    return tuple(reads), (*fresh, *codes)
 
 
 def _nodes(arguments: Any) -> tuple[fx.Node, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from fusionlib.models.selection import numberless
+from fusionlib.module_paths import numberless
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import re
 from collections.abc import Iterable, Sequence
+
+from fusionlib.module_paths import numberless
 
 #: Layers that models keep in 16 bits, by the end of their names: routers and gates of experts, what maps to tokens or
 #: classes, what maps from them, norms, and the projections to one number per head (decay, step, beta).
@@ -58,8 +59,3 @@ def nearest(pattern: str, names: Iterable[str], most: int = 4) -> list[str]:
     ends = list(dict.fromkeys(".".join(numberless(name).split(".")[-parts:]) for name in names))
     close = difflib.get_close_matches(pattern, ends, most, cutoff=0.4)
     return close or ends[:most]
-
-
-def numberless(name: str) -> str:
-    """A name with `*` for the numbers of layers: `model.layers.*.mlp.down_proj`."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", "*", name)

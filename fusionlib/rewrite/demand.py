@@ -75,8 +75,8 @@ class Compiles:
             self._cut.add(model)
         self._breaks = breaks
         number = _numbers.setdefault(compiling, next(_next_number))
-        code = _traced_code()
-        return Origin(compile_id.frame_id, compile_id.frame_compile_id, number, model in self._cut, model, code)
+        code, frame, attempt = _traced_code(), compile_id.frame_id, compile_id.frame_compile_id
+        return Origin(frame, attempt, number, model in self._cut, model, code, getattr(compiling, "attempt", 0))
 
 
 def _traced_code() -> CodeType | None:

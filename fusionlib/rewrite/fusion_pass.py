@@ -88,6 +88,7 @@ class FusionPass(CustomGraphPass):
     def __call__(self, graph: fx.Graph) -> None:
         """Rewrite every possible site of `graph`, in place."""
         record = replace(self.rewrite(graph), origin=self._compiles.current())
+        self._forget_what_was_given_up(record.origin)
         if not record.sites:
             self._empty += 1
             return
@@ -185,7 +186,13 @@ class FusionPass(CustomGraphPass):
     def take(self, record: CompileRecord) -> None:
         """Take the record of a compile that a cache answered; called by `cached_records`."""
         log.info("fusionlib: %s", Report((record,)).summary)
+        self._forget_what_was_given_up(self._asked_in)
         self._records.append(replace(record, origin=self._asked_in))
+
+    def _forget_what_was_given_up(self, origin: Origin | None) -> None:
+        """Leave out graphs that Dynamo compiled and threw away, as it does where a backend has it trace again."""
+        if origin is not None and origin.restart:
+            self._records = [record for record in self._records if not origin.gave_up(record.origin)]
 
     def uuid(self) -> str | None:
         """The key for Inductor's caches: a hash over everything that can change the result.

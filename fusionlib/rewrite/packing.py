@@ -1,8 +1,9 @@
 """Scales packed after the quantisation: four ue8m0 exponents to an int32, column by column, as DeepGEMM takes them.
 
-Both PyTorch spellings are read: `fusionlib.reference.lay_out_scales`, which pads the scales and
-copies the words into strided storage, and DeepGEMM's own `get_mn_major_tma_aligned_packed_ue8m0_tensor_torch_impl`
-(deep_gemm/utils/layout.py), which writes the exponents into a padded tensor of zeros.
+Three PyTorch spellings are read: `fusionlib.reference.lay_out_scales`, which pads the scales and copies the words into
+strided storage; DeepGEMM's own `get_mn_major_tma_aligned_packed_ue8m0_tensor_torch_impl` (deep_gemm/utils/layout.py),
+which writes the exponents into a padded tensor of zeros; and its `pack_ue8m0_to_int` (deep_gemm/utils/math.py), which
+first asserts that scales are powers of two, and whose words transformers copies into columns.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from fusionlib.match.graph import (
     shape,
     tensor_of,
 )
-from fusionlib.match.result import Match
+from fusionlib.match.result import Match, QuantRead
 from fusionlib.match.sizes import Shape, Size, equal, same_shape
 from fusionlib.reference import scale_storage
 
 _SHIFTS = (aten.__rshift__.Scalar, aten.bitwise_right_shift.Tensor_Scalar)
 _MASKS = (aten.bitwise_and.Scalar, aten.__and__.Scalar)
+_ANYS = (aten.any.default, aten.any.dim, aten.any.dims)
+_ALLS = (aten.all.default, aten.all.dim, aten.all.dims)
+_ASSERTS = (aten._assert_async.default, aten._assert_async.msg)
 _LONGEST = 12  # operations from the scale to the packed words
 
 
@@ -42,19 +46,43 @@ def packed_copy(user: fx.Node, match: Match) -> fx.Node | None:
     node = user
     for _ in range(_LONGEST):
         if dtype(node) is torch.int32 and same_shape(shape(node), size) and _has_strides(node, stride):
-            return node if _packs(node, quant.scale, tokens, groups) else None
+            return node if _packs(node, quant, tokens, groups) else None
         if len(node.users) != 1:
             return None
         node = next(iter(node.users))
     return None
 
 
+def checked_power(user: fx.Node, match: Match) -> fx.Node | None:
+    """The assertion that every scale is a power of two, if `user` begins it and it is always true.
+
+    A scale that stays NaN is none.
+    """
+    mask = user
+    if match.quant.spec.nan_scale != "largest" or not is_call(mask, *_MASKS) or literal(mask.args[1]) != 0x7FFFFF:
+        return None
+    if input_of(mask) is not match.quant.scale_bits or (equal_to_zero := _only_user(mask, aten.eq.Scalar)) is None:
+        return None
+    if literal(equal_to_zero.args[1]) != 0:
+        return None
+    if (every := _only_user(equal_to_zero, *_ALLS)) is None:  # or none that is not
+        some = _only_user(_only_user(equal_to_zero, aten.logical_not.default), *_ANYS)
+        every = _only_user(some, aten.logical_not.default)
+    return _only_user(every, *_ASSERTS)
+
+
+def _only_user(node: fx.Node | None, *targets: object) -> fx.Node | None:
+    """The one node that reads `node`, if it calls one of `targets`."""
+    user = next(iter(node.users)) if node is not None and len(node.users) == 1 else None
+    return user if user is not None and is_call(user, *targets) else None
+
+
 def _has_strides(node: fx.Node, stride: Shape) -> bool:
     return same_shape(tuple(tensor_of(node).stride()), stride)
 
 
-def _packs(node: fx.Node, scale: fx.Node | None, tokens: Size, groups: int) -> bool:
-    """Whether the words are the exponents of `scale`, in order, then zeros."""
+def _packs(node: fx.Node, quant: QuantRead, tokens: Size, groups: int) -> bool:
+    """Whether the words are the exponents of the scale, in order, then zeros."""
     words = peel_views(_copied(_below_slice(node)))
     if not is_call(words, aten.view.dtype) or dtype(input_of(words)) is not torch.uint8:
         return False
@@ -66,7 +94,7 @@ def _packs(node: fx.Node, scale: fx.Node | None, tokens: Size, groups: int) -> b
     if exponents is None or not same_shape(shape(exponents), shape(narrow)):
         return False
     source = _below_padding(exponents)
-    return same_shape(shape(source), (tokens, groups)) and peel_views(source) is scale
+    return same_shape(shape(source), (tokens, groups)) and peel_views(source) in (quant.scale, quant.scale_bits)
 
 
 def _below_slice(node: fx.Node) -> fx.Node:
@@ -110,7 +138,7 @@ def _is_zeros(node: fx.Node) -> bool:
 
 
 def _exponents(octets: fx.Node) -> fx.Node | None:
-    """The float32 values that `octets` are the exponents of."""
+    """The float32 values that `octets` are the exponents of, or their bits."""
     octets = peel_views(octets)
     if not is_cast(octets) or dtype(octets) is not torch.uint8:
         return None
@@ -120,4 +148,6 @@ def _exponents(octets: fx.Node) -> fx.Node | None:
     if not is_call(shifted, *_SHIFTS) or literal(shifted.args[1]) != 23:
         return None
     bits = peel_views(input_of(shifted))
-    return input_of(bits) if is_call(bits, aten.view.dtype) and dtype(bits) is torch.int32 else None
+    if dtype(bits) is not torch.int32:
+        return None
+    return input_of(bits) if is_call(bits, aten.view.dtype) else bits

@@ -111,7 +111,8 @@ def plan_site(matches: list[Match]) -> SitePlan:
     """The plan of the site that `matches` are. Raises Stop if the results cannot have the shapes they must."""
     site = SitePlan(matches[0], [_plan_quant(match) for match in matches])
     site.kept = {VALUE: site.match.value, **site.reading.kept}
-    results = (node for q in site.quants for node in (q.match.quant.codes, q.match.quant.scale))
+    reads = [q.match.quant for q in site.quants]
+    results = (node for read in reads for node in (read.codes, read.scale, read.scale_bits))
     site.returned = {*site.kept.values(), *results}
     site.cone = _cone(site)
     _follow_values(site)
@@ -252,6 +253,8 @@ def _outputs(site: SitePlan) -> dict[fx.Node, Sizes]:
         wanted[read.codes] = (tokens, hidden)
         if read.scale is not None and not read.opaque:
             wanted[read.scale] = (tokens, hidden // read.spec.group_size)
+            if read.scale_bits is not None:
+                wanted[read.scale_bits] = wanted[read.scale]
         elif read.scale is not None and len(shape(read.value)) > 2:  # of [..., hidden] an op makes scales [..., groups]
             wanted[read.scale] = scale_storage(tokens, hidden // read.spec.group_size, quant.spec)[0]
     for node, flat in wanted.items():

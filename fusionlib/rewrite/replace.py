@@ -175,17 +175,23 @@ def _quant_values(
             turned = editor.at(node).call(aten.permute.default, scale, [1, 0]) if transposed else scale
             values.append((node, turned))
         return values
+    if (bits := read.scale_bits) is not None:
+        there = editor.at(bits)
+        values.append((bits, there.call(aten.view.dtype, there.reshape(scale, sizes[bits]), torch.int32)))
     here = editor.at(read.scale)
     return [*values, (read.scale, here.cast(here.reshape(scale, sizes[read.scale]), tensor_of(read.scale).dtype))]
 
 
 def _erase(site: SitePlan, journal: Journal) -> None:
-    """Erase what is no longer needed: the cone, and copies of a scale that the op now writes itself."""
+    """Erase what is no longer needed: the cone, and copies and checks of a scale that the op now writes itself."""
     dead = set(site.cone)
     for quant in site.quants:
-        for node, _ in quant.target.nodes if quant.target is not None else ():
+        read, target = quant.match.quant, quant.target
+        for node in () if target is None else (*(copied for copied, _ in target.nodes), *target.checks):
             # Sizes are left to later clean-up: they may come from anywhere in the graph.
-            dead |= computed_by([node], [quant.match.quant.scale], lambda part: value(part) is not None)
+            dead |= {node} | computed_by(
+                node.all_input_nodes, [read.scale, read.scale_bits], lambda part: value(part) is not None
+            )
     dead.update(user for node in tuple(dead) for user in node.users if needs_nothing(user))
     for node in sorted(dead, reverse=True):
         if not node.users:

@@ -152,7 +152,7 @@ class Origin:
 
     Dynamo starts counting again after a reset; `number` is the compile's number in this process. `cut` if graph breaks
     were seen: the model is then spread over several frames. `model` is the code or class of what was compiled, `code`
-    that of the frame.
+    that of the frame. `restart` counts how often Dynamo gave up this compile so far and began it again.
     """
 
     frame: int
@@ -161,6 +161,11 @@ class Origin:
     cut: bool
     model: object = None
     code: object = None
+    restart: int = 0
+
+    def gave_up(self, earlier: Origin | None) -> bool:
+        """Whether Dynamo threw away what `earlier` is the origin of, when it began this compile again."""
+        return earlier is not None and earlier.number == self.number and earlier.restart < self.restart
 
 
 @dataclass(frozen=True)
@@ -341,8 +346,6 @@ def spell_quant(quant: GroupQuant) -> str:
     """A quantisation in one readable line."""
     floor = "no floor" if quant.floor is None else f"{quant.floor_on} >= {quant.floor:g}"
     scale = f"{quant.scale_format} scale{' by reciprocal' * (quant.scale_division == 'reciprocal')}"
+    scale += " rounded" * quant.round_scale + " of NaN too" * (quant.nan_scale == "largest")
     dtype = str(quant.dtype).removeprefix("torch.")
-    return (
-        f"{dtype} per {quant.group_size} ({floor}, {quant.division}, "
-        f"{scale}{' rounded' * quant.round_scale}, {quant.scale_layout})"
-    )
+    return f"{dtype} per {quant.group_size} ({floor}, {quant.division}, {scale}, {quant.scale_layout})"

@@ -28,7 +28,7 @@ from fusionlib.match.graph import (
 from fusionlib.match.result import Match
 from fusionlib.match.sizes import same_shape
 from fusionlib.reference import scale_storage
-from fusionlib.rewrite.packing import packed_copy
+from fusionlib.rewrite.packing import checked_power, packed_copy
 from fusionlib.spec import ScaleLayout
 
 _TRANSPOSES = (aten.permute.default, aten.t.default, aten.transpose.int)
@@ -37,24 +37,31 @@ _BY_COLUMN: tuple[ScaleLayout, ...] = ("column_major", "column_major_padded")
 
 @dataclass(frozen=True)
 class ScaleTarget:
-    """A layout, and the nodes that hold the scale in it: [tokens, groups], or its transpose where `transposed`."""
+    """A layout, and the nodes that hold the scale in it: [tokens, groups], or its transpose where `transposed`.
+
+    `checks` assert of the scale what is true of every scale that the op writes.
+    """
 
     layout: ScaleLayout
     nodes: tuple[tuple[fx.Node, bool], ...]
+    checks: tuple[fx.Node, ...] = ()
 
 
 def scale_target(match: Match) -> ScaleTarget | None:
     """The layout of the scale that the consumers of a native quantisation want; None for row-major."""
-    root = match.quant.scale
+    root, bits = match.quant.scale, match.quant.scale_bits
     if root is None:
         return None
     inside = computed_by([match.quant.codes], (root, match.value))  # users of the scale that the fusion removes
     copies: list[tuple[fx.Node, bool]] = []
     layouts: set[ScaleLayout] = set()
-    stack = [root]
+    checks: list[fx.Node] = []
+    stack = [root] if bits is None else [root, bits]
     while stack:
         node = stack.pop()
         for user in node.users:
+            if user is root:  # of its bits
+                continue
             if user in inside:
                 stack += [user] if _follows(user, node) else []
             elif (laid_out := _column_copy(user, match)) is not None:
@@ -64,11 +71,13 @@ def scale_target(match: Match) -> ScaleTarget | None:
             elif (packed := packed_copy(user, match)) is not None:
                 copies.append((packed, False))
                 layouts.add("packed_int32")
+            elif (check := checked_power(user, match)) is not None:
+                checks.append(check)
             elif _follows(user, node):
                 stack.append(user)
             else:
                 return None
-    return ScaleTarget(layouts.pop(), tuple(copies)) if len(layouts) == 1 else None
+    return ScaleTarget(layouts.pop(), tuple(copies), tuple(checks)) if len(layouts) == 1 else None
 
 
 def _follows(user: fx.Node, node: fx.Node) -> bool:

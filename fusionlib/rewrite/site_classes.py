@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
-T = TypeVar("T")
+from fusionlib.module_paths import NUMBER, numberless
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)")
+T = TypeVar("T")
 
 
 def grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
@@ -26,11 +25,11 @@ def spell_modules(paths: Sequence[str]) -> str:
     named once. Without any path the result is empty.
     """
     words = []
-    for same in grouped(dict.fromkeys(path for path in paths if path), lambda path: _NUMBER.sub("{}", path)):
-        places = list(zip(*(map(int, _NUMBER.findall(path)) for path in same), strict=True))
+    for same in grouped(dict.fromkeys(path for path in paths if path), numberless):
+        places = list(zip(*(map(int, NUMBER.findall(path)) for path in same), strict=True))
         if sum(len(set(numbers)) > 1 for numbers in places) == 1:
             spelt = iter([_ranges(numbers) if len(set(numbers)) > 1 else str(numbers[0]) for numbers in places])
-            words.append("".join(part + next(spelt, "") for part in _NUMBER.split(same[0])))
+            words.append("".join(part + next(spelt, "") for part in NUMBER.split(same[0])))
         else:
             words += same
     return ", ".join(words)

@@ -14,6 +14,7 @@ from fusionlib.spec.quantisation import (
     Division,
     FloorOn,
     GroupQuant,
+    NanScale,
     ScaleFormat,
     ScaleLayout,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "FloorOn",
     "GatedNorm",
     "GroupQuant",
+    "NanScale",
     "RMSNorm",
     "ScaleFormat",
     "ScaleLayout",

@@ -12,6 +12,7 @@ from fusionlib.spec.checks import SpecError, elements, flag, number, one_of
 FloorOn = Literal["amax", "scale"]
 Division = Literal["divide", "reciprocal"]
 ScaleFormat = Literal["float32", "ue8m0"]
+NanScale = Literal["nan", "largest"]
 ScaleLayout = Literal["row_major", "column_major", "column_major_padded", "packed_int32", "vector"]
 
 #: Limits of `floor`, on amax or scale: a scale between them (at least amax / 57344) and its reciprocal are normal
@@ -40,6 +41,7 @@ class _Changes(TypedDict, total=False):
     round_scale: bool
     fp8_max: float | None
     scale_division: Division
+    nan_scale: NanScale
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,11 @@ class GroupQuant:
         code  = cast(clamp(y / scale, -fp8_max, fp8_max))     `reciprocal`: y * (1 / scale)
 
     NaNs stay NaNs. A NaN in a group makes its scale and all its codes NaN; an infinity makes the scale
-    infinite, its own code NaN and the codes of finite elements zero (under `ue8m0` the scale is 2^127 at most and an
-    infinity saturates). With no floor, a group of zeros has scale 0 and NaN codes (as in torchao), except that the
-    least ue8m0 scale is 2^-126. The sign of a NaN code is unspecified, that of a zero is the value's: -0 is 0x80, or
-    plain zero in e4m3fnuz, which has no -0.
+    infinite, its own code NaN and the codes of finite elements zero. Under `ue8m0` the scale is 2^127 at most and an
+    infinity saturates; with `nan_scale="largest"` the scale of a NaN is 2^127 too, and only the NaN's own code is one.
+    With no floor, a group of zeros has scale 0 and NaN codes (as in torchao), except that the least ue8m0 scale is
+    2^-126. The sign of a NaN code is unspecified, that of a zero is the value's: -0 is 0x80, or plain zero in
+    e4m3fnuz, which has no -0.
 
     `round_scale` can undo a floor on amax: 1e-10 / 448 is 0 in float16, and so is every scale that the floor would
     raise. PyTorch computes just that; if y is float16 the op refuses such a floor (`floor_in`), since None means the
@@ -80,6 +83,8 @@ class GroupQuant:
         scale_division: `divide` (correctly rounded), or `reciprocal`: a product with the float32 number 1 / fp8_max.
             That is what PyTorch makes of `amax / 448.0` on CUDA, if the divisor is a Python number or a scalar on
             the CPU (aten/native/cuda/BinaryDivTrueKernel.cu; Inductor does the same); on CPU it divides.
+        nan_scale: what a NaN scale is rounded to under `ue8m0`: it stays NaN, or is the `largest` power of two, 2^127,
+            as its exponent's bits alone give it.
     """
 
     group_size: int = 128
@@ -92,6 +97,7 @@ class GroupQuant:
     round_scale: bool = False
     fp8_max: float | None = None
     scale_division: Division = "divide"
+    nan_scale: NanScale = "nan"
 
     def __post_init__(self) -> None:
         elements("group_size", self.group_size)
@@ -109,6 +115,7 @@ class GroupQuant:
         one_of("scale_division", self.scale_division, get_args(Division))
         one_of("scale_format", self.scale_format, get_args(ScaleFormat))
         one_of("scale_layout", self.scale_layout, get_args(ScaleLayout))
+        one_of("nan_scale", self.nan_scale, get_args(NanScale))
         flag("round_scale", self.round_scale)
         if self.fp8_max is not None:
             fp8_max = number("fp8_max", self.fp8_max, f"one of {FP8_MAXIMA[self.dtype]}, or None")
@@ -118,6 +125,11 @@ class GroupQuant:
             raise SpecError(
                 f"scale_layout='packed_int32' packs exponents, so scale_format={self.scale_format!r} cannot be stored; "
                 "use scale_format='ue8m0' or scale_layout='column_major'"
+            )
+        if self.nan_scale != "nan" and self.scale_format != "ue8m0":
+            raise SpecError(
+                f"nan_scale={self.nan_scale!r} rounds a NaN to a power of two, so scale_format={self.scale_format!r} "
+                "keeps it; use scale_format='ue8m0' or nan_scale='nan'"
             )
 
     @property
@@ -171,11 +183,19 @@ class GroupQuant:
     def deepgemm(cls, group_size: int = 128, blackwell: bool = False, **changes: Unpack[_Changes]) -> GroupQuant:
         """DeepGEMM's `per_token_cast_to_fp8`: amax >= 1e-4, reciprocal; Blackwell takes packed ue8m0 scales.
 
-        Written in PyTorch. Source: DeepGEMM deep_gemm/utils/math.py and csrc/jit_kernels/impls/smxx_layout.hpp.
+        Those are made of the exponent's bits alone, so that the scale of a NaN is 2^127. Codes are cast without a
+        clamp, which is the same where the cast itself saturates: to float8_e4m3fn it does since PyTorch 2.13.
+
+        Written in PyTorch. Source: DeepGEMM deep_gemm/utils/math.py (`ceil_to_ue8m0`, `pack_ue8m0_to_int`) and
+        csrc/jit_kernels/impls/smxx_layout.hpp.
         """
         own: _Changes = {"floor": 1e-4, "division": "reciprocal", "scale_layout": "column_major"}
-        layout: _Changes = {"scale_format": "ue8m0", "scale_layout": "packed_int32"} if blackwell else {}
-        return cls(group_size, **own | layout | changes)
+        powers: _Changes = {
+            "scale_format": "ue8m0",
+            "scale_layout": "packed_int32",
+            "nan_scale": "largest",
+        }
+        return cls(group_size, **own | (powers if blackwell else {}) | changes)
 
     @classmethod
     def torchao(cls, group_size: int = 128, **changes: Unpack[_Changes]) -> GroupQuant:

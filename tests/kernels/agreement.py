@@ -35,6 +35,15 @@ QUANTS = [
     GroupQuant(32),
 ]
 
+#: Those that differ in what they make of what is not a number.
+SPECIAL_QUANTS = [
+    GroupQuant.vllm(),
+    GroupQuant.torchao(),
+    GroupQuant(scale_format="ue8m0"),
+    GroupQuant(scale_format="ue8m0", nan_scale="largest"),
+    GroupQuant.deepgemm(blackwell=True),
+]
+
 Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fusionlib import ActAndMul, GroupQuant, op, reference, schema
-from tests.kernels.agreement import QUANTS, assert_quantised
+from tests.kernels.agreement import QUANTS, SPECIAL_QUANTS, assert_quantised
 from tests.support import codes_bytes, poisoned_outputs
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
@@ -108,7 +108,7 @@ def test_strided_inputs_are_read_in_place(kind):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("special", [0.0, -0.0, 1e-30, 3e38, torch.inf, -torch.inf, torch.nan])
-@pytest.mark.parametrize("quant", [GroupQuant.vllm(), GroupQuant.torchao(), GroupQuant(scale_format="ue8m0")], ids=str)
+@pytest.mark.parametrize("quant", SPECIAL_QUANTS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_a_number_is_what_the_reference_makes_of_it(special, quant, kind):
     gate, x = (half.contiguous() for half in halves(64, 512))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusionlib import GatedNorm, GroupQuant, op, reference, schema
-from tests.kernels.agreement import assert_quantised
+from tests.kernels.agreement import SPECIAL_QUANTS, assert_quantised
 from tests.support import POISON_CODE, codes_bytes, grouped_gate, poisoned_outputs
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
@@ -260,7 +260,7 @@ def test_strided_inputs_read_in_place(shape):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("special", [0.0, -0.0, 1e-30, 3e38, torch.inf, -torch.inf, torch.nan])
-@pytest.mark.parametrize("quant", [GroupQuant.vllm(), GroupQuant.torchao(), GroupQuant(scale_format="ue8m0")])
+@pytest.mark.parametrize("quant", SPECIAL_QUANTS, ids=str)
 @pytest.mark.parametrize("config", [(8, 8), (8, 4)])  # magnitudes compared as integers, and as floats
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # a quotient in two parts, and with a residual step
 def test_what_is_not_a_number_is_what_the_reference_makes_of_it(special, quant, config, dtype):

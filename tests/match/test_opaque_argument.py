@@ -17,6 +17,7 @@ LAYOUTS = [
     GroupQuant(scale_layout="column_major_padded"),
     GroupQuant(scale_layout="vector"),
     GroupQuant(scale_format="ue8m0", scale_layout="packed_int32"),
+    GroupQuant.deepgemm(blackwell=True),
 ]
 
 

@@ -51,6 +51,8 @@ QUANTS = {
     "amax in 16 bits": QuantSpelling(in_activation_dtype=True),
     "expand": QuantSpelling(repeat="expand"),
     "ue8m0": QuantSpelling(floor=1e-4, ue8m0=True),
+    "ue8m0 of NaN too": QuantSpelling(floor=1e-4, ue8m0=True, nan_scale="largest"),
+    "ue8m0 not clamped": QuantSpelling(floor=1e-4, ue8m0=True, clamp=False),
     "column-major": QuantSpelling(layout="column_major"),
     "group 64": QuantSpelling(group=64),
     "group 256": QuantSpelling(group=256),
@@ -166,7 +168,15 @@ def test_opaque_quantisation():
 @pytest.mark.parametrize("layout", ["row_major", "column_major"])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
-    "quant", [GroupQuant(), GroupQuant.aiter(), GroupQuant.torchao(), GroupQuant(scale_format="ue8m0")], ids=str
+    "quant",
+    [
+        GroupQuant(),
+        GroupQuant.aiter(),
+        GroupQuant.torchao(),
+        GroupQuant(scale_format="ue8m0"),
+        GroupQuant.deepgemm(blackwell=True),
+    ],
+    ids=str,
 )
 def test_the_reference_itself_is_read_as_what_it_is(quant, layout, dynamic):
     norm, quant = GatedNorm.qwen3_next(), quant.with_layout(layout)

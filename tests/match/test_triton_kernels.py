@@ -154,6 +154,47 @@ def test_an_unregistered_kernel_is_named(known):
     assert "register_quant_kernel" in site.fix and "bfloat16 [6, 512]" in site.found
 
 
+@pytest.mark.parametrize("scales_given", [False, True], ids=["scales allocated", "scales given"])
+@pytest.mark.parametrize("known", [True, False], ids=["writes known", "writes unknown"])
+def test_an_unregistered_kernel_that_fills_given_room_is_named(known, scales_given):
+    """Of what it writes to nothing may be an allocation of the graph: the caller keeps the room for codes."""
+
+    def fn(x, z, w, codes, scales):
+        y = value(x, z, w)
+        scales = scales if scales_given else room(y)[1]
+        blocks_kernel[(y.numel() // 128,)](y, codes, scales, 1e-10, BLOCK=128)
+        return codes + 0, scales + 0
+
+    tensors = inputs()
+    site = seen(fn, *tensors, *room(value(*tensors)), known=known)
+    assert site.code == "unknown_quant_op" and f"the Triton kernel {__name__}.blocks_kernel" in site.found
+    assert "bfloat16 [6, 512]" in site.found
+
+
+@triton.jit
+def product_kernel(values, weight, scales, out, BLOCK: tl.constexpr):
+    """As much of a product as tracing needs: it reads three tensors and writes the last."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    weighed = tl.load(weight + at).to(tl.float32) * tl.load(scales + tl.program_id(0))
+    tl.store(out + at, (tl.load(values + at).to(tl.float32) * weighed).to(out.dtype.element_ty))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["writes known", "writes unknown"])
+@pytest.mark.parametrize("out_features", [6, 256])
+def test_a_product_with_a_weight_is_none(known, out_features):
+    """Also where the weight is as large as the value."""
+    weight, scales = torch.randn(out_features, 512).to(FP8), torch.ones(4)
+
+    def fn(x, z, w, weight, scales):
+        y = value(x, z, w)
+        out = y.new_empty(len(y), len(weight))
+        product_kernel[(4,)](y, weight, scales, out, BLOCK=128)
+        return out
+
+    site = seen(fn, *inputs(), weight, scales, known=known)
+    assert site.unclaimed and "quantises it inside" in str(site)
+
+
 def test_a_reader_of_a_kernel_is_in_the_key_of_the_caches():
     keys = [FusionPass().uuid()]
     for floor in (1e-10, 1e-4, 1e-10):

@@ -1,7 +1,9 @@
 """Stand-ins for the kernels that transformers' FP8Linear gets from a hub: what they compute, in plain PyTorch.
 
-DeepGEMM's quantisation is PyTorch code (`deep_gemm.utils.math.per_token_cast_to_fp8`): amax of at least 1e-4, a product
-with the reciprocal, ue8m0 by the exponent's bits, four of them in an int32. Its GEMM writes into an allocated tensor.
+DeepGEMM's quantisation is PyTorch code (`deep_gemm.utils.math.per_token_cast_to_fp8`): the value copied into zeroed
+memory of whole groups, amax of at least 1e-4, a product with the reciprocal, codes cast without a clamp; ue8m0 by the
+exponent's bits from 1 to 254 (`ceil_to_ue8m0`), asserted to be powers of two and four of them put in an int32
+(`pack_ue8m0_to_int`). Its GEMM writes into an allocated tensor.
 The Triton fallback (`kernels-community/finegrained-fp8`) is one op that takes the activation in 16 bits.
 """
 
@@ -12,6 +14,8 @@ from types import SimpleNamespace
 import torch
 
 from fusionlib.block_mm import dequantised
+
+MANTISSA = (1 << 23) - 1
 
 LIBRARY = torch.library.Library("hub_stand_in", "DEF")
 LIBRARY.define("fp8_gemm(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, Tensor(a!) out) -> ()")
@@ -45,15 +49,30 @@ torch.library.register_fake(
 
 def per_token_cast_to_fp8(x, use_ue8m0, gran_k=128, use_packed_ue8m0=False):
     """x [tokens, hidden] -> codes and scales: float32 [tokens, groups], or int32 with four exponents each."""
-    groups = x.view(x.shape[0], -1, gran_k)
+    tokens, hidden = x.shape
+    whole = torch.empty((tokens, -(-hidden // gran_k) * gran_k), dtype=x.dtype, device=x.device).zero_()
+    whole[:, :hidden] = x
+    groups = whole.unflatten(1, (-1, gran_k))
     scale = groups.abs().float().amax(dim=2).clamp(1e-4) / 448.0
     if use_ue8m0:
-        bits = scale.view(torch.int32)
-        scale = ((bits + ((1 << 23) - 1)) & ~((1 << 23) - 1)).view(torch.float32)
-    codes = (groups * (1.0 / scale.unsqueeze(2))).to(torch.float8_e4m3fn).view_as(x).contiguous()
+        scale = power_by_bits(scale)
+    codes = (groups * (1.0 / scale.unsqueeze(2))).to(torch.float8_e4m3fn).flatten(1)[:, :hidden].contiguous()
     if use_packed_ue8m0:
+        assert (scale.view(torch.int32) & MANTISSA == 0).all()
         scale = (scale.view(torch.int32) >> 23).to(torch.uint8).view(torch.int32)
     return codes, scale
+
+
+def power_by_bits(scale, low=1, high=254, magnitude=True, carry=torch.Tensor.bool):
+    """The next power of two by the bits of the exponent: 2^127 at most, of NaN too."""
+    bits = (scale.abs().float() if magnitude else scale).view(torch.int32)
+    exponent = (bits >> 23 & 0xFF) + carry(bits & MANTISSA).int()
+    return (exponent.clamp(low, high) << 23).view(torch.float32)
+
+
+def power_by_carry(scale):
+    """As transformers rounds a scale that it is given (`integrations/deepgemm.py`): of NaN it makes -0."""
+    return ((scale.view(torch.int32) + MANTISSA) & ~MANTISSA).view(torch.float32)
 
 
 def _fp8_gemm_nt(a, b, out, **_) -> None:

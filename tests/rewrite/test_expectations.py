@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch._dynamo.config as dynamo_config
+from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 from torch._inductor.utils import fresh_cache
 
+from fusionlib.explanation import boxed, inductor_until
 from fusionlib.fusions import BUILT_IN, GatedNormQuant
 from fusionlib.rewrite import FusionError, FusionPass
 from fusionlib.testing.roundings import roundings_kept
@@ -455,3 +457,44 @@ def test_a_dict_that_is_changed_afterwards_changes_nothing():
     expect["gated_norm"] = 1
     run_rewritten(two, *inputs(), fusion=fusion)
     assert fusion.uuid() == key != passing(expect).uuid()
+
+
+# What Dynamo gave up.
+
+
+class Again:
+    """A backend that compiles `giving_up` times in vain: it asks Dynamo to trace the frame again."""
+
+    def __init__(self, fusion: FusionPass, giving_up: int) -> None:
+        self.fusion, self.left, self.graphs = fusion, giving_up, 0
+
+    def __call__(self, module, tensors):
+        def inner_compile(module, tensors, **_):
+            self.graphs += 1
+            self.fusion(module.graph)
+            if self.left:
+                self.left -= 1
+                raise TensorifyScalarRestartAnalysis(restart_reason="asked for")
+            module.recompile()
+            return boxed(module)
+
+        return inductor_until(inner_compile)(module, tensors)
+
+
+@pytest.mark.parametrize("giving_up", [1, 2])
+def test_a_graph_that_was_thrown_away_counts_no_more(giving_up):
+    fusion, tensors = passing(1), inputs()
+    backend = Again(fusion, giving_up)
+    got = torch.compile(one, backend=backend)(*tensors)
+    assert backend.graphs == giving_up + 1 and len(fusion.report().fused) == 1
+    assert len(fusion.report().compiles) == 1
+    fusion.check()
+    assert all(map(torch.equal, (each.float() for each in got), (each.float() for each in one(*tensors))))
+
+
+def test_what_other_compiles_made_is_kept_when_one_begins_again():
+    fusion, tensors = passing(1), inputs()
+    torch.compile(one, backend=Again(fusion, 0))(*tensors)
+    torch.compile(another, backend=Again(fusion, 1))(*tensors)
+    assert len(fusion.report().fused) == 2
+    fusion.check()

@@ -282,6 +282,7 @@ def scalars_of(quant: GroupQuant) -> tuple:
     return (
         quant.group_size, quant.dtype, quant.floor, quant.floor_on, quant.division,
         quant.scale_format, quant.scale_layout, quant.round_scale, quant.fp8_max, quant.scale_division,
+        quant.nan_scale,
     )  # fmt: skip
 
 
