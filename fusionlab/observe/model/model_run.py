@@ -155,7 +155,7 @@ class ModelRun:
         if accuracy and "opaque" in ready:
             self.accuracy(work, ready)
         kernels = self.traced(work, ready) if self.settings.device == "cuda" else {}
-        if self.timer is not None:
+        if self.timer is not None and ready:
             self.timed(work, ready, kernels, self.timer)
 
     def compiled(self, work: Work) -> dict[str, CompiledModel]:
