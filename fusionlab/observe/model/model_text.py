@@ -5,7 +5,6 @@ from __future__ import annotations
 from fusionlab.observe.bench.text import aligned
 from fusionlab.observe.model.model_run import OTHER_ORDER, ROUNDED
 from fusionlab.observe.model.recorded_model import ModelRow, RecordedModel
-from fusionlab.observe.step.step_variants import STEP_VARIANTS
 
 
 def model_text(recorded: RecordedModel) -> str:
@@ -14,7 +13,7 @@ def model_text(recorded: RecordedModel) -> str:
     titled = (
         ("µs of a step, and what is saved of the opaque one", times_table(recorded) if recorded.rows else ""),
         ("µs saved by all fusions: predicted from the opaque trace, measured, and why", savings_table(recorded)),
-        ("logits of all tokens of a prompt", accuracy_table(recorded)),
+        ("logits of all tokens of a prompt; *rounded*: with eager's roundings", accuracy_table(recorded)),
     )
     parts += [f"{title}\n{table}" for title, table in titled if table]
     return "\n\n".join(parts)
@@ -67,26 +66,23 @@ def savings_table(recorded: RecordedModel) -> str:
 
 
 def accuracy_table(recorded: RecordedModel) -> str:
-    """Divergences, agreement and differences of logits; empty if none were compared."""
+    """Divergences, agreement and differences of logits; empty if none were compared.
+
+    The last column is a token's root mean square difference over the logits' standard deviation, median.
+    """
     lines = []
     for each in recorded.comparisons:
-        kl, difference = each.distance.kl, each.distance.difference
-        lines.append(
-            [
-                f"{_words(each.name)} beside {_words(each.against)}",
-                *(f"{value:.1e}" for value in (kl.mean, kl.p50, kl.p99)),
-                f"{each.distance.top1:.1%}",
-                *(f"{value:.1e}" for value in (difference.p50, difference.p99, each.distance.logits)),
-            ]
-        )
-    header = ["", "KL, mean", "median", "99th", "same first word", "apart, median", "99th", "logits"]
+        found = each.distance
+        cells = [f"{_words(each.name)} / {_words(each.against)}", f"{found.kl.mean:.1e}", f"{found.kl.p99:.1e}"]
+        lines.append([*cells, f"{found.top1:.1%}", f"{found.difference.p50 / found.logits:.2f}"])
+    header = ["compared", "KL, mean", "99th", "same word", "apart"]
     return "\n".join(aligned([header, *lines])) if lines else ""
 
 
 def _words(name: str) -> str:
     """A run of a comparison in words."""
     if name == OTHER_ORDER:
-        return "the opaque one, its sums in another order,"
+        return "opaque, sums in another order"
     if name.endswith(ROUNDED):
-        return f"{_words(name.removesuffix(ROUNDED))} with eager's roundings"
-    return STEP_VARIANTS[name].label
+        return f"{_words(name.removesuffix(ROUNDED))}, rounded"
+    return {"opaque": "opaque", "gated_norm": "gated norm fused", "fused": "all fused"}[name]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from fusionlab.observe.manifest import (
     write_json,
     write_manifest,
 )
+from fusionlab.observe.model.recorded_model import read_model
+from fusionlab.observe.model.workload import Workload
 from fusionlab.observe.privacy import leaks
 from fusionlab.observe.references import ReferenceFileError, read_reference
 from fusionlab.observe.step.recorded_step import recorded_steps
@@ -226,6 +229,45 @@ def test_what_all_fusions_save_in_each_run_of_a_step():
     (least, most), others = spread[1], [" to ".join(spread[tokens]) for tokens in (4, 16)]
     assert f"{least} to {most} % at 1 token, {others[0]} at 4, {others[1]} at 16" in " ".join(readme.split())
     assert all(run[4] >= 0.06 for run in runs) and not all(run[tokens] >= 0.06 for run in runs for tokens in (1, 16))
+
+
+def test_the_whole_model_in_the_readme_is_the_recorded_one():
+    """Milliseconds with three decimals, shares with one; the logits' distances; every site fused, none refused."""
+    readme = (DATA / "README.md").read_text(encoding="utf-8")
+    for file, tail in (
+        ("nvidia-h100-80gb-hbm3-model.json", ""),
+        ("further/nvidia-h100-80gb-hbm3-model-1.json", ", 8 layers"),
+    ):
+        recorded = read_model(*_document(file))
+        for check in recorded.checks:
+            rows = [recorded.find(check.workload, name) for name in ("opaque", "gated_norm", "fused")]
+            cells = ["-" if row is None else f"{row.median_us / 1000:.3f}" for row in rows]
+            cells += ["-" if row is None else f"{row.saved * 100:.1f} %" for row in rows[1:]]
+            cells.append(f"{check.saving.predicted_us / check.saving.step_us * 100:.1f} %")
+            line = (
+                rf"^\| (decode|prompt).* {check.workload.tokens}( sequence)?{tail} \| {re.escape(' | '.join(cells))} "
+            )
+            assert re.search(line, readme, re.MULTILINE)
+            assert all(row.refused == 0 for row in rows if row is not None)
+            assert sum(rows[2].fused.values()) == {20: 110, 8: 44}[recorded.layers] == check.saving.sites
+    whole = read_model(*_document("nvidia-h100-80gb-hbm3-model.json"))
+    for name, against, words in (
+        ("fused", "opaque", "all fused beside opaque"),
+        ("gated_norm", "opaque", "gated norm fused beside opaque"),
+        ("opaque_rounded", "opaque", "opaque with eager's roundings beside opaque"),
+        ("other_order", "opaque", "opaque, its channels and so its sums in another order, beside opaque"),
+        ("fused_rounded", "opaque_rounded", "all fused beside opaque, both with eager's roundings"),
+    ):
+        found = whole.compared(name, against).distance
+        assert f"| {words} | {found.kl.mean:.3f} | {found.top1 * 100:.1f} % |" in readme
+    four = Workload("decode", 4)
+    saved = whole.find(four, "opaque").median_us - whole.find(four, "gated_norm").median_us
+    assert f"saves {saved / 15:.1f} us in each of its 15 layers" in " ".join(readme.split())
+
+
+def _document(file):
+    found = evidence.read_benchmark(DATA / "benchmarks" / file)
+    return read_results(found.document, file), found.manifest, file
 
 
 def test_the_launch_heuristic_is_what_the_sweep_says():

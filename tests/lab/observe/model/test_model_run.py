@@ -171,4 +171,8 @@ def test_the_document_is_read_back_and_told(tmp_path):
     (line,) = [line for line in text.splitlines() if line.startswith("decode of 2 sequences") and "all fused" in line]
     assert line.split()[6:7] == [f"{row.median_us:.0f}"] and "14, 0 refused" in line and line.endswith("7.6")
     assert f"{row.saved:+.1%}" in line and "4 of 4 layers (100%)" in text and "NVIDIA H100" in text
-    assert "the opaque one, its sums in another order, beside quantisation opaque" in text
+    table = {line.split("  ")[0].strip(): line.split() for line in text.splitlines() if " / " in line}
+    assert table["all fused, rounded / opaque, rounded"][-4:] == ["0.0e+00", "0.0e+00", "100.0%", "0.00"]
+    other = recorded.compared(OTHER_ORDER, "opaque").distance
+    shown = [f"{other.kl.mean:.1e}", f"{other.kl.p99:.1e}", f"{other.top1:.1%}"]
+    assert table["opaque, sums in another order / opaque"][-4:-1] == shown
