@@ -1,24 +1,29 @@
-"""What the fusions save of a whole model's steps: a bar for each workload and variant, and what the trace predicted."""
+"""What the fusions save of a whole model's steps: a mark for each workload and variant, and what was predicted."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
 from fusionlab.show.drawing import Drawing, Table
-from fusionlab.show.line_styles import IMPLEMENTATIONS
+from fusionlab.show.line_styles import IMPLEMENTATIONS, Style
 from fusionlab.show.theme import PALETTE
 
 if TYPE_CHECKING:
     from fusionlab.observe.model.recorded_model import ModelRow, RecordedModel
+    from fusionlab.observe.model.workload import Workload
 
-_COLOURS = {"gated_norm": "violet", "fused": IMPLEMENTATIONS["fused"].colour}
+_STYLES = {"gated_norm": Style("violet", "dot", "diamond"), "fused": IMPLEMENTATIONS["fused"]}
 _NAMES = {"gated_norm": "gated norm alone", "fused": "all fused"}
+#: Above and below a workload's line, so that no mark covers another.
+_PLACES = {"gated_norm": 0.22, "fused": 0.0, "predicted": -0.22}
+_SPREAD_WIDTH = 5
 
 
 def model_savings(recorded: RecordedModel) -> Drawing:
-    """The share of the opaque step that each variant saves, per workload, with its spread.
+    """The share of the opaque step that each variant saves, a line for each workload, with its spread.
 
     Args:
         recorded: a run as `observe.model.recorded_model.recorded_models` reads it.
@@ -26,31 +31,33 @@ def model_savings(recorded: RecordedModel) -> Drawing:
     Raises:
         ValueError: if no variant can be compared with the opaque one.
     """
-    rows = {name: [row for row in recorded.rows if row.variant == name and row.saved is not None] for name in _NAMES}
+    rows = {name: [row for row in recorded.rows if row.variant == name and row.saved is not None] for name in _STYLES}
     rows = {name: found for name, found in rows.items() if found}
     if not rows:
         raise ValueError("nothing to compare: a run needs the times of `opaque` and of another variant")
+    workloads = list(dict.fromkeys(row.workload for found in rows.values() for row in found))
+    lines = {workload: -place for place, workload in enumerate(workloads)}  # the first one on top
     fig = go.Figure()
+    fig.add_vline(x=0, line={"width": 1.5, "color": PALETTE["grey"]})
     for name, found in rows.items():
-        _draw(fig, recorded, name, found)
-    _draw_predictions(fig, recorded)
-    fig.update_yaxes(autorange="reversed")
-    fig.update_xaxes(title_text="saved of the opaque step, %", zeroline=True, zerolinewidth=1.5)
-    workloads = list(dict.fromkeys(str(row.workload) for found in rows.values() for row in found))
+        _draw(fig, recorded, name, found, lines)
+    _draw_predictions(fig, recorded, lines)
+    ends = [1 - len(workloads) - 0.6, 0.6]
+    fig.update_yaxes(tickvals=list(lines.values()), ticktext=[str(each) for each in workloads], range=ends)
+    fig.update_xaxes(title_text="saved of the opaque step, %")
     fig.update_layout(
-        height=160 + 70 * len(workloads),
-        barmode="group",
-        legend={"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0},
-        margin={"t": 24, "b": 110},
+        height=180 + 60 * len(workloads),
+        legend={"orientation": "h", "yanchor": "top", "y": -0.25, "x": 0},
+        margin={"t": 24, "b": 120},
     )
     where = f"{recorded.layers} of {recorded.layers_of_all} layers on {recorded.manifest.machine.device}"
     return Drawing(
         fig,
         caption=f"transformers' Qwen3-Next, {where}, as recorded; strokes from the 10th to the 90th percentile.",
         alt=(
-            f"For each of {len(workloads)} workloads, {', '.join(workloads)}: bars of the percentage of the opaque "
-            f"step's time that is saved, with strokes from the 10th to the 90th percentile, for {len(rows)} variants, "
-            f"{'; '.join(_NAMES[name] for name in rows)}"
+            f"For each of {len(workloads)} workloads, {', '.join(map(str, workloads))}: marks at the percentage of the "
+            f"opaque step's time that is saved, with strokes from the 10th to the 90th percentile, for {len(rows)} "
+            f"variants, {'; '.join(_NAMES[name] for name in rows)}"
             + ("; and hollow diamonds for what the trace predicted." if recorded.checks else ".")
         ),
         summary=_summary(recorded, rows),
@@ -58,50 +65,48 @@ def model_savings(recorded: RecordedModel) -> Drawing:
     )
 
 
-def _draw(fig: go.Figure, recorded: RecordedModel, name: str, rows: list[ModelRow]) -> None:
-    shares = [100 * (row.saved or 0.0) for row in rows]
+def _draw(
+    fig: go.Figure, recorded: RecordedModel, name: str, rows: list[ModelRow], lines: Mapping[Workload, int]
+) -> None:
+    """Two traces: the spreads as strokes, and the medians as marks."""
+    style, label = _STYLES[name], _NAMES[name]
+    at = [lines[row.workload] + _PLACES[name] for row in rows]
     spreads = [_spread(recorded, row) for row in rows]
-    fig.add_bar(
-        y=[str(row.workload) for row in rows],
-        x=shares,
-        orientation="h",
-        name=_NAMES[name],
-        marker={"color": PALETTE[_COLOURS[name]]},
-        error_x={
-            "type": "data",
-            "array": [most - share for share, (_, most) in zip(shares, spreads, strict=True)],
-            "arrayminus": [share - least for share, (least, _) in zip(shares, spreads, strict=True)],
-            "thickness": 1.5,
-        },
+    fig.add_scatter(
+        x=[x for ends in spreads for x in (*ends, None)], y=[y for place in at for y in (place, place, None)],
+        mode="lines", name=f"{label}, 10th to 90th percentile", legendgroup=name, showlegend=False,
+        line={"width": _SPREAD_WIDTH, "color": PALETTE[style.colour]}, opacity=0.45, hoverinfo="skip",
+    )  # fmt: skip
+    fig.add_scatter(
+        x=[100 * (row.saved or 0.0) for row in rows], y=at, mode="markers", name=label, legendgroup=name,
+        marker={"size": 11, "symbol": style.symbol, "color": PALETTE[style.colour]},
         hovertext=[
-            f"<b>{_NAMES[name]}</b><br>{row.workload}: {row.median_us / 1000:.3f} ms<br>saved {row.saved:.1%}"
-            for row in rows
+            f"<b>{label}</b><br>{row.workload}: {row.median_us / 1000:.3f} ms<br>saved {row.saved:.1%}" for row in rows
         ],
         hovertemplate="%{hovertext}<extra></extra>",
-    )
+    )  # fmt: skip
 
 
 def _spread(recorded: RecordedModel, row: ModelRow) -> tuple[float, float]:
     """Per cent saved of the opaque median by the 90th and the 10th percentile."""
     opaque = recorded.find(row.workload, "opaque")
     assert opaque is not None  # a row without has no share
-    least, most = (100 * (1.0 - us / opaque.median_us) for us in (row.p90_us, row.p10_us))
-    return least, most
+    return 100 * (1.0 - row.p90_us / opaque.median_us), 100 * (1.0 - row.p10_us / opaque.median_us)
 
 
-def _draw_predictions(fig: go.Figure, recorded: RecordedModel) -> None:
-    if not recorded.checks:
+def _draw_predictions(fig: go.Figure, recorded: RecordedModel, lines: Mapping[Workload, int]) -> None:
+    checks = [check for check in recorded.checks if check.workload in lines]
+    if not checks:
         return
-    blue = PALETTE[_COLOURS["fused"]]
+    blue = PALETTE[_STYLES["fused"].colour]
     fig.add_scatter(
-        y=[str(check.workload) for check in recorded.checks],
-        x=[100 * check.saving.predicted_us / check.saving.step_us for check in recorded.checks],
-        mode="markers",
-        name="all fused, predicted",
-        marker={"size": 12, "symbol": "diamond", "color": "white", "line": {"width": 2, "color": blue}},
-        hovertext=[f"{check.workload}: {check.saving.predicted_us:.0f} µs predicted" for check in recorded.checks],
+        x=[100 * check.saving.predicted_us / check.saving.step_us for check in checks],
+        y=[lines[check.workload] + _PLACES["predicted"] for check in checks],
+        mode="markers", name="all fused, predicted",
+        marker={"size": 12, "symbol": "diamond-open", "color": blue, "line": {"width": 2, "color": blue}},
+        hovertext=[f"{check.workload}: {check.saving.predicted_us:.0f} µs predicted" for check in checks],
         hovertemplate="%{hovertext}<extra></extra>",
-    )
+    )  # fmt: skip
 
 
 def _summary(recorded: RecordedModel, rows: dict[str, list[ModelRow]]) -> str:

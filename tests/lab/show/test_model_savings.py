@@ -1,4 +1,4 @@
-"""The figure of a model's savings: bars where they belong, their spreads, what was predicted, and its words."""
+"""The figure of a model's savings: marks where they belong, their spreads, what was predicted, and its words."""
 
 import pytest
 
@@ -40,22 +40,35 @@ def named(drawing, name):
     return found
 
 
-def test_bars_are_shares_of_the_opaque_step_at_their_workload(recorded):
+def test_marks_are_shares_of_the_opaque_step_at_their_workload(recorded):
     drawing = model_savings(recorded)
-    assert [trace.name for trace in drawing.fig.data] == ["gated norm alone", "all fused", "all fused, predicted"]
+    axis = drawing.fig.layout.yaxis
+    lines = dict(zip(axis.ticktext, axis.tickvals, strict=True))
+    assert lines == {str(STEP): 0, str(PROMPT): -1} and axis.range[0] < -1.4 and axis.range[1] > 0.4
     alone, fused = named(drawing, "gated norm alone"), named(drawing, "all fused")
-    assert list(alone.y) == [str(STEP)] and list(alone.x) == pytest.approx([2.0])
-    assert list(fused.y) == [str(STEP), str(PROMPT)] and list(fused.x) == pytest.approx([10.0, -2.0])
-    assert list(fused.error_x.array) == pytest.approx([0.5, 1.0])  # 89.5 and 101 per cent: the 10th percentile
-    assert list(fused.error_x.arrayminus) == pytest.approx([1.0, 0.5])
-    assert alone.marker.color != fused.marker.color
+    assert list(alone.x) == pytest.approx([2.0]) and 0 < alone.y[0] < 0.4
+    assert list(fused.x) == pytest.approx([10.0, -2.0]) and list(fused.y) == [0, -1]
+    assert alone.marker.color != fused.marker.color and alone.marker.symbol != fused.marker.symbol
+
+
+def test_a_stroke_goes_from_the_10th_to_the_90th_percentile(recorded):
+    stroke = named(model_savings(recorded), "all fused, 10th to 90th percentile")
+    assert list(stroke.x) == [
+        pytest.approx(9.0),
+        pytest.approx(10.5),
+        None,
+        pytest.approx(-2.5),
+        pytest.approx(-1.0),
+        None,
+    ]
+    assert list(stroke.y) == [0, 0, None, -1, -1, None]
 
 
 def test_the_prediction_is_a_mark_at_its_workload(recorded):
     marks = named(model_savings(recorded), "all fused, predicted")
-    assert (list(marks.y), list(marks.x), marks.mode) == ([str(STEP)], pytest.approx([7.0]), "markers")
+    assert list(marks.x) == pytest.approx([7.0]) and -0.4 < marks.y[0] < 0 and marks.marker.symbol == "diamond-open"
     without = model_savings(replace(recorded, checks=()))
-    assert "diamonds" not in without.alt and len(without.fig.data) == 2
+    assert "diamonds" not in without.alt and not any("predicted" in trace.name for trace in without.fig.data)
 
 
 def test_words_and_table_are_of_this_data(recorded):
@@ -68,7 +81,11 @@ def test_words_and_table_are_of_this_data(recorded):
     assert step[0] == "decode of 4 sequences" and step[1].startswith("1.000 (0.990") and step[-1] == "+7.0%"
     assert step[3] == "+2.0%" and step[5] == "+10.0%"
     assert reading[2:4] == ["–", "–"] and reading[5] == "-2.0%" and reading[-1] == "–"
-    assert SVG_MIME in figure_bundle(drawing)
+
+
+def test_a_still_picture_shows_all_of_it(recorded):
+    data, _ = figure_bundle(model_savings(recorded))
+    assert all(name in data[SVG_MIME] for name in ("all fused, predicted", "gated norm alone", str(STEP), str(PROMPT)))
 
 
 def test_a_run_without_an_opaque_step_cannot_be_compared(recorded):

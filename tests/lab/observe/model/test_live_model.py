@@ -23,5 +23,5 @@ def test_what_is_measured_here_is_read_as_a_recorded_run(monkeypatch):
     found = live_model.model_here(settings, FakeTimer(times))
     assert found.find(Workload(DECODE, 3), "fused").saved == pytest.approx(0.25, abs=0.02)
     assert "--tokens 3 --layers 4 --rounds 10" in found.provenance
-    (bars,) = [trace for trace in model_savings(found).fig.data if trace.name == "all fused"]
-    assert list(bars.x) == pytest.approx([25.0], abs=2.0)
+    (marks,) = [trace for trace in model_savings(found).fig.data if trace.name == "all fused"]
+    assert list(marks.x) == pytest.approx([25.0], abs=2.0)
