@@ -26,7 +26,7 @@ walkthrough: $(STAMP)  ## run the notebooks and render them to an offline page
 	$(BIN)/fusionlib notebooks run $(OPTIONS)
 
 test: lint  ## lint, format and type check, and all tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## rules, formatting and types, changing nothing
 	$(BIN)/ruff check .

@@ -192,7 +192,7 @@ PRODUCT_SPELLINGS: tuple[Spelling, ...] = (
     _row("reciprocal of the scale", "quant", _site(quant=native(GroupQuant.aiter(GROUP)))),
     _row("column-major scales", "quant", _site(quant=native(GroupQuant.vllm(GROUP).with_layout("column_major")))),
     _row("ue8m0 scales", "quant", _site(quant=native(GroupQuant(GROUP, scale_format="ue8m0")))),
-    _row("ue8m0 scales, of NaN too (DeepGEMM)", "quant", _site(quant=native(DEEPGEMM))),
+    _row("ue8m0 scales, of NaN the largest (DeepGEMM)", "quant", _site(quant=native(DEEPGEMM))),
     _row("scale rounded, no floor (torchao)", "quant", _site(quant=native(GroupQuant.torchao(GROUP)))),
     _row("one scale per token", "quant", _site(quant=native(GroupQuant.vllm(HIDDEN)))),
 )

@@ -261,7 +261,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("scale repeated", "quant", _site(quant=repeated_scale_quant)),
     Spelling("column-major scales", "quant", _site(quant=native(QUANT.with_layout("column_major")))),
     Spelling("ue8m0 scales", "quant", _site(quant=native(GroupQuant(HEAD_DIM, scale_format="ue8m0")))),
-    Spelling("ue8m0 scales, of NaN too (DeepGEMM)", "quant", _site(quant=native(DEEPGEMM))),
+    Spelling("ue8m0 scales, of NaN the largest (DeepGEMM)", "quant", _site(quant=native(DEEPGEMM))),
     Spelling("scale rounded, no floor (torchao)", "quant", _site(quant=native(GroupQuant.torchao(HEAD_DIM)))),
     Spelling("one scale per token", "quant", _site(quant=native(GroupQuant.vllm(HIDDEN)))),
 )

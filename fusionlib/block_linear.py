@@ -38,7 +38,8 @@ class BlockFP8Linear(nn.Linear):
     - `.to(dtype)` and its kin change the bias alone. Under `torch.autocast` the input is cast as a linear layer's is.
     - `parallelize_module` shards weight and scale alike; a shard that begins inside of a block is a ValueError.
     - The input's gradient is that of the product with the dequantised weight: the activation's quantisation passes it
-      on, and nothing is rounded to FP8 on the way back; `torch.func.grad` has the same. Weight and scale have none:
+      on, and nothing is rounded to FP8 on the way back; `torch.func.grad`, `vjp` and `vmap` of them have the same.
+      There is no forward-mode derivative. Weight and scale have none:
       `requires_grad_()` of the layer is a TypeError, that of its bias is not.
 
     Args:
@@ -123,6 +124,8 @@ class BlockFP8Linear(nn.Linear):
         taken = _local(self.weight).shape[1]
         if x.shape[-1] != taken:
             raise ValueError(f"x has shape {list(x.shape)}; the layer takes {taken} elements in the last dimension")
+        if x.stride(-1) != 1:
+            x = x.contiguous()  # the quantisation reads rows; what a transposition left is copied
         if missing := -taken % BLOCK:
             x = nn.functional.pad(x, (0, missing))
         return reference.group_quant(x, self.quant) if self.native_quant else op.group_quant(x, self.quant)
@@ -275,7 +278,7 @@ class BlockFP8Linear(nn.Linear):
 
 
 class _WithGradient(torch.autograd.Function):
-    """The product, with the gradient of the one with the dequantised weight, also under `torch.func`'s transforms."""
+    """The product, with the gradient of the one with the dequantised weight; `torch.func.grad` and `vmap` work too."""
 
     @staticmethod
     def forward(x: torch.Tensor, layer: BlockFP8Linear) -> torch.Tensor:

@@ -35,8 +35,18 @@ def seeded():
     torch.manual_seed(SEED)
 
 
+#: Files of a minute and more on two cores. Begun last, one of them would keep a single core busy at the end.
+LONGEST = (
+    "lab/notebooks/test_controls.py", "rewrite/test_transformers.py", "models/test_transformers_models.py",
+    "lab/exercises/test_exercises.py", "testing/test_judgement.py", "rewrite/test_fingerprint.py",
+    "kernels/test_interpreter.py", "test_tensor_parallel.py", "match/test_random_spellings.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` need a device that converts to e4m3fn."""
+    """The longest files come first; tests marked `gpu` need a device that converts to e4m3fn."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0].removeprefix("tests/"), len(order)))
     if torch.cuda.is_available() and converts_to_fp8(torch.cuda.get_device_capability(), amd_arch()):
         return
     skip = pytest.mark.skip(reason="needs a GPU with FP8 conversion (NVIDIA 8.9 or newer, or ROCm)")

@@ -195,6 +195,15 @@ def test_the_transforms_of_torch_func_have_the_same_gradient(native):
     assert torch.equal(torch.func.vjp(linear, x)[1](up)[0], want)
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_an_input_in_any_layout_is_taken_as_a_linear_layer_takes_it(native):
+    linear = layer(256, 128, native_quant=native)
+    x = torch.randn(3, 256).bfloat16()
+    assert torch.equal(linear(x.t().contiguous().t()), linear(x))
+    per_column = torch.func.vmap(torch.func.grad(lambda row: linear(row[None]).sum()), in_dims=1, out_dims=1)
+    assert torch.equal(per_column(x.t().contiguous()), gradient_of(linear, x, torch.ones(3, 128).bfloat16())[1].t())
+
+
 def test_a_weight_that_is_to_be_trained_is_an_error_that_says_what_can_be():
     linear = layer(256, 128)
     with pytest.raises(TypeError, match=r"bytes of FP8 codes.*layer\.bias\.requires_grad_\(\)"):

@@ -46,8 +46,7 @@ def group_quant_kernel(
     y = _float32(y, PTX)  # [R, 1, E]
     Y_DTYPE: tl.constexpr = y_ptr.dtype.element_ty
     amax = _group_amax(y, SEGMENT_IS_WARP=GROUP_IS_WARP)
-    scale = _group_scale(amax, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, ROUND_SCALE, UE8M0, NAN_SCALE,
-                         PTX)  # fmt: skip
+    scale = _group_scale(amax, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, ROUND_SCALE, UE8M0, NAN_SCALE, PTX)
     quotient = _quotient(y, scale[:, None, None], RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
     out_offset = row.to(tl.int64)[:, None, None] * GROUP + element
     tl.store(codes_ptr + out_offset, _to_fp8(quotient, codes_ptr.dtype.element_ty, FP8_MAX, PTX), mask=mask)

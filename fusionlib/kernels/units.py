@@ -276,8 +276,7 @@ def quantise_units(
     if FIRST + BLOCK_SEGMENTS > SEGMENTS or BLOCK_SEGMENT != SEGMENT:
         y = tl.where(mask, y, 0.0)  # the padding may be anything: with eps = 0 its own norm is 0 * inf
     amax = _group_amax(y, GROUP_SEGMENTS, IN_BLOCK, SEGMENT_IS_WARP)
-    scale = _group_scale(amax, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, ROUND_SCALE, UE8M0, NAN_SCALE,
-                         PTX)  # fmt: skip
+    scale = _group_scale(amax, floor, Y_DTYPE, FP8_MAX, FLOOR_ON, SCALE_RECIPROCAL, ROUND_SCALE, UE8M0, NAN_SCALE, PTX)
     divisor = scale[:, None, None] if GROUP_SEGMENTS == IN_BLOCK else scale[:, :, None]
     quotient = _quotient(y, divisor, RECIPROCAL, UE8M0, FLOOR_ON, PTX, Y_DTYPE, ROUND_SCALE)
     out_offset = row.to(tl.int64)[:, None, None] * UNIT + within

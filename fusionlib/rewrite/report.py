@@ -346,6 +346,6 @@ def spell_quant(quant: GroupQuant) -> str:
     """A quantisation in one readable line."""
     floor = "no floor" if quant.floor is None else f"{quant.floor_on} >= {quant.floor:g}"
     scale = f"{quant.scale_format} scale{' by reciprocal' * (quant.scale_division == 'reciprocal')}"
-    scale += " rounded" * quant.round_scale + " of NaN too" * (quant.nan_scale == "largest")
+    scale += " rounded" * quant.round_scale + " (NaN: the largest)" * (quant.nan_scale == "largest")
     dtype = str(quant.dtype).removeprefix("torch.")
     return f"{dtype} per {quant.group_size} ({floor}, {quant.division}, {scale}, {quant.scale_layout})"

@@ -93,7 +93,6 @@ def register(subparsers: argparse._SubParsersAction, measurements: Iterable[Meas
         "--step-variants",
         nargs="+",
         choices=STEP_VARIANTS,
-        default=list(STEP_VARIANTS),
         help="of --step and --model; default: all, for --model all but inductor",
     )
     parser.add_argument(

@@ -37,7 +37,7 @@ class Distance:
     """How far one run's logits are from another's, over `tokens` tokens.
 
     Args:
-        kl: the Kullback-Leibler divergence of the other's distribution of the next token from the one's, in nats.
+        kl: the Kullback-Leibler divergence KL(one || other) of the distributions of the next token, in nats.
         top1: the share of tokens at which both find the same word likeliest.
         difference: a token's root mean square difference of logits; logits: their standard deviation, for scale.
     """

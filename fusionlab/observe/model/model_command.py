@@ -54,7 +54,7 @@ def run_model(namespace: argparse.Namespace, device: str, make_timer: Callable[[
         from fusionlab.observe.model.recorded_model import read_model
 
         print(model_text(read_model(results, manifest, "this run")))
-    print(skipped(results) or "every variant fused what it must and computes what the opaque one does")
+    print(skipped(results) or "every variant fused what it must; how near its logits are to the opaque one's is above")
     wrong = sum(entry.wrong for entry in results.skipped)
     if timer is None:
         print(f"{wrong} wrong results; nothing was measured")
@@ -72,10 +72,10 @@ def model_settings(namespace: argparse.Namespace, device: str) -> Any:
     """The `ModelSettings` that the command line and the device make.
 
     Raises:
-        UsageError: if no variant that was named is one of a model's.
+        UsageError: for a variant that a model does not have, or layers that are no whole turns.
     """
     from fusionlab.observe.model.model_run import MODEL_VARIANTS, ModelSettings
-    from fusionlab.observe.model.whole_model import TURN
+    from fusionlab.observe.model.whole_model import MOST_LAYERS, TURN
     from fusionlab.observe.model.workload import DECODE, PREFILL, Workload
 
     every = ModelSettings().workloads
@@ -85,11 +85,13 @@ def model_settings(namespace: argparse.Namespace, device: str) -> Any:
     if namespace.tokens or namespace.prompts:
         tokens, prompts = namespace.tokens or [], namespace.prompts or []
     workloads = (*(Workload(DECODE, each) for each in tokens), *(Workload(PREFILL, each) for each in prompts))
-    layers = None if namespace.layers is None else TURN * max(1, namespace.layers // TURN)
+    layers = namespace.layers
+    if layers is not None and (layers % TURN or layers > MOST_LAYERS):
+        raise UsageError(f"--layers {layers} must be a multiple of {TURN}, of at most {MOST_LAYERS} layers")
     context = namespace.context_length or (1024 if device == "cuda" else _CHECK_CONTEXT)
-    variants = tuple(name for name in namespace.step_variants if name in MODEL_VARIANTS)
-    if not variants:
-        raise UsageError(f"--model has the variants {', '.join(MODEL_VARIANTS)}; name one of them by --step-variants")
+    variants = tuple(namespace.step_variants or MODEL_VARIANTS)
+    if others := [name for name in variants if name not in MODEL_VARIANTS]:
+        raise UsageError(f"--model has the variants {', '.join(MODEL_VARIANTS)}, and not {', '.join(others)}")
     return ModelSettings(
         workloads,
         variants,
@@ -108,7 +110,8 @@ def conditions(settings: Any, timer: Any) -> dict[str, Any]:
 
     return {
         "timing": "replays of CUDA graphs of the whole model and its head on the last token; events around them",
-        "captures": f"{CAPTURES} of a decode step, {PREFILL_CAPTURES} of a prompt",
+        "captures": f"at most {CAPTURES} of a decode step and {PREFILL_CAPTURES} of a prompt, as memory allows; each "
+        "time says how many",
         "l2_bytes": getattr(timer, "l2_bytes", None),
         "rounds": settings.rounds,
         "order": "shuffled in each round",

@@ -81,8 +81,7 @@ def accuracy_table(recorded: RecordedModel) -> str:
 
 def _words(name: str) -> str:
     """A run of a comparison in words."""
-    if name == OTHER_ORDER:
-        return "opaque, sums in another order"
-    if name.endswith(ROUNDED):
-        return f"{_words(name.removesuffix(ROUNDED))}, rounded"
+    for ending, words in ((OTHER_ORDER, ", sums in another order"), (ROUNDED, ", rounded")):
+        if name.endswith(ending):
+            return _words(name.removesuffix(ending)) + words
     return {"opaque": "opaque", "gated_norm": "gated norm fused", "fused": "all fused"}[name]

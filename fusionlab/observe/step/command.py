@@ -17,6 +17,7 @@ from fusionlab.observe.manifest import Manifest, file_entry, make_manifest, writ
 from fusionlab.observe.step.decode_sizes import KINDS, ORDER, QWEN3_NEXT, SMALL
 from fusionlab.observe.step.step_run import StepRun, StepSettings, temporary_traces, trace_name
 from fusionlab.observe.step.step_text import codes, outputs, step_text
+from fusionlab.observe.step.step_variants import STEP_VARIANTS
 from fusionlab.observe.tuning import own_tuning
 from fusionlib.commands.errors import UsageError
 
@@ -71,7 +72,13 @@ def step_settings(namespace: argparse.Namespace, device: str) -> StepSettings:
         layers = len(ORDER)
     tokens = namespace.tokens or (_CHECK_TOKENS if namespace.check else _TOKENS)
     return StepSettings(
-        tuple(tokens), tuple(namespace.step_variants), namespace.rounds, namespace.seed, device, sizes, layers
+        tuple(tokens),
+        tuple(namespace.step_variants or STEP_VARIANTS),
+        namespace.rounds,
+        namespace.seed,
+        device,
+        sizes,
+        layers,
     )
 
 

@@ -255,11 +255,23 @@ def test_the_whole_model_in_the_readme_is_the_recorded_one():
         ("fused", "opaque", "all fused beside opaque"),
         ("gated_norm", "opaque", "gated norm fused beside opaque"),
         ("opaque_rounded", "opaque", "opaque with eager's roundings beside opaque"),
-        ("other_order", "opaque", "opaque, its channels and so its sums in another order, beside opaque"),
+        ("opaque_other_order", "opaque", "opaque, its channels and so its sums in another order, beside opaque"),
         ("fused_rounded", "opaque_rounded", "all fused beside opaque, both with eager's roundings"),
     ):
         found = whole.compared(name, against).distance
         assert f"| {words} | {found.kl.mean:.3f} | {found.top1 * 100:.1f} % |" in readme
+    small = read_model(*_document("further/nvidia-h100-80gb-hbm3-model-2.json"))
+    near, noise = (small.compared(*pair).distance for pair in (
+        ("fused_rounded", "opaque_rounded"), ("opaque_other_order", "opaque")
+    ))  # fmt: skip
+    words = f"these two were {near.kl.mean:.4f} and {noise.kl.mean:.4f}, and the likeliest word the same for "
+    assert f"{words}{near.top1 * 100:.1f} and {noise.top1 * 100:.1f} %" in " ".join(readme.split())
+    front = " ".join((DATA.parent / "README.md").read_text(encoding="utf-8").split())
+    steps = [whole.find(Workload("decode", count), "fused").saved * 100 for count in (1, 4, 16)]
+    shares = "{:.1f}, {:.1f} and {:.1f} % shorter for 1, 4 and 16 sequences".format(*steps)
+    reading = whole.find(Workload("prefill", 8192), "fused").saved * 100
+    assert f"{shares}; a prompt of 8192 tokens {reading:.1f} %" in front and "110 of 110 quantisations fuse" in front
+    assert f"{whole.layers} of {whole.layers_of_all} layers" in front
     four = Workload("decode", 4)
     saved = whole.find(four, "opaque").median_us - whole.find(four, "gated_norm").median_us
     assert f"saves {saved / 15:.1f} us in each of its 15 layers" in " ".join(readme.split())

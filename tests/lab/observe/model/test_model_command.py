@@ -32,7 +32,12 @@ def parsed(*arguments):
         (("--prompts", "64", "--check"), "belong to --model"),
         (("--experts", "64", "--step", "--check"), "belong to --model"),
         (("--model", "qwen3_next", "--record", "x", "--check"), "--record belongs to --step"),
-        (("--model", "qwen3_next", "--check", "--step-variants", "inductor"), "--model has the variants opaque"),
+        (
+            ("--model", "qwen3_next", "--check", "--step-variants", "opaque", "inductor"),
+            "--model has the variants opaque, gated_norm, fused, and not inductor",
+        ),
+        (("--model", "qwen3_next", "--check", "--layers", "6"), "--layers 6 must be a multiple of 4"),
+        (("--model", "qwen3_next", "--check", "--layers", "52"), "of at most 48 layers"),
     ],
 )
 def test_what_is_refused(words, says, capsys):
@@ -52,7 +57,7 @@ def test_settings():
     assert model_command.model_settings(parsed(*model), "cuda") == ModelSettings()
     assert [each.tokens for each in ModelSettings().workloads] == [1, 4, 16, 64, 128, 1024, 8192]
     assert ModelSettings().variants == MODEL_VARIANTS and ModelSettings().context == 1024
-    only = model_command.model_settings(parsed(*model, "--prompts", "512", "--layers", "11"), "cuda")
+    only = model_command.model_settings(parsed(*model, "--prompts", "512", "--layers", "8"), "cuda")
     assert only.workloads == (Workload(PREFILL, 512),) and only.layers == 8
     check = model_command.model_settings(parsed(*model, "--check", "--step-variants", "fused"), "cpu")
     assert (check.workloads, check.variants, check.context) == ((Workload(DECODE, 4),), ("fused",), 32)
@@ -60,10 +65,8 @@ def test_settings():
 
 def test_the_command_is_written_as_it_can_be_repeated():
     words = ("--model", "qwen3_next", "--tokens", "4", "--prompts", "64", "--experts", "32", "--layers", "8")
-    every = " ".join(command.STEP_VARIANTS)
     assert command._command(parsed(*words)) == (
-        "fusionlib bench --model qwen3_next --tokens 4 --prompts 64 --experts 32 "
-        f"--step-variants {every} --layers 8 --rounds 30 --seed 0"
+        "fusionlib bench --model qwen3_next --tokens 4 --prompts 64 --experts 32 --layers 8 --rounds 30 --seed 0"
     )
 
 
@@ -79,7 +82,7 @@ def test_a_run_is_written_and_found_as_evidence(tmp_path, capsys, monkeypatch):
     assert [row.variant for row in recorded.rows] == list(MODEL_VARIANTS)
     assert recorded.manifest.libraries["transformers"] and "random weights" in recorded.conditions["model"]
     said = capsys.readouterr().out
-    assert "µs of a step" in said and "every variant fused what it must" in said and "-model.json" in said
+    assert "µs of a step" in said and "every variant fused what it must; how near" in said and "-model.json" in said
     (path,) = (tmp_path / "benchmarks").iterdir()
     path.write_text(path.read_text().replace('"layers_of_all"', '"layers_of_some"'))
     with pytest.raises(ManifestError, match="its model has another format"):
