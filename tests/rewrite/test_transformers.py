@@ -131,18 +131,18 @@ def test_small_qwen3_next_compiled_by_inductor_equals_the_unfused_model():
     Inductor's own code keeps values in float32 where eager rounds them to bfloat16, in every norm and residual of the
     model; `emulate_precision_casts` makes it round as eager does, so that what is compared here is the fusion.
     """
-    sizes = {"linear_num_value_heads": 2, "linear_num_key_heads": 1, "layer_types": ["linear_attention"] * 2}
-    model, mixers = small_qwen3_next(2, **sizes)
+    sizes = {"linear_num_value_heads": 2, "linear_num_key_heads": 1, "layer_types": ["linear_attention"]}
+    model, mixers = small_qwen3_next(1, **sizes)
 
     def logits(ids):
         return model(ids, use_cache=False).logits
 
-    fusion, ids, got = FusionPass(("cpu",), expect=2, strict=True), torch.randint(0, 128, (1, 12)), {}
+    fusion, ids, got = FusionPass(("cpu",), expect=1, strict=True), torch.randint(0, 128, (1, 12)), {}
     for name, passes in (("fused", {"post_grad_custom_pre_pass": fusion}), ("unfused", {})):
         torch._dynamo.reset()
         with fresh_cache(), torch.no_grad():
             got[name] = torch.compile(logits, options={"emulate_precision_casts": True, **passes})(ids)
-    assert len(fusion.report().fused) == len(mixers) == 2, str(fusion.report())
+    assert len(fusion.report().fused) == len(mixers) == 1, str(fusion.report())
     with torch.no_grad():
         assert torch.equal(got["fused"], logits(ids)) and torch.equal(got["fused"], got["unfused"])
 

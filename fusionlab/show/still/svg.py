@@ -105,8 +105,10 @@ def text(source: object, size: float) -> Text:
     """Read text with plotly's tags (`<br>`, `<b>`, `<i>`, a span with a size); any other markup is text."""
     lines: list[list[Run]] = [[]]
     face = plain = Run("", size)
-    for piece in _TAG.split(str(source)):
-        if piece.startswith("<br"):
+    for place, piece in enumerate(_TAG.split(str(source))):
+        if place % 2 == 0:  # between two tags, which text can begin like
+            lines[-1] += [replace(face, text=html.unescape(piece))] if piece else []
+        elif piece.startswith("<br"):
             lines.append([])
         elif piece in ("<b>", "</b>"):
             face = replace(face, bold=piece == "<b>")
@@ -114,10 +116,8 @@ def text(source: object, size: float) -> Text:
             face = replace(face, italic=piece == "<i>")
         elif piece.startswith("<span"):
             face = replace(face, size=float(re.findall(r"\d+", piece)[0]))
-        elif piece == "</span>":
+        else:
             face = replace(face, size=plain.size)
-        elif piece:
-            lines[-1].append(replace(face, text=html.unescape(piece)))
     return Text(lines, size)
 
 

@@ -138,6 +138,12 @@ def test_text_from_a_stranger_is_text():
     assert "alert(1)" in said and "\x00" not in said
 
 
+@pytest.mark.parametrize("source", ["<span", "<br", "<b", "</span", "a<span x>b", "<span style='font-size:px'>"])
+def test_what_only_begins_like_a_tag_is_text(source):
+    drawn = ElementTree.fromstring(f"<svg>{text(source, 12).at(0, 0)}</svg>")
+    assert "".join(drawn.itertext()) == source
+
+
 @given(st.text())
 def test_any_text_makes_well_formed_svg(source):
     ElementTree.fromstring(f"<svg>{text(source, 12).at(0, 0)}</svg>")
