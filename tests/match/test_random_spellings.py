@@ -21,7 +21,7 @@ from tests.spellings import (
     site,
 )
 
-EXAMPLES = int(os.environ.get("FUSIONLIB_RANDOM_SPELLINGS", "120"))
+EXAMPLES = int(os.environ.get("FUSIONLIB_RANDOM_SPELLINGS", "80"))
 
 norms = st.builds(
     NormSpelling,
