@@ -109,9 +109,7 @@ def capture(block: nn.Module, x: torch.Tensor, stream: torch.cuda.Stream) -> Cap
     """Capture one call of `block`, which is compiled already, with its all-reduces."""
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(
-            3
-        ):  # what belongs to a stream is allocated before the capture: cuBLAS's workspace, NCCL's buffers
+        for _ in range(3):  # what belongs to a stream is allocated now: cuBLAS's workspace, NCCL's buffers
             block(x)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

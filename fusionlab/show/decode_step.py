@@ -9,25 +9,12 @@ import plotly.graph_objects as go
 
 from fusionlab.observe.step.recorded_text import linear_kernels, padded
 from fusionlab.show.drawing import Drawing, Table
-from fusionlab.show.line_styles import IMPLEMENTATIONS, Style, line_of
+from fusionlab.show.line_styles import STEP_NAMES, STEP_STYLES, line_of
 from fusionlab.show.theme import PALETTE
 
 if TYPE_CHECKING:
     from fusionlab.observe.step.recorded_step import RecordedStep, SavingCheck, StepRow
 
-#: In the order of the legend; `opaque` is what the others are compared with.
-_STYLES = {
-    "opaque": IMPLEMENTATIONS["two_kernel"],
-    "inductor": IMPLEMENTATIONS["inductor"],
-    "gated_norm": Style("violet", "dot", "diamond"),
-    "fused": IMPLEMENTATIONS["fused"],
-}
-_NAMES = {
-    "opaque": "quantisation opaque",
-    "inductor": "Inductor, whole",
-    "gated_norm": "gated norm alone",
-    "fused": "all fused",
-}
 _PREDICTED = "all fused, predicted"
 _APART = 1.09  # neighbours of one number of tokens stand apart by this factor, or their spreads would cover each other
 _SPREAD_WIDTH = 5
@@ -42,7 +29,7 @@ def decode_step(recorded: RecordedStep) -> Drawing:
     Raises:
         ValueError: if no variant can be compared with the opaque step.
     """
-    found = {name: _rows(recorded, name) for name in _STYLES}
+    found = {name: _rows(recorded, name) for name in STEP_STYLES}
     found = {name: rows for name, rows in found.items() if rows}
     if "opaque" not in found or len(found) == 1:
         raise ValueError("nothing to compare: a step needs the times of `opaque` and of another variant")
@@ -66,7 +53,7 @@ def decode_step(recorded: RecordedStep) -> Drawing:
         alt=(
             f"Over {_listed(list(map(str, sizes)))} tokens, the percentage of the opaque step's time that is saved: "
             f"marks on a line, with strokes from the 10th to the 90th percentile, for each of {len(found)} variants, "
-            f"{'; '.join(_NAMES[name] for name in found)}"
+            f"{'; '.join(STEP_NAMES[name] for name in found)}"
             + ("; and hollow diamonds for what the trace predicted." if recorded.checks else ".")
         ),
         summary=_summary(recorded, found),
@@ -80,13 +67,13 @@ def _rows(recorded: RecordedStep, name: str) -> list[StepRow]:
 
 def _place(name: str) -> float:
     """The factor by which marks of `name` stand beside their number of tokens."""
-    order = list(_STYLES)
+    order = list(STEP_STYLES)
     return _APART ** (order.index(name) - (len(order) - 1) / 2)
 
 
 def _draw(fig: go.Figure, name: str, rows: Sequence[StepRow]) -> None:
     """Two traces: the spreads as strokes, and the medians as a line with marks."""
-    style, label = _STYLES[name], _NAMES[name]
+    style, label = STEP_STYLES[name], STEP_NAMES[name]
     at = [row.tokens * _place(name) for row in rows]
     strokes_x = [x for place in at for x in (place, place, None)]
     strokes_y = [y for row in rows for y in (_percent(row.saved_least), _percent(row.saved_most), None)]
@@ -113,10 +100,10 @@ def _draw_beyond(fig: go.Figure, rows: Sequence[StepRow], inside: Sequence[StepR
         return
     shares = [100 * share for row in inside for share in (row.saved_least or 0.0, row.saved_most or 0.0)]
     edge = min(shares) - 0.1 * (max(shares) - min(shares))
-    style = _STYLES["inductor"]
+    style = STEP_STYLES["inductor"]
     fig.add_scatter(
         x=[row.tokens * _place(row.variant) for row in rows], y=[edge] * len(rows), mode="markers+text",
-        name=f"{_NAMES['inductor']}, off the scale", legendgroup="inductor", showlegend=False,
+        name=f"{STEP_NAMES['inductor']}, off the scale", legendgroup="inductor", showlegend=False,
         text=[f"{_percent(row.saved):.1f} %, off the scale" for row in rows], textposition="middle right",
         marker={"size": 11, "symbol": "triangle-down", "color": PALETTE[style.colour]},
         hovertext=[f"{row.tokens} tokens: {row.median_us:.0f} µs, saved {row.saved:.1%}" for row in rows],
@@ -133,7 +120,7 @@ def _copying(recorded: RecordedStep) -> set[tuple[int, str]]:
 def _draw_predictions(fig: go.Figure, checks: Sequence[SavingCheck]) -> None:
     if not checks:
         return
-    blue = PALETTE[_STYLES["fused"].colour]
+    blue = PALETTE[STEP_STYLES["fused"].colour]
     fig.add_scatter(
         x=[check.tokens * _place("fused") * _APART for check in checks],
         y=[100 * check.predicted_us / check.step_us for check in checks],
@@ -204,7 +191,7 @@ def _table(recorded: RecordedStep, found: dict[str, list[StepRow]]) -> Table:
     compared = [name for name in found if name != "opaque"]
     predicted = {check.tokens: check.predicted_us / check.step_us for check in recorded.checks}
     columns = ["tokens", "opaque, µs"]
-    columns += [text for name in compared for text in (f"{_NAMES[name]}, µs", "saved (90th to 10th percentile)")]
+    columns += [text for name in compared for text in (f"{STEP_NAMES[name]}, µs", "saved (90th to 10th percentile)")]
     rows = []
     for tokens in recorded.tokens:
         by_name = {name: row for name, rows in found.items() for row in rows if row.tokens == tokens}

@@ -60,3 +60,18 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
 def line_of(chosen: Style, width: float = 2.5) -> dict:
     """plotly's attributes for a line of that style."""
     return {"width": width, "color": PALETTE[chosen.colour], "dash": chosen.dash}
+
+
+#: The variants of a step and of a model, in the order of a legend; `opaque` is what the others are compared with.
+STEP_STYLES = {
+    "opaque": IMPLEMENTATIONS["two_kernel"],
+    "inductor": IMPLEMENTATIONS["inductor"],
+    "gated_norm": Style("violet", "dot", "diamond"),
+    "fused": IMPLEMENTATIONS["fused"],
+}
+STEP_NAMES = {
+    "opaque": "quantisation opaque",
+    "inductor": "Inductor, whole",
+    "gated_norm": "gated norm alone",
+    "fused": "all fused",
+}

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from fusionlab.show.drawing import Drawing, Table
-from fusionlab.show.line_styles import IMPLEMENTATIONS, Style
+from fusionlab.show.line_styles import STEP_NAMES, STEP_STYLES
 from fusionlab.show.theme import PALETTE
 
 if TYPE_CHECKING:
     from fusionlab.observe.model.recorded_model import ModelRow, RecordedModel
     from fusionlab.observe.model.workload import Workload
 
-_STYLES = {"gated_norm": Style("violet", "dot", "diamond"), "fused": IMPLEMENTATIONS["fused"]}
-_NAMES = {"gated_norm": "gated norm alone", "fused": "all fused"}
 #: Above and below a workload's line, so that no mark covers another.
 _PLACES = {"gated_norm": 0.22, "fused": 0.0, "predicted": -0.22}
 _SPREAD_WIDTH = 5
@@ -31,7 +29,10 @@ def model_savings(recorded: RecordedModel) -> Drawing:
     Raises:
         ValueError: if no variant can be compared with the opaque one.
     """
-    rows = {name: [row for row in recorded.rows if row.variant == name and row.saved is not None] for name in _STYLES}
+    rows = {
+        name: [row for row in recorded.rows if row.variant == name and row.saved is not None]
+        for name in ("gated_norm", "fused")
+    }
     rows = {name: found for name, found in rows.items() if found}
     if not rows:
         raise ValueError("nothing to compare: a run needs the times of `opaque` and of another variant")
@@ -57,7 +58,7 @@ def model_savings(recorded: RecordedModel) -> Drawing:
         alt=(
             f"For each of {len(workloads)} workloads, {', '.join(map(str, workloads))}: marks at the percentage of the "
             f"opaque step's time that is saved, with strokes from the 10th to the 90th percentile, for {len(rows)} "
-            f"variants, {'; '.join(_NAMES[name] for name in rows)}"
+            f"variants, {'; '.join(STEP_NAMES[name] for name in rows)}"
             + ("; and hollow diamonds for what the trace predicted." if recorded.checks else ".")
         ),
         summary=_summary(recorded, rows),
@@ -69,7 +70,7 @@ def _draw(
     fig: go.Figure, recorded: RecordedModel, name: str, rows: list[ModelRow], lines: Mapping[Workload, int]
 ) -> None:
     """Two traces: the spreads as strokes, and the medians as marks."""
-    style, label = _STYLES[name], _NAMES[name]
+    style, label = STEP_STYLES[name], STEP_NAMES[name]
     at = [lines[row.workload] + _PLACES[name] for row in rows]
     spreads = [_spread(recorded, row) for row in rows]
     fig.add_scatter(
@@ -98,7 +99,7 @@ def _draw_predictions(fig: go.Figure, recorded: RecordedModel, lines: Mapping[Wo
     checks = [check for check in recorded.checks if check.workload in lines]
     if not checks:
         return
-    blue = PALETTE[_STYLES["fused"].colour]
+    blue = PALETTE[STEP_STYLES["fused"].colour]
     fig.add_scatter(
         x=[100 * check.saving.predicted_us / check.saving.step_us for check in checks],
         y=[lines[check.workload] + _PLACES["predicted"] for check in checks],
@@ -113,13 +114,13 @@ def _summary(recorded: RecordedModel, rows: dict[str, list[ModelRow]]) -> str:
     name, found = list(rows.items())[-1]
     best, worst = (choose(found, key=lambda row: row.saved or 0.0) for choose in (max, min))
     ends = " to ".join(f"{row.saved:+.1%} ({row.workload})" for row in (worst, best))
-    return f"{_NAMES[name].capitalize()}: {ends} of the opaque step."
+    return f"{STEP_NAMES[name].capitalize()}: {ends} of the opaque step."
 
 
 def _table(recorded: RecordedModel, rows: dict[str, list[ModelRow]]) -> Table:
     predicted = {check.workload: check.saving for check in recorded.checks}
     columns = ["", "opaque, ms"]
-    columns += [text for name in rows for text in (f"{_NAMES[name]}, ms", "saved")]
+    columns += [text for name in rows for text in (f"{STEP_NAMES[name]}, ms", "saved")]
     lines = []
     for workload in dict.fromkeys(row.workload for found in rows.values() for row in found):
         cells = [str(workload), _time(recorded.find(workload, "opaque"))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from fusionlab.observe.bench.text import skipped
 from fusionlab.observe.bench.timer import CAPTURES
 from fusionlab.observe.manifest import make_manifest
 from fusionlab.observe.tuning import own_tuning
+from fusionlib.commands.diagnosis import installed_version
 from fusionlib.commands.errors import UsageError
 
 _CHECK_TOKENS, _CHECK_PROMPTS, _CHECK_CONTEXT = (4,), (), 32
@@ -130,8 +130,5 @@ def conditions(settings: Any, timer: Any) -> dict[str, Any]:
 
 def _libraries() -> dict[str, str]:
     """Versions of what the model runs on, where installed."""
-    found = {}
-    for name in ("transformers", "flash-linear-attention"):
-        if importlib.util.find_spec({"flash-linear-attention": "fla"}.get(name, name)) is not None:
-            found[name] = importlib.metadata.version(name)
-    return found
+    names = ("transformers", "flash-linear-attention")
+    return {name: version for name in names if (version := installed_version(name)) is not None}

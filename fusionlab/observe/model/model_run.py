@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,8 +33,7 @@ from fusionlab.observe.model.whole_model import (
 from fusionlab.observe.model.workload import DECODE, PREFILL, RunModel, Work, Workload, forward
 from fusionlab.observe.peak_memory import peak_bytes
 from fusionlab.observe.record import captured, cleaned_trace, profiled
-from fusionlab.observe.step.block_traces import Prediction, kernel_counts, without_quantisation
-from fusionlab.observe.step.saved_parts import saved_parts
+from fusionlab.observe.step.block_traces import kernel_counts, predicted
 from fusionlab.observe.step.step_variants import STEP_VARIANTS, StepVariant, compiled, eager_roundings
 from fusionlab.observe.structure import steps
 from fusionlab.observe.trace import Kernel
@@ -41,6 +41,8 @@ from fusionlab.observe.whatif import WhatIfError
 from fusionlib.block_mm import BLOCK
 from fusionlib.commands.failure import in_a_line
 from fusionlib.rewrite import FusionPass
+
+Result = TypeVar("Result")
 
 #: The variants of a step that a model has: their activations are quantised by an opaque op.
 MODEL_VARIANTS = ("opaque", "gated_norm", "fused")
@@ -101,11 +103,10 @@ class CompiledModel:
         if self.fusion is None:
             return None
         names = {fusion.name for fusion in self.variant.fusions or ()}
-        expected: dict[str, int] = {}
+        counted: Counter[str] = Counter()
         for kind, sites in SITES.items():
-            for name in names & sites.keys():
-                expected[name] = expected.get(name, 0) + sites[name] * model.layers_of(kind)
-        expected = {name: count for name, count in expected.items() if count}
+            counted.update({name: sites[name] * model.layers_of(kind) for name in names & sites.keys()})
+        expected = dict(+counted)  # without fusions that the model has no layer for
         report = self.fusion.report()
         if report.fused_by != expected or report.refused:
             return f"the model fused {report.fused_by}, where {expected} was expected:\n{report}"
@@ -171,28 +172,40 @@ class ModelRun:
 
     def compiled(self, work: Work) -> dict[str, CompiledModel]:
         """The variants that compile and fuse what they must, after one step each, which measures its memory."""
+
+        def peak(run: RunModel) -> int | None:
+            work.step(run)  # compiles
+            return peak_bytes(lambda: work.step(run), self.settings.device)
+
         ready = {}
         for name in self.settings.variants:
-            variant = STEP_VARIANTS[name]
-            fusion = variant.make_pass()
-            made = CompiledModel(variant, compiled(forward(work.model), fusion), fusion)
-            try:
-                work.step(made.run)  # compiles
-                peak = peak_bytes(lambda made=made: work.step(made.run), self.settings.device)
-            except Exception as error:  # a compiler can fail with anything; the other variants go on
-                self._skip(work, name, in_a_line(error))
-                continue
-            if fusion is not None:
-                report = fusion.report()
-                counts = {"fused": report.fused_by, "refused": len(report.refused), "unclaimed": len(report.unclaimed)}
-                self._note("sites", work, name, **counts)
-            if (problem := made.problem(work.model)) is not None:
-                self._skip(work, name, problem, wrong=True)
-                continue
-            ready[name] = made
-            self._note("memory", work, name, peak_bytes=peak)
-            self.say(f"compiled {work.workload} {name}: {fusion.report().summary if fusion else 'no pass'}")
+            if (found := self._made(work, name, peak)) is not None:
+                ready[name], peak_of_step = found
+                self._note("memory", work, name, peak_bytes=peak_of_step)
+                fusion = ready[name].fusion
+                self.say(f"compiled {work.workload} {name}: {fusion.report().summary if fusion else 'no pass'}")
         return ready
+
+    def _made(
+        self, work: Work, name: str, first: Callable[[RunModel], Result], ending: str = ""
+    ) -> tuple[CompiledModel, Result] | None:
+        """A variant and what its first call by `first` gives; None if it fails or fuses other sites than it must."""
+        variant = STEP_VARIANTS[name]
+        fusion = variant.make_pass()
+        made = CompiledModel(variant, compiled(forward(work.model), fusion), fusion)
+        try:
+            result = first(made.run)
+        except Exception as error:  # a compiler can fail with anything; the other variants go on
+            self._skip(work, name + ending, in_a_line(error))
+            return None
+        if fusion is not None and not ending:
+            report = fusion.report()
+            counts = {"fused": report.fused_by, "refused": len(report.refused), "unclaimed": len(report.unclaimed)}
+            self._note("sites", work, name, **counts)
+        if (problem := made.problem(work.model)) is not None:
+            self._skip(work, name + ending, problem, wrong=True)
+            return None
+        return made, result
 
     def compared(self, work: Work, ready: dict[str, CompiledModel]) -> dict[str, CompiledModel]:
         """The variants whose logits have to do with those of `opaque`; see `CLOSE`."""
@@ -232,23 +245,8 @@ class ModelRun:
 
     def rounded(self, work: Work, ready: Mapping[str, CompiledModel]) -> dict[str, CompiledModel]:
         """The opaque and the fused variant compiled with eager's roundings, if they compile and fuse what they must."""
-        made = {}
-        for name in ("opaque", "fused"):
-            if name not in ready:
-                continue
-            variant = STEP_VARIANTS[name]
-            fusion = variant.make_pass()
-            model = CompiledModel(variant, compiled(forward(work.model), fusion), fusion)
-            try:
-                work.hidden(model.run)
-            except Exception as error:  # as in `compiled`
-                self._skip(work, name + ROUNDED, in_a_line(error))
-                continue
-            if (problem := model.problem(work.model)) is not None:
-                self._skip(work, name + ROUNDED, problem, wrong=True)
-                continue
-            made[name + ROUNDED] = model
-        return made
+        found = {name: self._made(work, name, work.hidden, ROUNDED) for name in ("opaque", "fused") if name in ready}
+        return {name + ROUNDED: made[0] for name, made in found.items() if made is not None}
 
     def compare(self, work: Work, name: str, against: str, hidden: Mapping[str, torch.Tensor]) -> None:
         """Note how far the logits of `name` are from those of `against`; wrong if the model is small enough to tell."""
@@ -313,21 +311,16 @@ class ModelRun:
 
     def gains(self, work: Work, medians: Mapping[str, float], kernels: Mapping[str, tuple[Kernel, ...]]) -> None:
         """What each variant saves, and beside it what the trace of `opaque` predicts for `fused`."""
-        opaque = medians["opaque"]
         for name, us in medians.items():
-            self._note("gains", work, name, share=1.0 - us / opaque)
+            self._note("gains", work, name, share=1.0 - us / medians["opaque"])
         traced, fused = ({_STEP: kernels.get(name, ())} for name in ("opaque", "fused"))
         try:
-            whatif = without_quantisation(traced, {_STEP: 1}, work.workload.tokens, opaque)
+            found = predicted(traced, fused, {_STEP: 1}, work.workload.tokens, medians)
         except WhatIfError as error:
             self.say(f"no prediction for {work.workload}: {error}")
             return
-        if whatif is not None and "fused" in medians:
-            saved = opaque - medians["fused"]
-            parts = saved_parts(traced, fused, {_STEP: 1}, saved)
-            self.found["predictions"].append(
-                {"phase": work.workload.phase, **Prediction(whatif, saved, parts).as_json()}
-            )
+        if found is not None:
+            self.found["predictions"].append({"phase": work.workload.phase, **found.as_json()})
 
     def _note(self, what: str, work: Work, variant: str, **values: Any) -> None:
         self.found[what].append({**asdict(work.workload), "variant": variant, **values})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fusionlab.observe.bench.text import aligned
 from fusionlab.observe.model.model_run import OTHER_ORDER, ROUNDED
 from fusionlab.observe.model.recorded_model import ModelRow, RecordedModel
+from fusionlab.observe.step.recorded_text import savings_table
 
 
 def model_text(recorded: RecordedModel) -> str:
@@ -12,7 +13,7 @@ def model_text(recorded: RecordedModel) -> str:
     parts = [recorded.provenance, about(recorded)]
     titled = (
         ("µs of a step, and what is saved of the opaque one", times_table(recorded) if recorded.rows else ""),
-        ("µs saved by all fusions: predicted from the opaque trace, measured, and why", savings_table(recorded)),
+        ("µs saved by all fusions: predicted from the opaque trace, measured, and why", check_table(recorded)),
         ("logits of all tokens of a prompt; *rounded*: with eager's roundings", accuracy_table(recorded)),
     )
     parts += [f"{title}\n{table}" for title, table in titled if table]
@@ -50,19 +51,9 @@ def _line(row: ModelRow) -> list[str]:
     ]
 
 
-def savings_table(recorded: RecordedModel) -> str:
+def check_table(recorded: RecordedModel) -> str:
     """Predicted and measured savings, and what the traces say of the difference; empty if nothing was predicted."""
-    lines = []
-    for check in recorded.checks:
-        saving, parts = check.saving, check.saving.parts
-        found = (
-            (parts.replaced_us - parts.fused_us, parts.shared_us, parts.other_gaps_us, parts.unseen_us) if parts else ()
-        )
-        cells = [f"{value:.0f}" for value in (saving.predicted_us, saving.measured_us)]
-        cells += [f"{value:+.0f}" for value in (saving.residual_us, *found)]
-        lines.append([str(check.workload), *cells, *["-"] * (4 - len(found))])
-    header = ["", "predicted", "measured", "residual", "shorter", "same kernels", "gaps", "not in traces"]
-    return "\n".join(aligned([header, *lines])) if lines else ""
+    return savings_table("", [(str(check.workload), check.saving) for check in recorded.checks]) * bool(recorded.checks)
 
 
 def accuracy_table(recorded: RecordedModel) -> str:

@@ -7,13 +7,14 @@ graph; transformers' PyTorch forms are unrolled over the prompt's chunks.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from fusionlab.observe.step.recurrence import has_kernels
 
 FLA = "flash-linear-attention's fused_recurrent_gated_delta_rule and chunk_gated_delta_rule, as opaque ops"
 TORCH = "transformers' PyTorch forms, compiled by Inductor"
@@ -23,11 +24,6 @@ _NAMES = {
     "torch_recurrent_gated_delta_rule": "fused_recurrent_gated_delta_rule",
     "torch_chunk_gated_delta_rule": "chunk_gated_delta_rule",
 }
-
-
-def has_kernels(device: str) -> bool:
-    """Whether flash-linear-attention computes the recurrences on `device`."""
-    return device == "cuda" and importlib.util.find_spec("fla") is not None
 
 
 @contextmanager
@@ -94,12 +90,7 @@ def _op(name: str) -> Callable[..., Any]:
         return out.contiguous(), final.contiguous()
 
     def fake(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        g: torch.Tensor,
-        beta: torch.Tensor,
-        state: torch.Tensor | None,
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         batch, _, heads, value_dim = value.shape
         final = value.new_empty((batch, heads, key.shape[-1], value_dim), dtype=torch.float32)

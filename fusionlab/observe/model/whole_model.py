@@ -74,9 +74,7 @@ def make_config(layers: int | None = None, experts: int | None = None, *, small:
     changes = dict(SMALL) if small else {}
     changes |= {} if layers is None else {"num_hidden_layers": layers}
     changes |= {} if experts is None else {"num_experts": experts}
-    config = Qwen3NextConfig(**changes)
-    config._attn_implementation, config._experts_implementation = "sdpa", "grouped_mm"
-    return config
+    return Qwen3NextConfig(**changes)
 
 
 def layers_in(free_bytes: int, config: Any) -> int:

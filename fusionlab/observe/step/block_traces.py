@@ -15,7 +15,7 @@ from typing import Any
 from fusionlab.observe.record import captured, cleaned_trace, profiled
 from fusionlab.observe.step.decode_sizes import KINDS
 from fusionlab.observe.step.decoder import Decoder
-from fusionlab.observe.step.saved_parts import SavedParts, only_moves, quantises_only
+from fusionlab.observe.step.saved_parts import SavedParts, only_moves, quantises_only, saved_parts
 from fusionlab.observe.step.step_variants import CompiledBlock
 from fusionlab.observe.structure import steps
 from fusionlab.observe.trace import Kernel, Trace
@@ -83,6 +83,30 @@ class Prediction:
             "residual_us": self.residual_us,
             "parts": None if self.parts is None else self.parts.as_json(),
         }
+
+
+def predicted(
+    opaque: Mapping[str, Sequence[Kernel]],
+    fused: Mapping[str, Sequence[Kernel]],
+    layers: Mapping[str, int],
+    tokens: int,
+    medians_us: Mapping[str, float],
+) -> Prediction | None:
+    """What the trace of `opaque` predicts for `fused`, beside what was measured; None if there is nothing to compare.
+
+    Args:
+        opaque, fused: kind -> kernels in order, of blocks compiled in the two ways.
+        layers: how many blocks of each kind the step has.
+        medians_us: time of a step by variant.
+
+    Raises:
+        WhatIfError: if the kernels' times cannot be those of the step.
+    """
+    whatif = without_quantisation(opaque, layers, tokens, medians_us["opaque"])
+    if whatif is None or "fused" not in medians_us:
+        return None
+    saved = medians_us["opaque"] - medians_us["fused"]
+    return Prediction(whatif, saved, saved_parts(opaque, fused, layers, saved))
 
 
 def without_quantisation(

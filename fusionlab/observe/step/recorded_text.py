@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fusionlab.observe.bench.text import aligned
 from fusionlab.observe.step.decode_sizes import LINEAR
@@ -34,16 +34,21 @@ def step_table(recorded: RecordedStep) -> str:
 
 def check_table(recorded: RecordedStep) -> str:
     """Predicted and measured savings, and what the traces say of the difference; a line for each number of tokens."""
+    return savings_table("tokens", [(str(check.tokens), check) for check in recorded.checks])
+
+
+def savings_table(what: str, checks: Iterable[tuple[str, SavingCheck]]) -> str:
+    """The same for any checks, each with the words of its line; `what` is the heading of these."""
     lines = []
-    for check in recorded.checks:
+    for words, check in checks:
         parts = check.parts
         found = (
             (parts.replaced_us - parts.fused_us, parts.shared_us, parts.other_gaps_us, parts.unseen_us) if parts else ()
         )
         cells = [f"{value:.0f}" for value in (check.predicted_us, check.measured_us)]
         cells += [f"{value:+.0f}" for value in (check.residual_us, *found)]
-        lines.append([str(check.tokens), *cells, *["-"] * (4 - len(found))])
-    header = ["tokens", "predicted", "measured", "residual", "shorter", "same kernels", "gaps", "not in traces"]
+        lines.append([words, *cells, *["-"] * (4 - len(found))])
+    header = [what, "predicted", "measured", "residual", "shorter", "same kernels", "gaps", "not in traces"]
     return "\n".join(aligned([header, *lines]))
 
 

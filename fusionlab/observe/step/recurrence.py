@@ -19,9 +19,14 @@ FLA, TORCH = "flash-linear-attention's fused_recurrent_gated_delta_rule", "PyTor
 Recurrence = Callable[..., torch.Tensor]
 
 
+def has_kernels(device: str) -> bool:
+    """Whether flash-linear-attention computes the recurrence on `device`."""
+    return device == "cuda" and importlib.util.find_spec("fla") is not None
+
+
 def recurrence_here(device: str) -> tuple[str, Recurrence]:
     """The recurrence to use on `device` and what it is, in words."""
-    if device == "cuda" and importlib.util.find_spec("fla") is not None:
+    if has_kernels(device):
         return FLA, fla_step()
     return TORCH, torch_step
 

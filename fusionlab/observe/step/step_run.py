@@ -18,17 +18,10 @@ import torch
 from fusionlab.observe.bench.results import Results, Row, Skipped, percentiles
 from fusionlab.observe.bench.timer import CAPTURES, Timer, samples_of_captures
 from fusionlab.observe.peak_memory import peak_bytes
-from fusionlab.observe.step.block_traces import (
-    Prediction,
-    block_kernels,
-    kernel_counts,
-    trace_blocks,
-    without_quantisation,
-)
+from fusionlab.observe.step.block_traces import block_kernels, kernel_counts, predicted, trace_blocks
 from fusionlab.observe.step.blocks import Result
 from fusionlab.observe.step.decode_sizes import KINDS, QWEN3_NEXT, Sizes
 from fusionlab.observe.step.decoder import Decoder, Weights, make_decoder, make_weights
-from fusionlab.observe.step.saved_parts import saved_parts
 from fusionlab.observe.step.site_codes import site_codes
 from fusionlab.observe.step.step_variants import STEP_VARIANTS, CompiledBlock, compile_block, eager_roundings
 from fusionlab.observe.trace import Kernel
@@ -81,9 +74,7 @@ class StepRun:
         self.traces, self.say, self.save = traces, say, save
         self.order = random.Random(settings.seed)
         self.found = results.step
-        self.found |= {
-            name: [] for name in ("blocks", "outputs", "memory", "codes", "gains", "predictions", "with_roundings")
-        }
+        self.found |= {name: [] for name in LISTS}
 
     def all(self) -> None:
         """Measure every number of tokens, then compare codes at the largest."""
@@ -214,22 +205,20 @@ class StepRun:
 
     def gains(self, decoder: Decoder, rows: Mapping[str, Row], kernels: Mapping[str, Kernels]) -> None:
         """What each variant saves, and beside it what the trace of `opaque` predicts for `fused`."""
-        opaque = rows["opaque"].median_us
-        for name, row in rows.items():
-            share = 1.0 - row.median_us / opaque
+        medians = {name: row.median_us for name, row in rows.items()}
+        for name, us in medians.items():
+            share = 1.0 - us / medians["opaque"]
             self.found["gains"].append({"tokens": decoder.tokens, "variant": name, "share": share})
         kinds = [block.kind for block in decoder.weights.opaque]
         layers = {kind: kinds.count(kind) for kind in KINDS}
         traced, fused = kernels.get("opaque", {}), kernels.get("fused", {})
         try:
-            whatif = without_quantisation(traced, layers, decoder.tokens, opaque)
+            found = predicted(traced, fused, layers, decoder.tokens, medians)
         except WhatIfError as error:
             self.say(f"no prediction at {decoder.tokens} tokens: {error}")
             return
-        if whatif is not None and "fused" in rows:
-            saved = opaque - rows["fused"].median_us
-            parts = saved_parts(traced, fused, layers, saved)
-            self.found["predictions"].append(Prediction(whatif, saved, parts).as_json())
+        if found is not None:
+            self.found["predictions"].append(found.as_json())
 
     def exact(self, weights: Weights, tokens: int) -> None:
         """Compare whole blocks of `fused` and `opaque` where Inductor keeps eager's roundings."""
