@@ -38,6 +38,7 @@ PRODUCERS = {
 }
 SHAPES = tuple(shape for shapes in PRODUCERS.values() for shape in shapes)
 _CHECK_TOKENS = (1, 64)
+_COMPILATIONS = 3
 _ON_A_CPU = (
     "no GPU is visible, and a CPU's times say nothing of a GPU's kernels: nothing can be measured here. "
     "--check says without times whether the variants that run on a CPU agree with eager"
@@ -79,8 +80,7 @@ def register(subparsers: argparse._SubParsersAction, measurements: Iterable[Meas
     parser.add_argument(
         "--compilations",
         type=_positive,
-        default=3,
-        help="keep the fastest of so many by Inductor; default: %(default)s",
+        help=f"keep the fastest of so many by Inductor; default: {_COMPILATIONS}, and 1 of --model",
     )
     parser.add_argument("--seed", type=int, default=0, help="of inputs and of the order; default: %(default)s")
     parser.add_argument("--sweep", action="store_true", help="sweep launch configurations instead")
@@ -141,6 +141,8 @@ def run(namespace: argparse.Namespace) -> int:
         raise UsageError("--model is a run of its own; leave --step, --sweep, --versions and --dependent-launch out")
     if not namespace.step and namespace.record:
         raise UsageError("--record belongs to --step; add it or leave --record out")
+    if namespace.step and namespace.compilations:
+        raise UsageError("--compilations is not of --step, which compiles each block once; leave it out")
     if not (namespace.step or namespace.model) and (namespace.layers or namespace.context_length):
         raise UsageError("--layers and --context-length belong to --step and --model; add one or leave them out")
     if not namespace.model and (namespace.prompts or namespace.experts):
@@ -185,7 +187,7 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
     from fusionlab.observe.manifest import make_manifest
     from fusionlab.observe.tuning import own_tuning
 
-    settings = runs.Settings(namespace.rounds, namespace.seed, namespace.compilations, device)
+    settings = runs.Settings(namespace.rounds, namespace.seed, namespace.compilations or _COMPILATIONS, device)
     settings = runs.quick(settings) if namespace.quick else settings
     listed = _cases(namespace)
     if make_timer is None:
@@ -299,7 +301,7 @@ def _command(namespace: argparse.Namespace) -> str:
     words = ["fusionlib bench"]
     if namespace.step or namespace.model:
         words += ["--step"] if namespace.step else ["--model", namespace.model]
-        own = () if namespace.step else ("prompts", "experts")
+        own = () if namespace.step else ("prompts", "experts", "compilations")
         for option in ("tokens", *own, "step_variants", "layers", "context_length", "rounds", "seed"):
             value = vars(namespace)[option]
             given = value if isinstance(value, list) else [] if value is None else [value]
@@ -313,6 +315,7 @@ def _command(namespace: argparse.Namespace) -> str:
     for option in ("tokens", "producers", "shapes", "variants", "gates", "contexts"):
         if vars(namespace)[option]:
             words += [f"--{option}", *map(str, vars(namespace)[option])]
-    for option in ("rounds", "compilations", "seed"):
-        words += [f"--{option}", str(vars(namespace)[option])]
+    chosen = {"rounds": namespace.rounds, "compilations": namespace.compilations or _COMPILATIONS}
+    for option, value in {**chosen, "seed": namespace.seed}.items():
+        words += [f"--{option}", str(value)]
     return " ".join(words)

@@ -101,6 +101,7 @@ def model_settings(namespace: argparse.Namespace, device: str) -> Any:
         context=context,
         layers=layers,
         experts=namespace.experts,
+        compilations=namespace.compilations or 1,
     )
 
 
@@ -122,7 +123,8 @@ def conditions(settings: Any, timer: Any) -> dict[str, Any]:
         "model": "transformers' Qwen3NextForCausalLM, random weights, linear layers by quantize_linears, quantised by "
         "an opaque op; query, key and value, and gate and up, are layers of their own, each with a quantisation",
         "experts": "bf16, transformers' grouped_mm; one tensor, which quantize_linears leaves",
-        "compiled": "one torch.compile of the model up to its head, static sizes",
+        "compiled": "one torch.compile of the model up to its head, static sizes"
+        + f"; the fastest of {settings.compilations}" * (settings.compilations > 1),
         "accuracy": "random weights: most tokens' experts are close calls, and a model with its sums in another order "
         "chooses others",
     }

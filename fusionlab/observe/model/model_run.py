@@ -37,10 +37,11 @@ from fusionlab.observe.step.block_traces import kernel_counts, predicted
 from fusionlab.observe.step.step_variants import STEP_VARIANTS, StepVariant, compiled, eager_roundings
 from fusionlab.observe.structure import steps
 from fusionlab.observe.trace import Kernel
+from fusionlab.observe.tuning import own_tuning
 from fusionlab.observe.whatif import WhatIfError
 from fusionlib.block_mm import BLOCK
 from fusionlib.commands.failure import in_a_line
-from fusionlib.rewrite import FusionPass
+from fusionlib.rewrite import FusionPass, Report
 
 Result = TypeVar("Result")
 
@@ -63,6 +64,7 @@ CLOSE_ROUNDED = 0.05
 PREFILL_CAPTURES = 2
 #: What of the memory that is free beside weights and caches captures may keep: each keeps the most that its step uses.
 _CAPTURES_MEMORY = 0.7
+_CHOICE_ROUNDS = 5  # to choose among compilations
 _TRACE_BYTES = 4_000_000  # a whole model's; only its kernels are read
 _STEP = "step"
 
@@ -70,12 +72,16 @@ _STEP = "step"
 ROUNDED, OTHER_ORDER = "_rounded", "_other_order"
 
 #: What `Results.model` lists, by phase, tokens and variant.
-LISTS = ("times", "memory", "kernels", "outputs", "gains", "predictions", "accuracy", "sites")
+LISTS = ("times", "memory", "kernels", "outputs", "gains", "predictions", "accuracy", "sites", "compilations")
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """A run's settings; `layers` None for as many of the model's as fit into the memory, `experts` None for all."""
+    """A run's settings; `layers` None for as many of the model's as fit into the memory, `experts` None for all.
+
+    `compilations`: how often each variant is compiled; the fastest is measured. Inductor tunes its kernels anew each
+    time, by the clock, and a step of many short kernels is a per cent faster or slower by what it draws.
+    """
 
     workloads: tuple[Workload, ...] = (
         *(Workload(DECODE, tokens) for tokens in (1, 4, 16, 64, 128)),
@@ -88,6 +94,7 @@ class ModelSettings:
     context: int = 1024
     layers: int | None = None
     experts: int | None = None
+    compilations: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,16 +105,21 @@ class CompiledModel:
     run: RunModel
     fusion: FusionPass | None
 
+    @property
+    def report(self) -> Report | None:
+        """What the pass did, after the first call; None if there is no pass."""
+        return None if self.fusion is None else self.fusion.report()
+
     def problem(self, model: WholeModel) -> str | None:
         """Why the pass did not do what it must, after the first call; None if it did or there is none."""
-        if self.fusion is None:
+        report = self.report
+        if report is None:
             return None
         names = {fusion.name for fusion in self.variant.fusions or ()}
         counted: Counter[str] = Counter()
         for kind, sites in SITES.items():
             counted.update({name: sites[name] * model.layers_of(kind) for name in names & sites.keys()})
         expected = dict(+counted)  # without fusions that the model has no layer for
-        report = self.fusion.report()
         if report.fused_by != expected or report.refused:
             return f"the model fused {report.fused_by}, where {expected} was expected:\n{report}"
         return None
@@ -179,12 +191,40 @@ class ModelRun:
 
         ready = {}
         for name in self.settings.variants:
-            if (found := self._made(work, name, peak)) is not None:
+            if (found := self._fastest(work, name, peak)) is not None:
                 ready[name], peak_of_step = found
                 self._note("memory", work, name, peak_bytes=peak_of_step)
-                fusion = ready[name].fusion
-                self.say(f"compiled {work.workload} {name}: {fusion.report().summary if fusion else 'no pass'}")
+                report = ready[name].report
+                if report is not None:
+                    counts = {"refused": len(report.refused), "unclaimed": len(report.unclaimed)}
+                    self._note("sites", work, name, fused=report.fused_by, **counts)
+                self.say(f"compiled {work.workload} {name}: {report.summary if report else 'no pass'}")
         return ready
+
+    def _fastest(
+        self, work: Work, name: str, first: Callable[[RunModel], Result]
+    ) -> tuple[CompiledModel, Result] | None:
+        """The fastest of `compilations` of a variant, each tuned anew; None if one fails as in `_made`."""
+        if self.settings.compilations == 1 or self.timer is None:
+            return self._made(work, name, first)
+        tried = []
+        for _ in range(self.settings.compilations):
+            with own_tuning(keep_binaries=True):
+                if (found := self._made(work, name, first)) is None:
+                    return None
+            tried.append(found)
+
+        def failed(number: str, error: Exception) -> None:
+            self._skip(work, name, in_a_line(error))
+
+        calls = {str(number): (lambda made=made: work.step(made.run)) for number, (made, _) in enumerate(tried)}
+        samples = samples_of_captures(self.timer, calls, 1, _CHOICE_ROUNDS, self.order, failed)
+        self.timer.release()
+        medians = {number: percentiles(taken)[0] for number, taken in samples.items()}
+        if not medians:
+            return None
+        self._note("compilations", work, name, median_us=sorted(medians.values()))
+        return tried[int(min(medians, key=medians.__getitem__))]
 
     def _made(
         self, work: Work, name: str, first: Callable[[RunModel], Result], ending: str = ""
@@ -198,10 +238,6 @@ class ModelRun:
         except Exception as error:  # a compiler can fail with anything; the other variants go on
             self._skip(work, name + ending, in_a_line(error))
             return None
-        if fusion is not None and not ending:
-            report = fusion.report()
-            counts = {"fused": report.fused_by, "refused": len(report.refused), "unclaimed": len(report.unclaimed)}
-            self._note("sites", work, name, **counts)
         if (problem := made.problem(work.model)) is not None:
             self._skip(work, name + ending, problem, wrong=True)
             return None

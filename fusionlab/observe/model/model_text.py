@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from fusionlab.observe.bench.text import aligned
-from fusionlab.observe.model.model_run import OTHER_ORDER, ROUNDED
+from fusionlab.observe.model.expert_sums import expert_sums
+from fusionlab.observe.model.model_run import MODEL_VARIANTS, OTHER_ORDER, ROUNDED
 from fusionlab.observe.model.recorded_model import ModelRow, RecordedModel
 from fusionlab.observe.step.recorded_text import savings_table
+from fusionlab.observe.step.step_variants import STEP_VARIANTS
 
 
 def model_text(recorded: RecordedModel) -> str:
@@ -14,6 +16,10 @@ def model_text(recorded: RecordedModel) -> str:
     titled = (
         ("µs of a step, and what is saved of the opaque one", times_table(recorded) if recorded.rows else ""),
         ("µs saved by all fusions: predicted from the opaque trace, measured, and why", check_table(recorded)),
+        (
+            "µs of the sum over a token's experts, one kernel that each compile tunes anew (calls)",
+            tuning_table(recorded),
+        ),
         ("logits of all tokens of a prompt; *rounded*: with eager's roundings", accuracy_table(recorded)),
     )
     parts += [f"{title}\n{table}" for title, table in titled if table]
@@ -54,6 +60,19 @@ def _line(row: ModelRow) -> list[str]:
 def check_table(recorded: RecordedModel) -> str:
     """Predicted and measured savings, and what the traces say of the difference; empty if nothing was predicted."""
     return savings_table("", [(str(check.workload), check.saving) for check in recorded.checks]) * bool(recorded.checks)
+
+
+def tuning_table(recorded: RecordedModel) -> str:
+    """Microseconds of the sum over a token's experts, as each compile has tuned it; empty if no names were recorded."""
+    found = expert_sums(recorded)
+    columns = sorted({(MODEL_VARIANTS.index(each.variant), each.with_shared) for each in found})
+    labels = [STEP_VARIANTS[MODEL_VARIANTS[place]].label + ", and shared" * shared for place, shared in columns]
+    rows: dict[str, dict[tuple[int, bool], str]] = {}
+    for each in found:
+        column = MODEL_VARIANTS.index(each.variant), each.with_shared
+        rows.setdefault(str(each.workload), {})[column] = f"{each.us:.2f} ({each.calls})"
+    lines = [[workload, *(cells.get(key, "-") for key in columns)] for workload, cells in rows.items()]
+    return "\n".join(aligned([["", *labels], *lines])) if lines else ""
 
 
 def accuracy_table(recorded: RecordedModel) -> str:

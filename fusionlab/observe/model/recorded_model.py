@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class ModelRow:
         peak_bytes: the most memory beyond weights and caches; None if unknown.
         fused: fusion -> sites; empty for a variant without a pass.
         refused: how many sites the pass refused.
+        by_name: kernel -> how many of them the step runs, and their microseconds together; empty if not recorded.
     """
 
     workload: Workload
@@ -39,6 +40,7 @@ class ModelRow:
     peak_bytes: int | None
     fused: dict[str, int]
     refused: int
+    by_name: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -158,6 +160,7 @@ def _row(found: dict[str, Any], entry: dict[str, Any]) -> ModelRow:
         of("memory").get("peak_bytes"),
         sites.get("fused", {}),
         sites.get("refused", 0),
+        {name: (count, us) for name, (count, us) in kernels.get("by_name", {}).items()},
     )
 
 

@@ -21,6 +21,8 @@ from fusionlab.observe.manifest import (
     write_json,
     write_manifest,
 )
+from fusionlab.observe.model.expert_sums import expert_sums
+from fusionlab.observe.model.model_text import tuning_table
 from fusionlab.observe.model.recorded_model import read_model
 from fusionlab.observe.model.workload import Workload
 from fusionlab.observe.privacy import leaks
@@ -236,6 +238,7 @@ def test_the_whole_model_in_the_readme_is_the_recorded_one():
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     for file, tail in (
         ("nvidia-h100-80gb-hbm3-model.json", ""),
+        ("further/nvidia-h100-80gb-hbm3-model-3.json", ", 20 layers"),
         ("further/nvidia-h100-80gb-hbm3-model-1.json", ", 8 layers"),
     ):
         recorded = read_model(*_document(file))
@@ -249,7 +252,7 @@ def test_the_whole_model_in_the_readme_is_the_recorded_one():
             )
             assert re.search(line, readme, re.MULTILINE)
             assert all(row.refused == 0 for row in rows if row is not None)
-            assert sum(rows[2].fused.values()) == {20: 110, 8: 44}[recorded.layers] == check.saving.sites
+            assert sum(rows[2].fused.values()) == {12: 66, 20: 110, 8: 44}[recorded.layers] == check.saving.sites
     whole = read_model(*_document("nvidia-h100-80gb-hbm3-model.json"))
     for name, against, words in (
         ("fused", "opaque", "all fused beside opaque"),
@@ -257,6 +260,11 @@ def test_the_whole_model_in_the_readme_is_the_recorded_one():
         ("opaque_rounded", "opaque", "opaque with eager's roundings beside opaque"),
         ("opaque_other_order", "opaque", "opaque, its channels and so its sums in another order, beside opaque"),
         ("fused_rounded", "opaque_rounded", "all fused beside opaque, both with eager's roundings"),
+        (
+            "opaque_rounded_other_order",
+            "opaque_rounded",
+            "opaque, its sums in another order, beside opaque, both with eager's roundings",
+        ),
     ):
         found = whole.compared(name, against).distance
         assert f"| {words} | {found.kl.mean:.3f} | {found.top1 * 100:.1f} % |" in readme
@@ -270,11 +278,31 @@ def test_the_whole_model_in_the_readme_is_the_recorded_one():
     steps = [whole.find(Workload("decode", count), "fused").saved * 100 for count in (1, 4, 16)]
     shares = "{:.1f}, {:.1f} and {:.1f} % shorter for 1, 4 and 16 sequences".format(*steps)
     reading = whole.find(Workload("prefill", 8192), "fused").saved * 100
-    assert f"{shares}; a prompt of 8192 tokens {reading:.1f} %" in front and "110 of 110 quantisations fuse" in front
+    assert f"{shares}; a prompt of 8192 tokens {reading:.1f} %" in front and "66 of 66 quantisations fuse" in front
     assert f"{whole.layers} of {whole.layers_of_all} layers" in front
-    four = Workload("decode", 4)
-    saved = whole.find(four, "opaque").median_us - whole.find(four, "gated_norm").median_us
-    assert f"saves {saved / 15:.1f} us in each of its 15 layers" in " ".join(readme.split())
+    layers = []
+    for file, of_linear_attention in (("nvidia", 9), ("further/nvidia", 15)):
+        run = read_model(*_document(f"{file}-h100-80gb-hbm3-model{'-3' if of_linear_attention == 15 else ''}.json"))
+        opaque, gated = (run.find(Workload("decode", 4), name).median_us for name in ("opaque", "gated_norm"))
+        layers.append((opaque - gated) / of_linear_attention)
+    words = "saves {:.1f} us in each of its 9 layers ({:.1f} with 20 layers)".format(*layers)
+    assert words in " ".join(readme.split())
+
+
+def test_the_sum_over_experts_is_the_recorded_one():
+    """Microseconds of one layer: plain in three compiles, and with the shared expert in it once the norm is fused."""
+    readme = (DATA / "README.md").read_text(encoding="utf-8")
+    recorded = read_model(*_document("nvidia-h100-80gb-hbm3-model.json"))
+    sums = {(each.workload, each.variant, each.with_shared): each for each in expert_sums(recorded)}
+    assert len(sums) == 28
+    for workload in {each[0] for each in sums}:
+        step = [sums[workload, name, False] for name in ("opaque", "gated_norm", "fused")]
+        step.append(sums[workload, "fused", True])
+        assert [each.calls for each in step] == [12, 12, 1, 11]
+        cells = re.escape(" | ".join(f"{each.us:.2f}" for each in step))
+        assert re.search(rf"^\| (decode|prompt).* {workload.tokens}( sequence)? \| {cells} \|", readme, re.MULTILINE)
+    without_names = read_model(*_document("further/nvidia-h100-80gb-hbm3-model-3.json"))
+    assert expert_sums(without_names) == [] and tuning_table(without_names) == ""
 
 
 def _document(file):

@@ -31,6 +31,7 @@ def parsed(*arguments):
         (("--model", "qwen3_next", "--step", "--check"), "--model is a run of its own"),
         (("--prompts", "64", "--check"), "belong to --model"),
         (("--experts", "64", "--step", "--check"), "belong to --model"),
+        (("--compilations", "2", "--step", "--check"), "--compilations is not of --step"),
         (("--model", "qwen3_next", "--record", "x", "--check"), "--record belongs to --step"),
         (
             ("--model", "qwen3_next", "--check", "--step-variants", "opaque", "inductor"),
@@ -57,17 +58,21 @@ def test_settings():
     assert model_command.model_settings(parsed(*model), "cuda") == ModelSettings()
     assert [each.tokens for each in ModelSettings().workloads] == [1, 4, 16, 64, 128, 1024, 8192]
     assert ModelSettings().variants == MODEL_VARIANTS and ModelSettings().context == 1024
-    only = model_command.model_settings(parsed(*model, "--prompts", "512", "--layers", "8"), "cuda")
-    assert only.workloads == (Workload(PREFILL, 512),) and only.layers == 8
+    words = ("--prompts", "512", "--layers", "8", "--compilations", "2")
+    only = model_command.model_settings(parsed(*model, *words), "cuda")
+    assert only.workloads == (Workload(PREFILL, 512),) and (only.layers, only.compilations) == (8, 2)
+    assert "the fastest of 2" in model_command.conditions(only, None)["compiled"]
+    assert "fastest" not in model_command.conditions(ModelSettings(), None)["compiled"]
     check = model_command.model_settings(parsed(*model, "--check", "--step-variants", "fused"), "cpu")
     assert (check.workloads, check.variants, check.context) == ((Workload(DECODE, 4),), ("fused",), 32)
 
 
 def test_the_command_is_written_as_it_can_be_repeated():
     words = ("--model", "qwen3_next", "--tokens", "4", "--prompts", "64", "--experts", "32", "--layers", "8")
-    assert command._command(parsed(*words)) == (
-        "fusionlib bench --model qwen3_next --tokens 4 --prompts 64 --experts 32 --layers 8 --rounds 30 --seed 0"
-    )
+    command_line = "fusionlib bench --model qwen3_next --tokens 4 --prompts 64 --experts 32"
+    assert command._command(parsed(*words)) == f"{command_line} --layers 8 --rounds 30 --seed 0"
+    several = command._command(parsed(*words, "--compilations", "3"))
+    assert several == f"{command_line} --compilations 3 --layers 8 --rounds 30 --seed 0"
 
 
 def test_a_run_is_written_and_found_as_evidence(tmp_path, capsys, monkeypatch):

@@ -1,5 +1,8 @@
 """A run with scripted times: what is compared, timed, predicted, called wrong, and what its document says."""
 
+import os
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,8 +10,9 @@ from fusionlab.observe.bench.results import Results, read_results
 from fusionlab.observe.bench.timer import CAPTURES
 from fusionlab.observe.manifest import Machine, make_manifest
 from fusionlab.observe.model import model_run
+from fusionlab.observe.model.expert_sums import expert_sums
 from fusionlab.observe.model.model_run import PREFILL_CAPTURES, CompiledModel, ModelRun, ModelSettings
-from fusionlab.observe.model.model_text import model_text
+from fusionlab.observe.model.model_text import model_text, tuning_table
 from fusionlab.observe.model.recorded_model import read_model
 from fusionlab.observe.model.workload import DECODE, PREFILL, Work, Workload, forward
 from fusionlab.observe.step.step_variants import STEP_VARIANTS
@@ -55,6 +59,38 @@ def test_every_variant_is_compared_and_timed_for_every_workload(tmp_path):
     assert all(each["relative"] == 0.0 for each in found["outputs"]) and len(found["outputs"]) == 6
     assert (found["layers"], found["layers_of_all"], found["sizes"]["hidden_size"]) == (4, 4, 256)
     assert any(line.startswith("timed    decode of 2 sequences: opaque") for line in said)
+
+
+def test_the_fastest_of_several_compilations_is_measured(tmp_path, monkeypatch):
+    """Each compile is tuned in caches of its own, and the step that is timed is the one that was fastest."""
+    made, caches = [], []
+
+    def compile_nothing(function, fusion):
+        def run(*arguments):
+            made.append(number)
+            return function(*arguments)
+
+        number = len(caches)
+        caches.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        return run
+
+    monkeypatch.setattr(model_run, "compiled", compile_nothing)
+    # The three compilations of each of three variants, one after the other, then what is measured.
+    choice = [30.0, 20.0, 25.0, 9.0, 8.0, 7.0, 5.0, 6.0, 7.0]
+    timer = FakeTimer(dict(enumerate(choice)))
+    results, _ = run(tmp_path, timer, replace(SETTINGS, workloads=(DECODES,), compilations=3))
+    assert len(set(caches)) == 9 and not results.skipped
+    medians = {each["variant"]: each["median_us"] for each in results.model["compilations"]}
+    scale = 1.1  # the fake timer's noise
+    assert medians["opaque"] == pytest.approx([20.0 * scale, 25.0 * scale, 30.0 * scale])
+    assert medians["fused"] == pytest.approx([5.0 * scale, 6.0 * scale, 7.0 * scale])
+    assert set(made[-3 * CAPTURES :]) == {1, 5, 6}  # the last calls are those that were captured to be timed
+    assert [each["variant"] for each in results.model["sites"]] == ["gated_norm", "fused"]
+
+
+def test_one_compilation_is_not_timed_to_choose(tmp_path):
+    results, _ = run(tmp_path, scripted(40.0, 30.0, 20.0))
+    assert results.model["compilations"] == []
 
 
 def test_all_tokens_of_the_longest_prompt_are_compared(tmp_path, monkeypatch):
@@ -197,7 +233,14 @@ def test_the_document_is_read_back_and_told(tmp_path):
         {"phase": "decode", "tokens": 2, "variant": "fused", "fused": {"rms_norm": 14}, "refused": 0}
     ]
     results.model["kernels"] = [
-        {"phase": "decode", "tokens": 2, "variant": "fused", "kernels": 80, "quantisations": 3, "copies": 1}
+        {
+            **{"phase": "decode", "tokens": 2, "variant": "fused", "kernels": 80, "quantisations": 3, "copies": 1},
+            "by_name": {
+                "triton_per_fused__to_copy_index_mul_sum_view": [1, 3.5],
+                "triton_per_fused__to_copy_add_index_mul_sigmoid_sum_view": [3, 19.5],
+                "triton_per_fused__to_copy_mean_pow_view": [4, 8.0],
+            },
+        }
     ]
     results.model["memory"][2]["peak_bytes"] = 7_600_000
     manifest = make_manifest("fusionlib bench --model qwen3_next", 0, machine=H100)
@@ -209,6 +252,10 @@ def test_the_document_is_read_back_and_told(tmp_path):
     (line,) = [line for line in text.splitlines() if line.startswith("decode of 2 sequences") and "all fused" in line]
     assert line.split()[6:7] == [f"{row.median_us:.0f}"] and "14, 0 refused" in line and line.endswith("7.6")
     assert f"{row.saved:+.1%}" in line and "4 of 4 layers (100%)" in text and "NVIDIA H100" in text
+    sums = {(each.variant, each.with_shared): (each.calls, each.us) for each in expert_sums(recorded)}
+    assert sums == {("fused", False): (1, 3.5), ("fused", True): (3, 6.5)}
+    (line,) = [line for line in tuning_table(recorded).splitlines() if line.startswith("decode of 2 sequences")]
+    assert line.split()[4:] == ["3.50", "(1)", "6.50", "(3)"] and line in text
     table = {line.split("  ")[0].strip(): line.split() for line in text.splitlines() if " / " in line}
     assert table["all fused, rounded / opaque, rounded"][-4:] == ["0.0e+00", "0.0e+00", "100.0%", "0.00"]
     assert {
