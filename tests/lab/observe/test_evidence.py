@@ -240,6 +240,7 @@ def test_the_whole_model_in_the_readme_is_the_recorded_one():
         ("nvidia-h100-80gb-hbm3-model.json", ""),
         ("further/nvidia-h100-80gb-hbm3-model-3.json", ", 20 layers"),
         ("further/nvidia-h100-80gb-hbm3-model-1.json", ", 8 layers"),
+        ("further/nvidia-h100-80gb-hbm3-model-4.json", ", 4 layers, the fastest of three compiles"),
     ):
         recorded = read_model(*_document(file))
         for check in recorded.checks:
@@ -252,7 +253,7 @@ def test_the_whole_model_in_the_readme_is_the_recorded_one():
             )
             assert re.search(line, readme, re.MULTILINE)
             assert all(row.refused == 0 for row in rows if row is not None)
-            assert sum(rows[2].fused.values()) == {12: 66, 20: 110, 8: 44}[recorded.layers] == check.saving.sites
+            assert sum(rows[2].fused.values()) == {12: 66, 20: 110, 8: 44, 4: 22}[recorded.layers] == check.saving.sites
     whole = read_model(*_document("nvidia-h100-80gb-hbm3-model.json"))
     for name, against, words in (
         ("fused", "opaque", "all fused beside opaque"),
@@ -301,6 +302,13 @@ def test_the_sum_over_experts_is_the_recorded_one():
         assert [each.calls for each in step] == [12, 12, 1, 11]
         cells = re.escape(" | ".join(f"{each.us:.2f}" for each in step))
         assert re.search(rf"^\| (decode|prompt).* {workload.tokens}( sequence)? \| {cells} \|", readme, re.MULTILINE)
+    results, *of = _document("further/nvidia-h100-80gb-hbm3-model-4.json")
+    (few,) = [each.us for each in expert_sums(read_model(results, *of)) if each.with_shared]
+    (drawn_here,) = [each for each in sums.values() if each.with_shared and each.workload.tokens == 4]
+    words = f"has it at {few:.2f} us with the shared expert, where {drawn_here.us:.2f} were drawn here."
+    apart = [100 * (each["median_us"][-1] / each["median_us"][0] - 1) for each in results.model["compilations"]]
+    lie = f"Those three compiles lie {min(apart):.1f} to {max(apart):.1f} % of the step apart"
+    assert f"{words} {lie}" in " ".join(readme.split())
     without_names = read_model(*_document("further/nvidia-h100-80gb-hbm3-model-3.json"))
     assert expert_sums(without_names) == [] and tuning_table(without_names) == ""
 
