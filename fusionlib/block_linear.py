@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from fusionlib import op, reference
 from fusionlib.block_mm import BLOCK, block_scaled_mm, dequantised, in_blocks, laid_out_scale, laid_out_weight
@@ -38,9 +39,8 @@ class BlockFP8Linear(nn.Linear):
     - `.to(dtype)` and its kin change the bias alone. Under `torch.autocast` the input is cast as a linear layer's is.
     - `parallelize_module` shards weight and scale alike; a shard that begins inside of a block is a ValueError.
     - The input's gradient is that of the product with the dequantised weight: the activation's quantisation passes it
-      on, and nothing is rounded to FP8 on the way back; `torch.func.grad`, `vjp` and `vmap` of them have the same.
-      There is no forward-mode derivative. Weight and scale have none:
-      `requires_grad_()` of the layer is a TypeError, that of its bias is not.
+      on, and nothing is rounded to FP8 on the way back; `torch.func.grad`, `vjp`, `jvp` and `vmap` of them have the
+      same. Weight and scale have none: `requires_grad_()` of the layer is a TypeError, that of its bias is not.
 
     Args:
         codes: [out, in] FP8.
@@ -156,6 +156,8 @@ class BlockFP8Linear(nn.Linear):
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
     def _linear(self, x: torch.Tensor) -> torch.Tensor:
+        if forward_ad._current_level >= 0:  # a tangent may be under one or more of x's wrappers
+            return _WithTangent.apply(x, self)
         if torch.is_grad_enabled() and x.requires_grad:
             return _WithGradient.apply(x, self)
         return self._product_of(x)
@@ -295,9 +297,26 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
-        kind = gradient.device.type
-        with torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext():
-            return (gradient.float() @ ctx.layer.dequantised_weight()).to(gradient.dtype), None
+        return _float_product(gradient, ctx.layer.dequantised_weight()), None
+
+
+class _WithTangent(_WithGradient):
+    """The same with a forward-mode derivative. Dynamo compiles no function that has one, and does not meet it."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], x: torch.Tensor, layer: BlockFP8Linear) -> tuple[torch.Tensor, int]:
+        return _WithTangent.apply(x.movedim(in_dims[0], 0), layer), 0
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, _: None) -> torch.Tensor:
+        return _float_product(tangent, ctx.layer.dequantised_weight().t())
+
+
+def _float_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x @ weight in float32, under autocast too, rounded to x's dtype."""
+    kind = x.device.type
+    with torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext():
+        return (x.float() @ weight).to(x.dtype)
 
 
 def quantise_blocks(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from fusionlib import explain
 from fusionlib.block_mm import block_scaled_mm, laid_out_scale, laid_out_weight
@@ -193,6 +194,31 @@ def test_the_transforms_of_torch_func_have_the_same_gradient(native):
     assert torch.equal(gradient, want) and torch.equal(value, loss(x, up))
     assert torch.equal(torch.func.vmap(torch.func.grad(loss), in_dims=(1, 1), out_dims=1)(x, up), want)
     assert torch.equal(torch.func.vjp(linear, x)[1](up)[0], want)
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_forward_mode_derivative_is_the_same_product(native, grad):
+    linear = layer(256, 128, native_quant=native)
+    x, tangent = torch.randn(4, 256).bfloat16(), torch.randn(4, 256).bfloat16()
+    want = (tangent.float() @ dense(linear.codes, linear.weight_scale_inv).t()).bfloat16()
+    value, along = torch.func.jvp(linear, (x,), (tangent,))
+    assert torch.equal(value, linear(x)) and torch.equal(along, want) and along.abs().max() > 0
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        dual = linear(forward_ad.make_dual(x, tangent))
+        assert torch.equal(forward_ad.unpack_dual(dual).tangent, want)
+        assert forward_ad.unpack_dual(linear(x)).tangent is None
+
+    def one(row, its_tangent):
+        return torch.func.jvp(lambda row: linear(row[None])[0], (row,), (its_tangent,))[1]
+
+    assert torch.equal(torch.func.vmap(one)(x, tangent), want)
+    weight = dense(linear.codes, linear.weight_scale_inv).bfloat16()
+    assert torch.equal(torch.func.jacfwd(lambda row: linear(row[None])[0])(x[0]), weight)
+    assert torch.equal(torch.func.jacrev(lambda row: linear(row[None])[0])(x[0]), weight)
+    curved = torch.func.hessian(lambda row: (linear(row[None]).double() ** 2).sum())(x[0]).float()
+    exact = 2 * weight.float().t() @ weight.float()
+    assert (curved - exact).norm() < 2.0**-7 * exact.norm()  # each derivative is rounded to bf16
 
 
 @pytest.mark.parametrize("native", [False, True])
