@@ -6,6 +6,7 @@ What a figure shows is read from the plot itself, since the caption could change
 from __future__ import annotations
 
 import ast
+import symtable
 from pathlib import Path
 
 import nbformat
@@ -40,6 +41,9 @@ CONTROLS = {path.stem: found for path in sorted(NOTEBOOKS.glob("*.ipynb")) if (f
 def test_which_notebooks_have_controls():
     """All but the rewrite's, whose figure has its own slider that needs no kernel."""
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} - set(CONTROLS) == {"04_rewriting"}
+
+
+FIGURES = "figures_of_{}"  # a copy with what the figures need, beside the notebook
 
 
 class Control:
@@ -82,6 +86,27 @@ class Control:
         assert self.position == before
 
 
+def with_what_figures_need(path: Path) -> nbformat.NotebookNode:
+    """A notebook's figures with controls and the code cells that their names come from, without all the others."""
+    notebook = nbformat.read(path, as_version=4)
+    kept, wanted = [], set()
+    for cell in reversed([cell for cell in notebook.cells if cell.cell_type == "code"]):
+        top = symtable.symtable(cell.source, cell.id, "exec")
+        bound = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+        if "explore(" in cell.source or bound & wanted:
+            kept.insert(0, cell)
+            wanted = (wanted - bound) | names_read(top)
+    notebook.cells = kept
+    return notebook
+
+
+def names_read(table: symtable.SymbolTable) -> set[str]:
+    """The names that a cell reads from the notebook, in its functions too."""
+    own = table.get_type() == "module"
+    found = {each.get_name() for each in table.get_symbols() if each.is_referenced() and (own or each.is_global())}
+    return found.union(*map(names_read, table.get_children()))
+
+
 def run_until_drawn(page, lab, name):
     """Run a notebook and return the output areas of its controls, which are drawn with a delay.
 
@@ -89,7 +114,7 @@ def run_until_drawn(page, lab, name):
     """
     areas = page.locator(".jp-CodeCell .jp-OutputArea:has(> .jp-OutputArea-child .widget-box)")
     for patience in (PATIENCE / 3, PATIENCE):
-        open_notebook(page, lab, f"notebooks/{name}.ipynb")
+        open_notebook(page, lab, f"notebooks/{FIGURES.format(name)}.ipynb")
         run_all(page)
         wait_for_the_end(page)
         try:
@@ -102,7 +127,9 @@ def run_until_drawn(page, lab, name):
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_the_figure_follows_every_control(lab, lab_page, name):
+def test_the_figure_follows_every_control(lab, lab_folder, lab_page, name):
+    folder = lab_folder / "notebooks"
+    nbformat.write(with_what_figures_need(folder / f"{name}.ipynb"), folder / f"{FIGURES.format(name)}.ipynb")
     areas = run_until_drawn(lab_page, lab, name)
     found = []
     for area in areas.all():
