@@ -138,9 +138,9 @@ def test_small_qwen3_next_compiled_by_inductor_equals_the_unfused_model():
         return model(ids, use_cache=False).logits
 
     fusion, ids, got = FusionPass(("cpu",), expect=1, strict=True), torch.randint(0, 128, (1, 12)), {}
-    for name, passes in (("fused", {"post_grad_custom_pre_pass": fusion}), ("unfused", {})):
-        torch._dynamo.reset()
-        with fresh_cache(), torch.no_grad():
+    with fresh_cache(), torch.no_grad():
+        for name, passes in (("fused", {"post_grad_custom_pre_pass": fusion}), ("unfused", {})):
+            torch._dynamo.reset()
             got[name] = torch.compile(logits, options={"emulate_precision_casts": True, **passes})(ids)
     assert len(fusion.report().fused) == len(mixers) == 1, str(fusion.report())
     with torch.no_grad():
