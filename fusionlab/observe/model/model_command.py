@@ -75,7 +75,7 @@ def model_settings(namespace: argparse.Namespace, device: str) -> Any:
         UsageError: for a variant that a model does not have, or layers that are no whole turns.
     """
     from fusionlab.observe.model.model_run import MODEL_VARIANTS, ModelSettings
-    from fusionlab.observe.model.whole_model import MOST_LAYERS, TURN
+    from fusionlab.observe.model.whole_model import TURN, make_config
     from fusionlab.observe.model.workload import DECODE, PREFILL, Workload
 
     every = ModelSettings().workloads
@@ -86,8 +86,10 @@ def model_settings(namespace: argparse.Namespace, device: str) -> Any:
         tokens, prompts = namespace.tokens or [], namespace.prompts or []
     workloads = (*(Workload(DECODE, each) for each in tokens), *(Workload(PREFILL, each) for each in prompts))
     layers = namespace.layers
-    if layers is not None and (layers % TURN or layers > MOST_LAYERS):
-        raise UsageError(f"--layers {layers} must be a multiple of {TURN}, of at most {MOST_LAYERS} layers")
+    most = make_config(small=device != "cuda").num_hidden_layers
+    if layers is not None and (layers % TURN or layers > most):
+        which = "the model" if device == "cuda" else "the small model that a CPU gets"
+        raise UsageError(f"--layers {layers} must be a multiple of {TURN}, and {which} has {most} layers")
     context = namespace.context_length or (1024 if device == "cuda" else _CHECK_CONTEXT)
     variants = tuple(namespace.step_variants or MODEL_VARIANTS)
     if others := [name for name in variants if name not in MODEL_VARIANTS]:

@@ -16,8 +16,6 @@ from fusionlib.models import QuantizeReport, quantize_linears
 MOST_MEMORY = 0.75
 #: Layers that repeat through the model: three of linear attention and one of full attention.
 TURN = 4
-#: Of Qwen3-Next-80B-A3B (transformers' Qwen3NextConfig).
-MOST_LAYERS = 48
 #: A prompt that puts a cache's states into being.
 _FIRST_TOKENS = 4
 

@@ -13,6 +13,7 @@ from fusionlab.observe.model.model_run import MODEL_VARIANTS, ModelSettings
 from fusionlab.observe.model.recorded_model import recorded_models
 from fusionlab.observe.model.workload import DECODE, PREFILL, Workload
 from fusionlib import cli
+from fusionlib.commands.errors import UsageError
 from tests.lab.observe.bench.fakes import FakeTimer
 from tests.lab.observe.model.small_qwen import embedded, small, uncompiled
 
@@ -38,7 +39,7 @@ def parsed(*arguments):
             "--model has the variants opaque, gated_norm, fused, and not inductor",
         ),
         (("--model", "qwen3_next", "--check", "--layers", "6"), "--layers 6 must be a multiple of 4"),
-        (("--model", "qwen3_next", "--check", "--layers", "52"), "of at most 48 layers"),
+        (("--model", "qwen3_next", "--check", "--layers", "8"), "the small model that a CPU gets has 4 layers"),
     ],
 )
 def test_what_is_refused(words, says, capsys):
@@ -63,6 +64,8 @@ def test_settings():
     assert only.workloads == (Workload(PREFILL, 512),) and (only.layers, only.compilations) == (8, 2)
     assert "the fastest of 2" in model_command.conditions(only, None)["compiled"]
     assert "fastest" not in model_command.conditions(ModelSettings(), None)["compiled"]
+    with pytest.raises(UsageError, match="--layers 52 must be a multiple of 4, and the model has 48 layers"):
+        model_command.model_settings(parsed(*model, "--layers", "52"), "cuda")
     check = model_command.model_settings(parsed(*model, "--check", "--step-variants", "fused"), "cpu")
     assert (check.workloads, check.variants, check.context) == ((Workload(DECODE, 4),), ("fused",), 32)
 
