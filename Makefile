@@ -55,7 +55,7 @@ evidence: $(STAMP)  ## measure and record what data/ holds again, on a GPU
 	    --contexts alone --gates contiguous
 	$(BENCH) --producers rms_norm act_and_mul --contexts alone
 	$(BENCH) --step --record data/steps
-	$(BENCH) --model qwen3_next
+	$(BENCH) --model qwen3_next --layers 12
 	$(BENCH) --versions
 	$(BIN)/fusionlib record
 

@@ -39,8 +39,9 @@ class BlockFP8Linear(nn.Linear):
     - `.to(dtype)` and its kin change the bias alone. Under `torch.autocast` the input is cast as a linear layer's is.
     - `parallelize_module` shards weight and scale alike; a shard that begins inside of a block is a ValueError.
     - The input's gradient is that of the product with the dequantised weight: the activation's quantisation passes it
-      on, and nothing is rounded to FP8 on the way back; `torch.func.grad`, `vjp`, `jvp` and `vmap` of them have the
-      same. Weight and scale have none: `requires_grad_()` of the layer is a TypeError, that of its bias is not.
+      on, and nothing is rounded to FP8 on the way back. `torch.func.grad`, `vjp`, `jvp` and `vmap` of them have the
+      same in eager; in a compiled graph a forward-mode derivative is a graph break. Weight and scale have none:
+      `requires_grad_()` of the layer is a TypeError, that of its bias is not.
 
     Args:
         codes: [out, in] FP8.
@@ -157,7 +158,7 @@ class BlockFP8Linear(nn.Linear):
 
     def _linear(self, x: torch.Tensor) -> torch.Tensor:
         if forward_ad._current_level >= 0:  # a tangent may be under one or more of x's wrappers
-            return _WithTangent.apply(x, self)
+            return _with_tangent(x, self)
         if torch.is_grad_enabled() and x.requires_grad:
             return _WithGradient.apply(x, self)
         return self._product_of(x)
@@ -301,7 +302,7 @@ class _WithGradient(torch.autograd.Function):
 
 
 class _WithTangent(_WithGradient):
-    """The same with a forward-mode derivative. Dynamo compiles no function that has one, and does not meet it."""
+    """The same with a forward-mode derivative. Dynamo refuses a function that has one, or drops it."""
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None], x: torch.Tensor, layer: BlockFP8Linear) -> tuple[torch.Tensor, int]:
@@ -310,6 +311,12 @@ class _WithTangent(_WithGradient):
     @staticmethod
     def jvp(ctx: Any, tangent: torch.Tensor, _: None) -> torch.Tensor:
         return _float_product(tangent, ctx.layer.dequantised_weight().t())
+
+
+@torch.compiler.disable(reason="a forward-mode derivative of BlockFP8Linear is computed eagerly")
+def _with_tangent(x: torch.Tensor, layer: BlockFP8Linear) -> torch.Tensor:
+    """Outside of a compiled graph, which would lose the derivative; with `fullgraph=True` PyTorch raises instead."""
+    return _WithTangent.apply(x, layer)
 
 
 def _float_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

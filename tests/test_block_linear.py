@@ -222,6 +222,22 @@ def test_a_forward_mode_derivative_is_the_same_product(native, grad):
 
 
 @pytest.mark.parametrize("native", [False, True])
+def test_a_compiled_layer_does_not_lose_a_forward_mode_derivative(native):
+    linear = layer(256, 128, native_quant=native)
+    x, tangent = torch.randn(4, 256).bfloat16(), torch.randn(4, 256).bfloat16()
+    want = (tangent.float() @ dense(linear.codes, linear.weight_scale_inv).t()).bfloat16()
+    torch._dynamo.reset()
+    with forward_ad.dual_level():
+        dual = torch.compile(linear, backend="eager")(forward_ad.make_dual(x, tangent))
+        assert torch.equal(forward_ad.unpack_dual(dual).tangent, want)
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="BlockFP8Linear is computed eagerly"):
+            torch.compile(linear, backend="eager", fullgraph=True)(forward_ad.make_dual(x, tangent))
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(linear, backend="eager", fullgraph=True)(x), linear(x))
+
+
+@pytest.mark.parametrize("native", [False, True])
 def test_an_input_in_any_layout_is_taken_as_a_linear_layer_takes_it(native):
     linear = layer(256, 128, native_quant=native)
     x = torch.randn(3, 256).bfloat16()

@@ -33,8 +33,8 @@ def expert_sums(recorded: RecordedModel) -> list[ExpertSum]:
     sums them (`sum`), and the gate of the shared expert is the one `sigmoid` that it can have.
     """
     return [
-        ExpertSum(row.workload, row.variant, "_sigmoid_" in name, calls, us / calls)
+        ExpertSum(row.workload, row.variant, "sigmoid" in name.split("_"), calls, us / calls)
         for row in recorded.rows
         for name, (calls, us) in sorted(row.by_name.items())
-        if name.startswith("triton_per_fused_") and "_index_" in name and "_sum_" in name
+        if name.startswith("triton_per_fused_") and {"index", "sum"} <= set(name.split("_"))
     ]

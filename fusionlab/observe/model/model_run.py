@@ -10,6 +10,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,6 +126,10 @@ class CompiledModel:
         return None
 
 
+#: A compiled model, and the most memory of its step in bytes, None where that is unknown.
+Tried = tuple[CompiledModel, int | None]
+
+
 class ModelRun:
     """One run. `traces` is a folder for traces while they are read; without a `timer` nothing is timed."""
 
@@ -184,14 +189,9 @@ class ModelRun:
 
     def compiled(self, work: Work) -> dict[str, CompiledModel]:
         """The variants that compile and fuse what they must, after one step each, which measures its memory."""
-
-        def peak(run: RunModel) -> int | None:
-            work.step(run)  # compiles
-            return peak_bytes(lambda: work.step(run), self.settings.device)
-
         ready = {}
         for name in self.settings.variants:
-            if (found := self._fastest(work, name, peak)) is not None:
+            if (found := self._fastest(work, name, self._tried(work, name))) is not None:
                 ready[name], peak_of_step = found
                 self._note("memory", work, name, peak_bytes=peak_of_step)
                 report = ready[name].report
@@ -201,29 +201,38 @@ class ModelRun:
                 self.say(f"compiled {work.workload} {name}: {report.summary if report else 'no pass'}")
         return ready
 
-    def _fastest(
-        self, work: Work, name: str, first: Callable[[RunModel], Result]
-    ) -> tuple[CompiledModel, Result] | None:
-        """The fastest of `compilations` of a variant, each tuned anew; None if one fails as in `_made`."""
-        if self.settings.compilations == 1 or self.timer is None:
-            return self._made(work, name, first)
-        tried = []
-        for _ in range(self.settings.compilations):
-            with own_tuning(keep_binaries=True):
-                if (found := self._made(work, name, first)) is None:
-                    return None
+    def _tried(self, work: Work, name: str) -> list[Tried]:
+        """A variant's compilations with their memory, each of several tuned anew; none if one of them fails."""
+
+        def peak(run: RunModel) -> int | None:
+            work.step(run)  # compiles
+            return peak_bytes(lambda: work.step(run), self.settings.device)
+
+        tried: list[Tried] = []
+        several = self.timer is not None and self.settings.compilations > 1
+        for _ in range(self.settings.compilations if several else 1):
+            with own_tuning(keep_binaries=True) if several else nullcontext():
+                if (found := self._made(work, name, peak)) is None:
+                    return []
             tried.append(found)
+        return tried
 
-        def failed(number: str, error: Exception) -> None:
-            self._skip(work, name, in_a_line(error))
-
+    def _fastest(self, work: Work, name: str, tried: Sequence[Tried]) -> Tried | None:
+        """The fastest of `tried`, if there is any and each can be captured."""
+        if len(tried) < 2 or self.timer is None:
+            return tried[0] if tried else None
+        failures: list[Exception] = []
         calls = {str(number): (lambda made=made: work.step(made.run)) for number, (made, _) in enumerate(tried)}
-        samples = samples_of_captures(self.timer, calls, 1, _CHOICE_ROUNDS, self.order, failed)
+        captures = self._captures(work, [peak for _, peak in tried])
+        samples = samples_of_captures(
+            self.timer, calls, captures, _CHOICE_ROUNDS, self.order, lambda number, error: failures.append(error)
+        )
         self.timer.release()
-        medians = {number: percentiles(taken)[0] for number, taken in samples.items()}
-        if not medians:
+        if failures:
+            self._skip(work, name, in_a_line(failures[0]))
             return None
-        self._note("compilations", work, name, median_us=sorted(medians.values()))
+        medians = {number: percentiles(taken)[0] for number, taken in samples.items()}
+        self._note("compilations", work, name, median_us=sorted(medians.values()), captures=captures)
         return tried[int(min(medians, key=medians.__getitem__))]
 
     def _made(
@@ -324,7 +333,8 @@ class ModelRun:
         def failed(name: str, error: Exception) -> None:
             self._skip(work, name, in_a_line(error))
 
-        captures = self._captures(work, len(ready))
+        peaks = [entry["peak_bytes"] for entry in self.found["memory"] if _is_of(entry, work.workload)]
+        captures = self._captures(work, peaks)
         samples = samples_of_captures(timer, calls, captures, self.settings.rounds, self.order, failed)
         medians: dict[str, float] = {}
         for name, taken in samples.items():
@@ -335,15 +345,14 @@ class ModelRun:
         if "opaque" in medians:
             self.gains(work, medians, kernels)
 
-    def _captures(self, work: Work, variants: int) -> int:
-        """How often each variant is captured: fewer than the phase's if memory does not suffice, at least once."""
+    def _captures(self, work: Work, peaks: Sequence[int | None]) -> int:
+        """How often each of some steps, of these peaks, is captured: as often as fits, at most as its phase has it."""
         wanted = CAPTURES if work.workload.phase == DECODE else PREFILL_CAPTURES
         if self.settings.device != "cuda":
             return wanted
         torch.cuda.empty_cache()
-        peaks = [entry["peak_bytes"] for entry in self.found["memory"] if _is_of(entry, work.workload)]
         room = _CAPTURES_MEMORY * torch.cuda.mem_get_info()[0]
-        return max(1, min(wanted, int(room / (variants * max(peaks)))))
+        return max(1, min(wanted, int(room / sum(filter(None, peaks)))))
 
     def gains(self, work: Work, medians: Mapping[str, float], kernels: Mapping[str, tuple[Kernel, ...]]) -> None:
         """What each variant saves, and beside it what the trace of `opaque` predicts for `fused`."""

@@ -1,6 +1,7 @@
 """Every live control of every notebook, moved in JupyterLab: the figure changes, and changes back.
 
-What a figure shows is read from the plot itself, since the caption could change without the figure.
+What a figure shows is read from the plot itself, since the caption could change without the figure. Of most notebooks
+only the cells that the figures need run here, since all of them run without JupyterLab anyway; one is run whole.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def test_which_notebooks_have_controls():
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} - set(CONTROLS) == {"04_rewriting"}
 
 
+WHOLE = "06_the_trace"
 FIGURES = "figures_of_{}"  # a copy with what the figures need, beside the notebook
 
 
@@ -87,8 +89,13 @@ class Control:
 
 
 def with_what_figures_need(path: Path) -> nbformat.NotebookNode:
-    """A notebook's figures with controls and the code cells that their names come from, without all the others."""
+    """A notebook's figures with controls and the code cells that their names come from, without all the others.
+
+    A cell that only changes an object in place would be missing, and the figure would be another or an error.
+    """
     notebook = nbformat.read(path, as_version=4)
+    if path.stem == WHOLE:
+        return notebook
     kept, wanted = [], set()
     for cell in reversed([cell for cell in notebook.cells if cell.cell_type == "code"]):
         top = symtable.symtable(cell.source, cell.id, "exec")

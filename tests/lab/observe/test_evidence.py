@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -21,10 +20,6 @@ from fusionlab.observe.manifest import (
     write_json,
     write_manifest,
 )
-from fusionlab.observe.model.expert_sums import expert_sums
-from fusionlab.observe.model.model_text import tuning_table
-from fusionlab.observe.model.recorded_model import read_model
-from fusionlab.observe.model.workload import Workload
 from fusionlab.observe.privacy import leaks
 from fusionlab.observe.references import ReferenceFileError, read_reference
 from fusionlab.observe.step.recorded_step import recorded_steps
@@ -231,86 +226,6 @@ def test_what_all_fusions_save_in_each_run_of_a_step():
     (least, most), others = spread[1], [" to ".join(spread[tokens]) for tokens in (4, 16)]
     assert f"{least} to {most} % at 1 token, {others[0]} at 4, {others[1]} at 16" in " ".join(readme.split())
     assert all(run[4] >= 0.06 for run in runs) and not all(run[tokens] >= 0.06 for run in runs for tokens in (1, 16))
-
-
-def test_the_whole_model_in_the_readme_is_the_recorded_one():
-    """Milliseconds with three decimals, shares with one; the logits' distances; every site fused, none refused."""
-    readme = (DATA / "README.md").read_text(encoding="utf-8")
-    for file, tail in (
-        ("nvidia-h100-80gb-hbm3-model.json", ""),
-        ("further/nvidia-h100-80gb-hbm3-model-3.json", ", 20 layers"),
-        ("further/nvidia-h100-80gb-hbm3-model-1.json", ", 8 layers"),
-        ("further/nvidia-h100-80gb-hbm3-model-4.json", ", 4 layers, the fastest of three compiles"),
-    ):
-        recorded = read_model(*_document(file))
-        for check in recorded.checks:
-            rows = [recorded.find(check.workload, name) for name in ("opaque", "gated_norm", "fused")]
-            cells = ["-" if row is None else f"{row.median_us / 1000:.3f}" for row in rows]
-            cells += ["-" if row is None else f"{row.saved * 100:.1f} %" for row in rows[1:]]
-            cells.append(f"{check.saving.predicted_us / check.saving.step_us * 100:.1f} %")
-            line = (
-                rf"^\| (decode|prompt).* {check.workload.tokens}( sequence)?{tail} \| {re.escape(' | '.join(cells))} "
-            )
-            assert re.search(line, readme, re.MULTILINE)
-            assert all(row.refused == 0 for row in rows if row is not None)
-            assert sum(rows[2].fused.values()) == {12: 66, 20: 110, 8: 44, 4: 22}[recorded.layers] == check.saving.sites
-    whole = read_model(*_document("nvidia-h100-80gb-hbm3-model.json"))
-    for name, against, words in (
-        ("fused", "opaque", "all fused beside opaque"),
-        ("gated_norm", "opaque", "gated norm fused beside opaque"),
-        ("opaque_rounded", "opaque", "opaque with eager's roundings beside opaque"),
-        ("opaque_other_order", "opaque", "opaque, its channels and so its sums in another order, beside opaque"),
-        ("fused_rounded", "opaque_rounded", "all fused beside opaque, both with eager's roundings"),
-        (
-            "opaque_rounded_other_order",
-            "opaque_rounded",
-            "opaque, its sums in another order, beside opaque, both with eager's roundings",
-        ),
-    ):
-        found = whole.compared(name, against).distance
-        assert f"| {words} | {found.kl.mean:.3f} | {found.top1 * 100:.1f} % |" in readme
-    small = read_model(*_document("further/nvidia-h100-80gb-hbm3-model-2.json"))
-    near, noise = (small.compared(*pair).distance for pair in (
-        ("fused_rounded", "opaque_rounded"), ("opaque_other_order", "opaque")
-    ))  # fmt: skip
-    words = f"these two were {near.kl.mean:.4f} and {noise.kl.mean:.4f}, and the likeliest word the same for "
-    assert f"{words}{near.top1 * 100:.1f} and {noise.top1 * 100:.1f} %" in " ".join(readme.split())
-    front = " ".join((DATA.parent / "README.md").read_text(encoding="utf-8").split())
-    steps = [whole.find(Workload("decode", count), "fused").saved * 100 for count in (1, 4, 16)]
-    shares = "{:.1f}, {:.1f} and {:.1f} % shorter for 1, 4 and 16 sequences".format(*steps)
-    reading = whole.find(Workload("prefill", 8192), "fused").saved * 100
-    assert f"{shares}; a prompt of 8192 tokens {reading:.1f} %" in front and "66 of 66 quantisations fuse" in front
-    assert f"{whole.layers} of {whole.layers_of_all} layers" in front
-    layers = []
-    for file, of_linear_attention in (("nvidia", 9), ("further/nvidia", 15)):
-        run = read_model(*_document(f"{file}-h100-80gb-hbm3-model{'-3' if of_linear_attention == 15 else ''}.json"))
-        opaque, gated = (run.find(Workload("decode", 4), name).median_us for name in ("opaque", "gated_norm"))
-        layers.append((opaque - gated) / of_linear_attention)
-    words = "saves {:.1f} us in each of its 9 layers ({:.1f} with 20 layers)".format(*layers)
-    assert words in " ".join(readme.split())
-
-
-def test_the_sum_over_experts_is_the_recorded_one():
-    """Microseconds of one layer: plain in three compiles, and with the shared expert in it once the norm is fused."""
-    readme = (DATA / "README.md").read_text(encoding="utf-8")
-    recorded = read_model(*_document("nvidia-h100-80gb-hbm3-model.json"))
-    sums = {(each.workload, each.variant, each.with_shared): each for each in expert_sums(recorded)}
-    assert len(sums) == 28
-    for workload in {each[0] for each in sums}:
-        step = [sums[workload, name, False] for name in ("opaque", "gated_norm", "fused")]
-        step.append(sums[workload, "fused", True])
-        assert [each.calls for each in step] == [12, 12, 1, 11]
-        cells = re.escape(" | ".join(f"{each.us:.2f}" for each in step))
-        assert re.search(rf"^\| (decode|prompt).* {workload.tokens}( sequence)? \| {cells} \|", readme, re.MULTILINE)
-    results, *of = _document("further/nvidia-h100-80gb-hbm3-model-4.json")
-    (few,) = [each.us for each in expert_sums(read_model(results, *of)) if each.with_shared]
-    (drawn_here,) = [each for each in sums.values() if each.with_shared and each.workload.tokens == 4]
-    words = f"has it at {few:.2f} us with the shared expert, where {drawn_here.us:.2f} were drawn here."
-    apart = [100 * (each["median_us"][-1] / each["median_us"][0] - 1) for each in results.model["compilations"]]
-    lie = f"Those three compiles lie {min(apart):.1f} to {max(apart):.1f} % of the step apart"
-    assert f"{words} {lie}" in " ".join(readme.split())
-    without_names = read_model(*_document("further/nvidia-h100-80gb-hbm3-model-3.json"))
-    assert expert_sums(without_names) == [] and tuning_table(without_names) == ""
 
 
 def _document(file):

@@ -75,8 +75,8 @@ def test_the_fastest_of_several_compilations_is_measured(tmp_path, monkeypatch):
         return run
 
     monkeypatch.setattr(model_run, "compiled", compile_nothing)
-    # The three compilations of each of three variants, one after the other, then what is measured.
-    choice = [30.0, 20.0, 25.0, 9.0, 8.0, 7.0, 5.0, 6.0, 7.0]
+    # The captures of three compilations of each of three variants, one after the other, then what is measured.
+    choice = [us for us in (30.0, 20.0, 25.0, 9.0, 8.0, 7.0, 5.0, 6.0, 7.0) for _ in range(CAPTURES)]
     timer = FakeTimer(dict(enumerate(choice)))
     results, _ = run(tmp_path, timer, replace(SETTINGS, workloads=(DECODES,), compilations=3))
     assert len(set(caches)) == 9 and not results.skipped
@@ -86,6 +86,32 @@ def test_the_fastest_of_several_compilations_is_measured(tmp_path, monkeypatch):
     assert medians["fused"] == pytest.approx([5.0 * scale, 6.0 * scale, 7.0 * scale])
     assert set(made[-3 * CAPTURES :]) == {1, 5, 6}  # the last calls are those that were captured to be timed
     assert [each["variant"] for each in results.model["sites"]] == ["gated_norm", "fused"]
+
+
+@pytest.mark.parametrize("failing", ["compile", "capture"])
+def test_a_variant_of_which_one_compilation_fails_is_left_out(tmp_path, monkeypatch, failing):
+    """The second of the fused ones: at its first call, which compiles, or where it is captured to choose."""
+    fused, calls = [], []
+
+    def compile_nothing(function, fusion):
+        def run(*arguments):
+            if number == 2:
+                calls.append(None)
+            if number == 2 and len(calls) > (0 if failing == "compile" else 2):
+                raise RuntimeError("no such launch")
+            return function(*arguments)
+
+        if fusion is not None and len(fusion.fusions) > 1:
+            fused.append(run)
+        number = len(fused) if fusion is not None and len(fusion.fusions) > 1 else 0
+        return run
+
+    monkeypatch.setattr(model_run, "compiled", compile_nothing)
+    results, _ = run(tmp_path, FakeTimer(), replace(SETTINGS, workloads=(DECODES,), compilations=3))
+    (entry,) = results.skipped
+    assert (entry.variant, entry.wrong) == ("fused", False) and "no such launch" in entry.why
+    assert {each["variant"] for each in results.model["times"]} == {"opaque", "gated_norm"}
+    assert [each["variant"] for each in results.model["compilations"]] == ["opaque", "gated_norm"]
 
 
 def test_one_compilation_is_not_timed_to_choose(tmp_path):
