@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
 from fusionlib import op, reference
@@ -313,7 +314,7 @@ class _WithTangent(_WithGradient):
         return _float_product(tangent, ctx.layer.dequantised_weight().t())
 
 
-@torch.compiler.disable(reason="a forward-mode derivative of BlockFP8Linear is computed eagerly")
+@_disable_dynamo  # `torch.compiler.disable` would import Dynamo with this module, for a second and a half
 def _with_tangent(x: torch.Tensor, layer: BlockFP8Linear) -> torch.Tensor:
     """Outside of a compiled graph, which would lose the derivative; with `fullgraph=True` PyTorch raises instead."""
     return _WithTangent.apply(x, layer)

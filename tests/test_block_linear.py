@@ -231,7 +231,7 @@ def test_a_compiled_layer_does_not_lose_a_forward_mode_derivative(native):
         dual = torch.compile(linear, backend="eager")(forward_ad.make_dual(x, tangent))
         assert torch.equal(forward_ad.unpack_dual(dual).tangent, want)
         torch._dynamo.reset()
-        with pytest.raises(torch._dynamo.exc.Unsupported, match="BlockFP8Linear is computed eagerly"):
+        with pytest.raises(torch._dynamo.exc.Unsupported):
             torch.compile(linear, backend="eager", fullgraph=True)(forward_ad.make_dual(x, tangent))
     torch._dynamo.reset()
     assert torch.equal(torch.compile(linear, backend="eager", fullgraph=True)(x), linear(x))

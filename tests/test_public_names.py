@@ -22,6 +22,7 @@ def test_every_public_name_is_there_and_has_a_home():
         ("import fusionlib, sys; assert 'torch' not in sys.modules; import torch", False),
         ("import torch, fusionlib", True),
         ("import fusionlib.op, torch", True),
+        ("import torch, fusionlib.layers, sys; assert 'torch._dynamo' not in sys.modules", True),  # a second and a half
         ("import fusionlib, torch; fusionlib.GatedNorm", True),
         ("from fusionlib import unsupported; import torch", True),
     ],
