@@ -333,8 +333,7 @@ class ModelRun:
         def failed(name: str, error: Exception) -> None:
             self._skip(work, name, in_a_line(error))
 
-        peaks = [entry["peak_bytes"] for entry in self.found["memory"] if _is_of(entry, work.workload)]
-        captures = self._captures(work, peaks)
+        captures = self._captures(work, self._peaks(work))
         samples = samples_of_captures(timer, calls, captures, self.settings.rounds, self.order, failed)
         medians: dict[str, float] = {}
         for name, taken in samples.items():
@@ -344,6 +343,10 @@ class ModelRun:
         self.say(f"timed    {work.workload}: {', '.join(f'{name} {us:.1f}' for name, us in medians.items())} us")
         if "opaque" in medians:
             self.gains(work, medians, kernels)
+
+    def _peaks(self, work: Work) -> list[int | None]:
+        """The memory of each variant's step."""
+        return [entry["peak_bytes"] for entry in self.found["memory"] if _is_of(entry, work.workload)]
 
     def _captures(self, work: Work, peaks: Sequence[int | None]) -> int:
         """How often each of some steps, of these peaks, is captured: as often as fits, at most as its phase has it."""

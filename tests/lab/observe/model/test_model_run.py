@@ -233,8 +233,8 @@ def test_a_step_is_captured_as_often_as_memory_allows(tmp_path, monkeypatch):
     captures = []
     for free in (100, 1000, 100_000):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, free))
-        captures.append(made._captures(work, 2))
-    assert captures == [1, 3, CAPTURES]  # 0.7 of 1000 bytes are three times two of 100
+        captures.append(made._captures(work, made._peaks(work)))
+    assert captures == [1, 3, CAPTURES]  # 0.7 of 1000 bytes are three times 100 and 90
 
 
 def test_every_site_of_the_model_must_fuse(monkeypatch):
