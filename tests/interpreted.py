@@ -255,9 +255,8 @@ def check_quantised(
 
 if __name__ == "__main__":
     failures = []
-    forms = ((True, False), (True, True))  # each case without these, and with one of them
-    checks = [(check, (case, False, False)) for case in CASES]
-    checks += [(check, (case, *forms[number % 2])) for number, case in enumerate(CASES)]
+    forms = ((False, False), (True, False), (True, True))
+    checks = [(check, (case, *form)) for case in CASES for form in forms]
     checks += [(check_norm, (case, "norm")) for case in NORM_CASES]
     checks += [(check_norm, (case, form)) for case in ("heads", "1152 in pieces") for form in ("none", "row")]
     checks += [(check_norm, (case, "norm", "five tokens")) for case in ("heads", "two rows a program")]

@@ -17,4 +17,4 @@ def test_every_shape_and_layout_in_the_interpreter():
     )
     failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED")]
     assert run.returncode == 0, "\n".join([*failed, run.stderr[-2000:]])
-    assert len(re.findall(r"^ok ", run.stdout, re.MULTILINE)) >= 82 + 24 + 4 + 8 + 16
+    assert len(re.findall(r"^ok ", run.stdout, re.MULTILINE)) >= 123 + 24 + 4 + 8 + 16

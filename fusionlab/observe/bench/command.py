@@ -187,7 +187,7 @@ def bench(namespace: argparse.Namespace, device: str, make_timer: Callable[[], A
     from fusionlab.observe.manifest import make_manifest
     from fusionlab.observe.tuning import own_tuning
 
-    settings = runs.Settings(namespace.rounds, namespace.seed, namespace.compilations or _COMPILATIONS, device)
+    settings = runs.Settings(namespace.rounds, namespace.seed, _compilations(namespace), device)
     settings = runs.quick(settings) if namespace.quick else settings
     listed = _cases(namespace)
     if make_timer is None:
@@ -315,7 +315,10 @@ def _command(namespace: argparse.Namespace) -> str:
     for option in ("tokens", "producers", "shapes", "variants", "gates", "contexts"):
         if vars(namespace)[option]:
             words += [f"--{option}", *map(str, vars(namespace)[option])]
-    chosen = {"rounds": namespace.rounds, "compilations": namespace.compilations or _COMPILATIONS}
-    for option, value in {**chosen, "seed": namespace.seed}.items():
-        words += [f"--{option}", str(value)]
-    return " ".join(words)
+    words += ["--rounds", str(namespace.rounds), "--compilations", str(_compilations(namespace))]
+    return " ".join([*words, "--seed", str(namespace.seed)])
+
+
+def _compilations(namespace: argparse.Namespace) -> int:
+    """How often a variant of the kernels' benchmark is compiled."""
+    return namespace.compilations or _COMPILATIONS
